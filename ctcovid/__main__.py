@@ -1,0 +1,5 @@
+"""``python -m ctcovid``, the same as ``ctcovid``."""
+
+from ctcovid.cli import main
+
+main()

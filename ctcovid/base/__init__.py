@@ -1,0 +1,1 @@
+"""What every room may use: errors, console, atomic files, run card, signals."""

@@ -1,0 +1,62 @@
+"""Errors that a user can act on: one sentence that names the path and the remedy, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_UNEXPECTED = 1
+EXIT_PARTIAL = 4
+EXIT_INTERRUPTED = 130
+
+
+class CtcovidError(Exception):
+    """Something that the user can mend. The message is all that is printed."""
+
+    exit_code = EXIT_UNEXPECTED
+
+
+class UsageError(CtcovidError):
+    """The command line asks for something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class InputError(CtcovidError):
+    """An input file or folder cannot be used."""
+
+    exit_code = 3
+
+
+class OutputExistsError(CtcovidError):
+    """A result is already there and --overwrite was not given."""
+
+    exit_code = 5
+
+
+class ModelRefusedError(CtcovidError):
+    """A model directory or weights file cannot be trusted or does not fit."""
+
+    exit_code = 6
+
+
+class StoppedError(CtcovidError):
+    """A signal stopped the run; what was done is kept, and --resume continues it."""
+
+    def __init__(self, message: str, exit_code: int = 75) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'r3d18'?``, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def listing(problems: list[str], shown: int = 20) -> str:
+    """Problems one to a line, the first `shown` of them, with a count of the rest."""
+    lines = [f"  {problem}" for problem in problems[:shown]]
+    if len(problems) > shown:
+        lines.append(f"  … and {len(problems) - shown:,} more")
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""The run card: a JSON file that says what ran, with which settings, on what, from what, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ctcovid.base.errors import CtcovidError
+from ctcovid.base.files import write_json
+
+PACKAGES = ("ctcovid", "torch", "torchvision", "numpy", "h5py", "pillow", "scipy", "scikit-learn", "pandas", "safetensors")
+
+
+class RunCard:
+    """The record of one run, written to `path` when the run starts and replaced when it ends.
+
+    Parameters
+    ----------
+    path : where the card goes
+    command : name of the command
+    settings : resolved settings by name
+    sources : where each setting came from: "option", "environment", "file" or "default"
+    """
+
+    def __init__(self, path: Path, command: str, settings: dict[str, Any], sources: dict[str, str]) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {
+            "command": command,
+            "arguments": sys.argv[1:],
+            "settings": {
+                name: {"value": value, "source": sources.get(name, "default")} for name, value in settings.items() if name != "sources"
+            },
+            "versions": versions(),
+            "git": _git_commit(),
+            "host": {"name": socket.gethostname(), "system": platform.platform(), "cpus": os.cpu_count()},
+            "slurm": {name: value for name, value in sorted(os.environ.items()) if name.startswith("SLURM_JOB") or name == "SLURM_PROCID"},
+            "device": None,
+            "seed": settings.get("seed"),
+            "inputs": [],
+            "outputs": [],
+            "began": now(),
+            "ended": None,
+            "status": "running",
+        }
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[RunCard]:
+        """Write the card now, and again with times and status when the block ends, however it ends."""
+        self.write()
+        try:
+            yield self
+            self.content["status"] = "done"
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, CtcovidError) else 1
+            self.content["status"] = "stopped" if code in (75, 130) else "failed"
+            self.content["error"] = str(error) or type(error).__name__
+            raise
+        finally:
+            self.content["ended"] = now()
+            # A command that replaces its whole folder may have taken the place of the card away before it failed.
+            if self.path.parent.is_dir():
+                self.write()
+
+    def write(self) -> None:
+        """Write the card as it stands."""
+        write_json(self.path, self.content)
+
+    def input(self, path: Path, fingerprint: str | None = None) -> None:
+        """Add an input with its hash: `fingerprint`, or the SHA-256 of a file."""
+        digest = fingerprint or (f"sha256:{sha256(path)}" if path.is_file() else None)
+        self.content["inputs"].append({"path": str(path.resolve()), "hash": digest})
+
+    def output(self, path: Path) -> None:
+        """Add an output."""
+        self.content["outputs"].append(str(path))
+
+
+def now() -> str:
+    """The time with its zone, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose version can change a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _git_commit() -> str | None:
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,81 @@
+"""Where settings come from: option > environment > file > default."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ctcovid.base.errors import did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+WORDS = {"COMMANDLINE": "option", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
+# A setting for one run only, or one that says where settings come from, has no place in a file of settings.
+NOT_IN_FILE = {"config", "help"}
+
+
+def name_environment(command: Any) -> None:
+    """Let every option be set by CTCOVID_<COMMAND>_<OPTION> or, for all commands, by CTCOVID_<OPTION>."""
+    for name, subcommand in command.commands.items():
+        for parameter in _options(subcommand):
+            parameter.envvar = [f"CTCOVID_{name}_{parameter.name}".upper(), f"CTCOVID_{parameter.name}".upper()]
+            parameter.show_envvar = False
+
+
+def sources(ctx: typer.Context) -> dict[str, str]:
+    """Where each parameter of the running command came from: "option", "environment", "file" or "default"."""
+    found = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name: WORDS.get(source.name, "default") if source else "default" for name, source in found.items()}
+
+
+def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Callback of --config: take the file's settings for the defaults of the running command.
+
+    Raises typer.BadParameter where the file cannot be read, or names a command or option that there is not.
+    """
+    if path is None:
+        return None
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise typer.BadParameter(f"no such file: {path}") from error
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be read as TOML: {error}") from error
+    commands: dict[str, Any] = ctx.find_root().command.commands  # type: ignore[attr-defined]
+    everywhere = {parameter.name for command in commands.values() for parameter in _options(command)}
+    here = {parameter.name for parameter in _options(ctx.command)}
+    defaults: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            if key not in commands:
+                raise typer.BadParameter(f"{path}: no command [{key}].{did_you_mean(key, commands)}")
+            known = {parameter.name for parameter in _options(commands[key])}
+            own = {_known(path, f"[{key}] ", name, known): item for name, item in value.items()}
+        else:
+            own = {_known(path, "", key, everywhere): value}
+        if not isinstance(value, dict):
+            # What a command's own table says goes before what is said for all.
+            defaults = {**own, **defaults}
+        elif key == ctx.info_name:
+            defaults = {**defaults, **own}
+    ctx.default_map = {**(ctx.default_map or {}), **{name: value for name, value in defaults.items() if name in here}}
+    return path
+
+
+def _known(path: Path, table: str, key: str, names: set[str]) -> str:
+    name = key.replace("-", "_")
+    name = {"class": "target"}.get(name, name)
+    if name not in names - NOT_IN_FILE:
+        shown = [known.replace("_", "-") for known in names - NOT_IN_FILE]
+        raise typer.BadParameter(f"{path}: no setting '{table}{key}'.{did_you_mean(key, shown)}")
+    return name
+
+
+def _options(command: Any) -> list[Any]:
+    return [parameter for parameter in command.params if parameter.param_type_name == "option"]

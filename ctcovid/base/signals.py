@@ -1,0 +1,52 @@
+"""Stopping between two steps: SIGTERM, SIGUSR1 and Ctrl-C raise a flag; a second signal acts as usual."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+from ctcovid.base.errors import EXIT_INTERRUPTED, StoppedError
+
+# Windows has no SIGUSR1.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+
+
+class StopRequest:
+    """Context manager that notes the first stopping signal in `received` and restores the usual handlers for the second."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._usual: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in STOPPING:
+            self._usual[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._usual = {}
+
+    def error(self, done: str) -> StoppedError:
+        """What to raise once `done` has been kept."""
+        if self.received == signal.SIGINT:
+            return StoppedError(f"Stopped by Ctrl-C. {done}", EXIT_INTERRUPTED)
+        name = self.received.name if self.received else "a signal"
+        return StoppedError(f"Stopped by {name}. {done}")
+
+
+def ignore_stopping() -> None:
+    """In a worker process: leave signals to the process that gave it work.
+
+    SLURM signals the whole process group, and a data loader whose workers die takes the training down before it can save.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,308 @@
+"""The command line: words, help and exit codes. Each command is one lazy import and one call."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctcovid import __version__
+from ctcovid.base.console import Console
+from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError
+from ctcovid.base.settings import name_environment, read_config, sources
+from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
+
+EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
+
+app = typer.Typer(
+    name="ctcovid",
+    help="Classify chest CT as COVID-19, common pneumonia or normal with 3D convolutional networks (Li, Pei and Guo 2021).",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ctcovid {__version__}")
+        raise typer.Exit
+
+
+def _architectures(incomplete: str) -> list[str]:
+    return [name for name in ARCHITECTURES if name.startswith(incomplete)]
+
+
+def _models(incomplete: str) -> list[str]:
+    return sorted(path.parent.name for path in Path("runs").glob("*/model.json") if path.parent.name.startswith(incomplete))
+
+
+class Part(str, Enum):
+    """Parts of the data."""
+
+    TRAIN, VALID, TEST = "train", "valid", "test"
+
+
+class Interval(str, Enum):
+    """Kinds of confidence interval."""
+
+    PERCENTILE, NORMAL = "percentile", "normal"
+
+
+class PrecisionChoice(str, Enum):
+    """Precisions to compute in."""
+
+    AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[PrecisionChoice, typer.Option(help="auto takes bfloat16 where the device is faster with it.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Reading processes; by default as many as this job has CPUs.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that is there already.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file of settings, in a table named after the command or above all tables.", is_eager=True, callback=read_config
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk: only results, warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also details that help to find a fault.")]
+Data = Annotated[Path, typer.Option(help="Volumes file that ctcovid prepare made.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the trained models.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Trained model, by name or path; by default the newest.", autocompletion=_models, show_default=False
+    ),
+]
+Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, or trees of such folders.", show_default=False)]
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_version)] = False,
+) -> None:
+    """What every command has in common is said once, by the options above."""
+
+
+@app.command(epilog="Example: ctcovid prepare ./CC-CCII --depth 4")
+def prepare(
+    ctx: typer.Context,
+    dataset: Annotated[Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices.", show_default=False)],
+    depth: Annotated[int, typer.Option(min=1, help="Slices per volume.")] = 4,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice.")] = 512,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 file to write.")] = Path("volumes.h5"),
+    split: Annotated[str, typer.Option(help="Shares of the patients to train, validate and test with.")] = "60/20/20",
+    split_file: Annotated[Path | None, typer.Option(help="CSV with the columns patient,split, in place of --split.")] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="Class that precision and recall are about; by default the first.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pack CT slices into an HDF5 file of depth-n volumes."""
+    _run(ctx)
+
+
+@app.command(epilog="Example: ctcovid train --arch r2plus1d18")
+def train(
+    ctx: typer.Context,
+    arch: Annotated[str, typer.Option(help="Architecture; ctcovid models lists them.", autocompletion=_architectures)] = DEFAULT,
+    data: Data = Path("volumes.h5"),
+    depth: Annotated[int | None, typer.Option(min=1, help="Slices per volume; by default the file's.", show_default=False)] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Volumes per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=1e-12, help="Adam's first rate; a tenth of it every 10 epochs.")] = 1e-3,
+    name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.", show_default=False)] = "",
+    runs: Runs = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run if there is one, else begin it.")] = False,
+    device: Device = "auto",
+    precision: Precision = PrecisionChoice.AUTO,
+    seed: Seed = 0,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a network with the paper's recipe."""
+    _run(ctx)
+
+
+@app.command(epilog="Example: ctcovid evaluate r3d18-d4-b32 r2plus1d18-d4-b32")
+def evaluate(
+    ctx: typer.Context,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Runs by name or path, or predictions as CSV; the first is the reference. By default the newest run.",
+            autocompletion=_models,
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Volumes file; by default the one the model was trained with.", show_default=False)
+    ] = None,
+    part: Annotated[Part, typer.Option(help="Part of the data.")] = Part.TEST,
+    positive: Annotated[
+        str | None, typer.Option(help="Class that precision and recall are about; by default the model's.", show_default=False)
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=1, help="Bootstrap samples.")] = 1000,
+    interval: Annotated[
+        Interval, typer.Option(help="Bootstrap percentiles, or mean ± 1.96 s.d. as in the paper's tables.")
+    ] = Interval.PERCENTILE,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; by default inside the run.", show_default=False)
+    ] = None,
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    precision: Precision = PrecisionChoice.AUTO,
+    seed: Seed = 0,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score models on the test part, and compare them."""
+    _run(ctx)
+
+
+@app.command(epilog="Example: ctcovid predict scan_dir/ -o predictions.csv")
+def predict(
+    ctx: typer.Context,
+    scans: Scans,
+    model: Model = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="CSV or JSON file to write, in place of stdout.", show_default=False)
+    ] = None,
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    precision: Precision = PrecisionChoice.AUTO,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Classify scans: one row of probabilities for each."""
+    _run(ctx)
+
+
+@app.command(epilog="Example: ctcovid explain scan_dir/ --layer layer3")
+def explain(
+    ctx: typer.Context,
+    scans: Scans,
+    model: Model = None,
+    layer: Annotated[str | None, typer.Option(help="Layer to look at; by default the last convolution's.", show_default=False)] = None,
+    target: Annotated[
+        str | None, typer.Option("--class", help="Class to explain; by default the one predicted.", show_default=False)
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each volume.")] = 10,
+    noise: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise, as a share of the grey range.")] = 0.1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write a folder per scan into.")] = Path("explanations"),
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    precision: Precision = PrecisionChoice.AUTO,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show with Smooth Grad-CAM++ where a network looks."""
+    _run(ctx)
+
+
+@app.command(epilog="Example: ctcovid models --json")
+def models(
+    ctx: typer.Context,
+    runs: Runs = Path("runs"),
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List architectures and trained models."""
+    _run(ctx)
+
+
+@app.command(epilog="Example: ctcovid demo")
+def demo(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("ctcovid-demo"),
+    device: Device = "auto",
+    seed: Seed = 0,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Take a small synthetic CC-CCII through all five commands."""
+    _run(ctx)
+
+
+def _run(ctx: typer.Context) -> None:
+    """Run the command of `ctx` with its parameters, and end with the documented exit code."""
+    values = dict(ctx.params)
+    console = Console(values.pop("quiet"), values.pop("verbose"), values.pop("json"))
+    values.pop("config")
+    values = {name: _plain(value) for name, value in values.items()}
+    try:
+        # Only now, so that help and completion never wait for torch.
+        command = importlib.import_module(f"ctcovid.commands.{ctx.info_name}")
+        known = command.Options.__dataclass_fields__
+        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        if "sources" in known:
+            given["sources"] = sources(ctx)
+        summary = command.run(command.Options(**given), console)
+    except CtcovidError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    except BrokenPipeError as error:
+        # The reader of a pipe, such as head, has gone; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(EXIT_UNEXPECTED) from error
+    except Exception as error:
+        if console.verbose:
+            traceback.print_exc()
+        hint = "" if console.verbose else " Run the line again with --verbose for the place in the code."
+        print(f"Error: unexpected {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+        raise typer.Exit(EXIT_UNEXPECTED) from error
+    if getattr(summary, "failed", None):
+        raise typer.Exit(EXIT_PARTIAL)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return tuple(value) if isinstance(value, list) else value
+
+
+def main() -> None:
+    """Entry point of ``ctcovid``."""
+    command = typer.main.get_command(app)
+    name_environment(command)
+    command(prog_name="ctcovid")

@@ -1,0 +1,208 @@
+"""ctcovid explain: scans on disk to Smooth Grad-CAM++ overlays."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import InputError, OutputExistsError, UsageError, did_you_mean, listing
+from ctcovid.base.files import atomic, claim, fresh_folder, write_json
+from ctcovid.base.runcard import RunCard
+from ctcovid.evaluation.aggregation import scan_probabilities
+from ctcovid.explanation.activations import Activations, find_layer
+from ctcovid.explanation.smooth_gradcampp import METHOD, smooth_gradcampp
+from ctcovid.explanation.upsample import to_slices
+from ctcovid.models import registry
+from ctcovid.models.device import device_name
+from ctcovid.models.registry import TrainedModel
+from ctcovid.reports.overlays import montage, save_overlay
+from ctcovid.reports.tables import Table
+from ctcovid.scans.discover import Scan, find_scans
+from ctcovid.scans.read import read_volumes
+
+MONTAGE_SLICES = 4
+# Volumes per pass, by voxels: what a CPU of a few cores works through without much memory.
+VOXELS_AT_ONCE = 4 * 4 * 512 * 512
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `ctcovid explain` was asked for; `sources` says where each value came from."""
+
+    scans: tuple[Path, ...]
+    model: str | None = None
+    layer: str | None = None
+    target: str | None = None
+    samples: int = 10
+    noise: float = 0.1
+    output: Path = Path("explanations")
+    runs: Path = registry.RUNS
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    overwrite: bool = False
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Manifests of the scans that were explained, and a sentence for each that could not be."""
+
+    model: str
+    explained: list[dict[str, Any]]
+    failed: list[str]
+
+    def document(self) -> dict[str, Any]:
+        return {"model": self.model, "explanations": self.explained, "failed": self.failed}
+
+    def table(self) -> Table:
+        rows = [
+            [m["scan"], m["predicted"], m["class"], m["volumes"], "×".join(map(str, m["native_shape"])), m["folder"]]
+            for m in self.explained
+        ]
+        return Table(("scan", "predicted", "explained class", "volumes", "native map", "folder"), rows)
+
+
+def run(options: Options, console: Console) -> Summary:
+    """Find the scans, explain each into a folder of its own, and go on past those that cannot be read."""
+    scans = find_scans(options.scans)
+    folders = _folders(scans, options.output)
+    for folder in folders.values():
+        claim(folder, options.overwrite)
+    model = registry.load(options.model, options.device, options.precision, options.runs)
+    layer = options.layer or model.network.architecture.last_layer
+    find_layer(model.network.module, layer)
+    if options.target is not None and options.target not in model.classes:
+        near = did_you_mean(options.target, model.classes)
+        raise UsageError(f"--class {options.target}: {model.name} knows {', '.join(model.classes)}.{near}")
+    console.say(f"Model {model.name} ({model.folder}), layer {layer}, {device_name(model.network.device)}.")
+    explained, failed = [], []
+    for scan in scans:
+        try:
+            explained.append(_explain(scan, model, layer, folders[scan.folder], options, console))
+        except OutputExistsError:
+            raise
+        except InputError as error:
+            failed.append(str(error))
+    if failed:
+        console.warn(f"{len(failed):,} of {len(scans):,} scans could not be explained:\n{listing(failed)}")
+    if not explained:
+        raise InputError("No scan could be explained; the reasons are above.")
+    summary = Summary(model.name, explained, failed)
+    console.result(summary.table(), summary.document())
+    _say_resolution(explained, model, console)
+    console.notice()
+    return summary
+
+
+def folder_name(scan: str) -> str:
+    """A scan's name as the name of a single folder."""
+    return re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan"
+
+
+def _folders(scans: list[Scan], output: Path) -> dict[Path, Path]:
+    """A folder for each scan's result; a number tells apart names that differ only in what a folder name cannot hold."""
+    folders: dict[Path, Path] = {}
+    for scan in scans:
+        name, number = folder_name(scan.id), 1
+        while output / name in folders.values():
+            number += 1
+            name = f"{folder_name(scan.id)}-{number}"
+        folders[scan.folder] = output / name
+    return folders
+
+
+def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options: Options, console: Console) -> dict[str, Any]:
+    volumes = read_volumes(scan, model.depth, model.size)
+    probabilities = scan_probabilities(model.network.probabilities(volumes))
+    predicted = int(probabilities.argmax())
+    target = predicted if options.target is None else model.classes.index(options.target)
+    native = _saliency(volumes, model, layer, target, scan.id, options, console)
+    slices = volumes.reshape(-1, model.size, model.size)
+    saliency = to_slices(native, model.depth, model.size).reshape(slices.shape)
+    highest = float(saliency.max())
+    if highest > 0:
+        saliency /= highest
+
+    manifest = {
+        "scan": scan.id,
+        "source": str(scan.folder.resolve()),
+        "folder": str(folder),
+        "model": model.name,
+        "method": METHOD,
+        "layer": layer,
+        "class": model.classes[target],
+        "predicted": model.classes[predicted],
+        "probabilities": dict(zip(model.classes, probabilities.tolist(), strict=True)),
+        "samples": options.samples,
+        "noise": options.noise,
+        "seed": options.seed,
+        "volumes": len(volumes),
+        "depth": model.depth,
+        "size": model.size,
+        "native_shape": list(native.shape[1:]),
+        "maximum": highest,
+        "slices": [path.name for path in scan.slices[: len(slices)]],
+        "slices_without_map": [path.name for path in scan.slices[len(slices) :]],
+        "files": {"montage": "montage.png", "maps": "saliency.npz", "overlays": "overlays/"},
+    }
+    with fresh_folder(folder, options.overwrite) as building:
+        card = RunCard(building / "run.json", "explain", asdict(options), options.sources)
+        card.content["device"] = device_name(model.network.device)
+        card.input(model.folder / "model.safetensors")
+        card.input(scan.folder)
+        with card.recording():
+            _draw(building, scan, slices, saliency, manifest)
+            with atomic(building / "saliency.npz") as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16))
+            write_json(building / "manifest.json", manifest)
+            card.output(folder)
+    return manifest
+
+
+def _saliency(
+    volumes: np.ndarray, model: TrainedModel, layer: str, target: int, name: str, options: Options, console: Console
+) -> np.ndarray:
+    """Native saliency maps of all volumes of a scan, float32 (N, d, h, w)."""
+    at_once = max(1, VOXELS_AT_ONCE // volumes[0].size)
+    found = []
+    with Activations(model.network, layer) as activations, console.progress(len(volumes), f"Explaining {name}") as advance:
+        for some in torch.from_numpy(volumes).split(at_once):
+            targets = torch.full((len(some),), target, device=model.network.device)
+            scaled = model.network.scale(some)
+            maps = smooth_gradcampp(activations, scaled, targets, options.samples, options.noise, options.seed)
+            found.append(maps.cpu().numpy())
+            advance(len(some))
+    return np.concatenate(found)
+
+
+def _draw(folder: Path, scan: Scan, slices: np.ndarray, saliency: np.ndarray, manifest: dict[str, Any]) -> None:
+    (folder / "overlays").mkdir()
+    for number, path in enumerate(scan.slices[: len(slices)]):
+        save_overlay(folder / "overlays" / f"{path.stem}.png", slices[number], saliency[number])
+    chosen = telling_slices(saliency, MONTAGE_SLICES)
+    share = manifest["probabilities"][manifest["class"]]
+    title = f"{scan.id}: {METHOD} for {manifest['class']} (p = {share:.4f}), layer {manifest['layer']}"
+    montage(folder / "montage.png", slices[chosen], saliency[chosen], [scan.slices[number].name for number in chosen], title)
+
+
+def telling_slices(saliency: np.ndarray, count: int) -> list[int]:
+    """The most salient slice of each of `count` equal stretches of the scan, saliency (S, H, W); indices in order."""
+    strength = saliency.mean((1, 2))
+    stretches = np.array_split(np.arange(len(saliency)), min(count, len(saliency)))
+    return [int(stretch[strength[stretch].argmax()]) for stretch in stretches]
+
+
+def _say_resolution(explained: list[dict[str, Any]], model: TrainedModel, console: Console) -> None:
+    depth = explained[0]["native_shape"][0]
+    if depth < model.depth:
+        console.say(
+            f"At layer {explained[0]['layer']} the {model.depth} slices of a volume share {depth} "
+            f"map{'' if depth == 1 else 's'} of {'×'.join(map(str, explained[0]['native_shape'][1:]))}; an earlier --layer resolves more."
+        )

@@ -1,0 +1,122 @@
+"""ctcovid predict: scans on disk to probabilities per scan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import InputError, listing
+from ctcovid.base.files import claim, json_text, write_text
+from ctcovid.base.runcard import RunCard
+from ctcovid.evaluation.aggregation import scan_probabilities
+from ctcovid.models import registry
+from ctcovid.models.device import device_name
+from ctcovid.models.registry import TrainedModel
+from ctcovid.reports.tables import Cell, CsvText
+from ctcovid.scans.discover import Scan, find_scans
+from ctcovid.scans.read import read_volumes
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `ctcovid predict` was asked for; `sources` says where each value came from."""
+
+    scans: tuple[Path, ...]
+    model: str | None = None
+    output: Path | None = None
+    runs: Path = registry.RUNS
+    device: str = "auto"
+    precision: str = "auto"
+    overwrite: bool = False
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScanPrediction:
+    """One scan's result: float `probabilities` (classes,), the mean of its volumes' softmax."""
+
+    scan: str
+    path: Path
+    volumes: int
+    predicted: str
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Predictions of the scans that could be read, and a sentence for each that could not."""
+
+    model: str
+    classes: list[str]
+    scans: list[ScanPrediction]
+    failed: list[str]
+
+    def document(self) -> dict[str, Any]:
+        scans = [
+            {
+                "scan": scan.scan,
+                "path": str(scan.path),
+                "volumes": scan.volumes,
+                "class": scan.predicted,
+                "probabilities": dict(zip(self.classes, scan.probabilities.tolist(), strict=True)),
+            }
+            for scan in self.scans
+        ]
+        return {"model": self.model, "classes": self.classes, "scans": scans, "failed": self.failed}
+
+    def table(self) -> CsvText:
+        rows: list[list[Cell]] = [[s.scan, s.predicted, *map(float, s.probabilities), s.volumes] for s in self.scans]
+        columns = ("scan", "class", *(f"p_{name}" for name in self.classes), "volumes")
+        return CsvText(columns, rows, text_columns=2)
+
+
+def run(options: Options, console: Console) -> Summary:
+    """Find the scans, classify each, and go on past those that cannot be read."""
+    if options.output:
+        claim(options.output, options.overwrite)
+    scans = find_scans(options.scans)
+    model = registry.load(options.model, options.device, options.precision, options.runs)
+    console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}.")
+    found: list[ScanPrediction] = []
+    failed: list[str] = []
+    with console.progress(len(scans), "Scans") as advance:
+        for scan in scans:
+            try:
+                found.append(_predict(scan, model))
+            except InputError as error:
+                failed.append(str(error))
+            advance(1)
+    summary = Summary(model.name, model.classes, found, failed)
+    if failed:
+        console.warn(f"{len(failed):,} of {len(scans):,} scans could not be classified:\n{listing(failed)}")
+    if not found:
+        raise InputError("No scan could be classified; the reasons are above.")
+    if options.output:
+        _write(options.output, summary, model, options)
+        console.say(f"Wrote {options.output}.")
+    else:
+        console.result(summary.table(), summary.document())
+    console.notice()
+    return summary
+
+
+def _predict(scan: Scan, model: TrainedModel) -> ScanPrediction:
+    volumes = read_volumes(scan, model.depth, model.size)
+    probabilities = scan_probabilities(model.network.probabilities(volumes))
+    return ScanPrediction(scan.id, scan.folder, len(volumes), model.classes[int(probabilities.argmax())], probabilities)
+
+
+def _write(path: Path, summary: Summary, model: TrainedModel, options: Options) -> None:
+    card = RunCard(path.with_name(path.name + ".run.json"), "predict", asdict(options), options.sources)
+    with card.recording():
+        card.content["device"] = device_name(model.network.device)
+        card.input(model.folder / "model.safetensors")
+        for scan in summary.scans:
+            card.input(scan.path)
+        text = json_text(summary.document()) + "\n" if path.suffix.lower() == ".json" else summary.table().csv()
+        write_text(path, text)
+        card.output(path)

@@ -1,0 +1,216 @@
+"""ctcovid prepare: scans on disk to volumes.h5."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctcovid.base import cpus
+from ctcovid.base.console import Console
+from ctcovid.base.errors import InputError, UsageError, listing
+from ctcovid.base.files import claim, write_text
+from ctcovid.base.runcard import RunCard
+from ctcovid.base.signals import StopRequest
+from ctcovid.reports.dataset_table import dataset_table, missing_classes
+from ctcovid.reports.tables import Table
+from ctcovid.scans.discover import Scan, class_order, find_dataset, positive_class
+from ctcovid.scans.kind import SEGMENTED, image_kind
+from ctcovid.scans.read import ScanFormat
+from ctcovid.volumes.encode import BATCH, Chunk, Workers, encode_slices, probe_scan
+from ctcovid.volumes.layout import ScanRow
+from ctcovid.volumes.reader import VolumesFile
+from ctcovid.volumes.split import parse_shares, read_split_file, split_patients
+from ctcovid.volumes.writer import VolumesWriter
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `ctcovid prepare` was asked for; `sources` says where each value came from."""
+
+    dataset: Path
+    depth: int = 4
+    size: int = 512
+    output: Path = Path("volumes.h5")
+    split: str = "60/20/20"
+    split_file: Path | None = None
+    positive: str | None = None
+    seed: int = 0
+    workers: int = 0
+    overwrite: bool = False
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was prepared: rows of the table by class and split, and the scans that had to be left out."""
+
+    output: Path
+    table: Table
+    failed: list[str]
+
+    def document(self) -> dict[str, Any]:
+        rows = [dict(zip(self.table.columns, row, strict=True)) for row in self.table.rows]
+        return {"output": str(self.output), "table": rows, "failed": self.failed}
+
+
+def run(options: Options, console: Console) -> Summary:
+    """Check everything, decode what is sound, write the file, and count it as Table 1 does."""
+    claim(options.output, options.overwrite)
+    shares = parse_shares(options.split)
+    scans, problems = find_dataset(options.dataset)
+    classes = class_order(scans)
+    positive = positive_class(classes, options.positive)
+    parts = _split(scans, classes, shares, options, console)
+
+    card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
+    workers = options.workers or cpus.allowed()
+    with card.recording(), StopRequest() as stop, Workers(workers) as pool:
+        sound, unsound = _check(scans, pool, console)
+        problems += unsound
+        if problems:
+            console.warn(f"{len(problems):,} of the folders cannot be used and are left out:\n{listing(problems)}")
+        if not sound:
+            raise InputError(f"No scan under {options.dataset} can be used; the reasons are above.")
+        settings = _settings(options, classes, parts, sound)
+        with VolumesWriter(options.output, options.depth, options.size, classes, positive, settings) as writer:
+            damaged = _encode(sound, parts, options.size, writer, pool, stop, console)
+            if not writer.rows:
+                raise InputError(f"No scan under {options.dataset} can be used:\n{listing(damaged)}")
+            writer.finish()
+
+        file = VolumesFile(options.output)
+        card.input(options.dataset, f"listing:{settings['listing']}")
+        card.output(options.output)
+        summary = Summary(options.output, dataset_table(file.rows, classes, options.depth), problems + damaged)
+        table_path = options.output.with_suffix(".table.csv")
+        write_text(table_path, summary.table.csv())
+        card.output(table_path)
+    _report(summary, file, damaged, console)
+    return summary
+
+
+def _split(scans: list[Scan], classes: list[str], shares: tuple[float, float, float], options: Options, console: Console) -> dict[str, str]:
+    """Part by patient. One id is one patient, in whichever class folders it stands."""
+    patients: dict[str, str] = {}
+    for scan in sorted(scans, key=lambda scan: classes.index(scan.label)):
+        patients.setdefault(scan.patient, scan.label)
+    several = sorted({scan.patient for scan in scans if patients[scan.patient] != scan.label})
+    if several:
+        names = ", ".join(several[:5]) + (", …" if len(several) > 5 else "")
+        console.warn(
+            f"{len(several):,} patient ids stand in several classes ({names}); each is taken for one patient and stays in one part."
+        )
+    if options.split_file is None:
+        return split_patients(patients, shares, options.seed)
+    if options.sources.get("split", "default") != "default":
+        raise UsageError("--split and --split-file exclude each other. Give one of them.")
+    return read_split_file(options.split_file, patients)
+
+
+def _check(scans: list[Scan], pool: Workers, console: Console) -> tuple[list[tuple[Scan, ScanFormat]], list[str]]:
+    """Sound scans with their format, and what is wrong with the others, by the headers of all slices."""
+    sound, unsound = [], []
+    total = sum(len(scan.slices) for scan in scans)
+    with console.progress(total, "Checking slices") as advance:
+        for scan, found in zip(scans, pool.map(probe_scan, (scan.slices for scan in scans)), strict=True):
+            if isinstance(found, InputError):
+                unsound.append(str(found))
+            else:
+                sound.append((scan, found))
+            advance(len(scan.slices))
+    return sound, unsound
+
+
+def _settings(options: Options, classes: list[str], parts: dict[str, str], sound: list[tuple[Scan, ScanFormat]]) -> dict[str, Any]:
+    """All that the file's content depends on: a killed run is continued only where none of it has changed."""
+    listing_hash = hashlib.sha256()
+    for scan, form in sound:
+        listing_hash.update(repr((scan.source, form)).encode())
+        for path in scan.slices:
+            state = path.stat()
+            listing_hash.update(repr((path.name, state.st_size, state.st_mtime_ns)).encode())
+    return {
+        "depth": options.depth,
+        "size": options.size,
+        "classes": classes,
+        "split": "file" if options.split_file else options.split,
+        "seed": options.seed,
+        "parts": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+        "listing": listing_hash.hexdigest(),
+    }
+
+
+def _encode(
+    sound: list[tuple[Scan, ScanFormat]],
+    parts: dict[str, str],
+    size: int,
+    writer: VolumesWriter,
+    pool: Workers,
+    stop: StopRequest,
+    console: Console,
+) -> list[str]:
+    """Decode and write every scan that the file does not hold yet; the scans that turned out to be damaged."""
+    written = {row.source for row in writer.rows}
+    if written:
+        console.say(f"Continuing {writer.partial}: {len(written):,} of {len(sound):,} scans are there already.")
+    todo = [(scan, form) for scan, form in sound if scan.source not in written]
+    jobs = [(scan.slices[first : first + BATCH], form.bits, size) for scan, form in todo for first in range(0, len(scan.slices), BATCH)]
+    results = pool.map(encode_slices, jobs)
+    damaged = []
+    with console.progress(sum(len(scan.slices) for scan, _ in todo), "Packing slices") as advance:
+        for scan, form in todo:
+            chunks = _take(results, len(scan.slices))
+            if isinstance(chunks, InputError):
+                damaged.append(str(chunks))
+            else:
+                kind = image_kind(sum(chunk.masked for chunk in chunks), len(chunks))
+                checks = json.dumps({"height": form.height, "width": form.width, "bits": form.bits})
+                row = ScanRow(scan.id, scan.patient, scan.label, parts[scan.patient], 0, len(chunks), kind, scan.source, checks, crc32=0)
+                writer.add(row, chunks)
+            advance(len(scan.slices))
+            if stop.received:
+                raise stop.error(f"{len(writer.rows):,} scans are packed; the same line again continues.")
+    return damaged
+
+
+def _take(results: Iterator[list[Chunk] | InputError], count: int) -> list[Chunk] | InputError:
+    """The chunks of one scan, or its first error."""
+    chunks: list[Chunk] = []
+    error: InputError | None = None
+    for _ in range(0, count, BATCH):
+        result = next(results)
+        if isinstance(result, InputError):
+            error = error or result
+        else:
+            chunks += result
+    return error or chunks
+
+
+def _report(summary: Summary, file: VolumesFile, damaged: list[str], console: Console) -> None:
+    if damaged:
+        console.warn(f"{len(damaged):,} scans are damaged and were left out:\n{listing(damaged)}")
+    for row in file.rows:
+        if not row.volume_count(file.depth):
+            console.warn(f"scan {row.source} has {row.slice_count} slices, fewer than the depth of {file.depth}: no volume comes of it.")
+    dropped = sum(row.slice_count % file.depth for row in file.rows)
+    if dropped:
+        console.say(f"{dropped:,} slices at the ends of scans do not fill a volume of depth {file.depth} and take no part.")
+    _report_kinds(file, console)
+    for part, labels in missing_classes(file.rows, file.classes, file.depth).items():
+        console.warn(f"the {part} part has no {' and no '.join(labels)}: too few patients. Assign them yourself with --split-file.")
+    console.result(summary.table, summary.document())
+    console.say(f"Wrote {summary.output} and {summary.output.with_suffix('.table.csv')}.")
+
+
+def _report_kinds(file: VolumesFile, console: Console) -> None:
+    masked = {label: sum(row.label == label and row.image_kind == SEGMENTED for row in file.rows) for label in file.classes}
+    if any(masked.values()):
+        counts = ", ".join(f"{label} {masked[label]:,} of {sum(row.label == label for row in file.rows):,}" for label in file.classes)
+        console.warn(
+            f"segmented scans (black outside the lungs) among the scans: {counts}. "
+            "Where the shares differ, a network can learn the mask in place of the disease."
+        )

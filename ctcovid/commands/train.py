@@ -1,0 +1,255 @@
+"""ctcovid train: volumes.h5 to a run directory that is a registered model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctcovid.base import cpus
+from ctcovid.base.console import Console
+from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.runcard import RunCard, now, versions
+from ctcovid.base.signals import StopRequest
+from ctcovid.models import registry, store
+from ctcovid.models.catalog import DEFAULT, architecture
+from ctcovid.models.device import device_name
+from ctcovid.models.network import SCALING, Network
+from ctcovid.reports.figures import curve
+from ctcovid.reports.tables import Cell, Table
+from ctcovid.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from ctcovid.training.history import EpochRow, write_history
+from ctcovid.training.loop import fit
+from ctcovid.training.recipe import Recipe
+from ctcovid.volumes.batches import VolumeSet
+from ctcovid.volumes.layout import PARTS
+from ctcovid.volumes.reader import VolumesFile
+
+CHECKPOINT, BEST, HISTORY, RUN_CARD = "last.pt", "best.safetensors", "metrics.csv", "run.json"
+# What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
+IDENTITY = ("arch", "depth", "batch", "learning_rate", "seed", "precision")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `ctcovid train` was asked for; `sources` says where each value came from. `depth` 0 is that of the volumes file."""
+
+    data: Path = Path("volumes.h5")
+    arch: str = DEFAULT
+    depth: int = 0
+    epochs: int = 20
+    batch: int = 32
+    learning_rate: float = 1e-3
+    name: str = ""
+    runs: Path = registry.RUNS
+    resume: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    seed: int = 0
+    workers: int = 0
+    overwrite: bool = False
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The finished run: its folder, the row of the epoch whose weights were kept, and all rows."""
+
+    folder: Path
+    kept: EpochRow
+    history: list[EpochRow]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "model": self.folder.name,
+            "folder": str(self.folder),
+            "kept": asdict(self.kept),
+            "history": [asdict(r) for r in self.history],
+        }
+
+    def table(self) -> Table:
+        rows: list[list[Cell]] = []
+        for row in self.history:
+            valid: list[Cell] = ["-" if value is None else value for value in (row.valid_loss, row.valid_accuracy)]
+            mark = " (kept)" if row is self.kept else ""
+            rows.append([f"{row.epoch}{mark}", f"{row.learning_rate:g}", row.train_loss, row.train_accuracy, *valid])
+        names = ("epoch", "learning rate", "train loss", "train accuracy", "valid loss", "valid accuracy")
+        return Table(names, rows)
+
+
+def run(options: Options, console: Console) -> Summary:
+    """Check, build or restore the network, train it, and register what came of it."""
+    architecture(options.arch)
+    file = VolumesFile(options.data)
+    depth = options.depth or file.depth
+    folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")
+    checkpoint = _checkpoint(folder, options)
+    train_set, valid_set = _sets(file, depth, console)
+    registry.require_fit(options.arch, depth, file.size)
+
+    torch.manual_seed(options.seed)
+    network = registry.place(options.arch, file.classes, options.device, options.precision)
+    recipe = Recipe(options.epochs, options.batch, options.learning_rate, seed=options.seed)
+    optimiser = recipe.optimiser(network.module)
+    settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint}
+    settings["precision"] = str(network.precision)
+    progress = Progress()
+    if checkpoint is not None:
+        _require_same(checkpoint["settings"], settings, folder)
+        progress = restore(checkpoint, network.module, optimiser)
+    _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, console)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
+    card.content["device"] = device_name(network.device)
+    card.input(options.data, file.fingerprint)
+    workers = options.workers or min(cpus.allowed(), 8)
+    with card.recording(), StopRequest() as stop:
+
+        def keep(row: EpochRow) -> None:
+            # In this order, a kill between the two repeats the epoch and loses nothing.
+            if progress.best is row:
+                store.save_weights(folder / BEST, network.module)
+            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
+            _write_curves(folder, progress.history)
+            console.say(_line(row, recipe))
+
+        if not fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep):
+            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
+            raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
+        kept = _register(folder, network, file, depth, progress, recipe, options)
+        card.output(folder / store.WEIGHTS)
+        card.output(folder / store.CARD)
+    summary = Summary(folder, kept, progress.history)
+    console.result(summary.table(), summary.document())
+    which = "the last epoch: there is no validation part to choose by" if kept.valid_accuracy is None else "the best validation accuracy"
+    console.say(f"Kept the weights of epoch {kept.epoch}, {which}. Model {folder.name} is in {folder}/.")
+    return summary
+
+
+def _checkpoint(folder: Path, options: Options) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises OutputExistsError where there is a run already and neither --resume nor --overwrite was given.
+    """
+    path = folder / CHECKPOINT
+    if options.resume and options.overwrite:
+        raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
+    if options.resume and path.is_file():
+        return read_checkpoint(path)
+    used = folder.is_dir() and any((folder / name).exists() for name in (CHECKPOINT, store.CARD, store.WEIGHTS))
+    if used and not options.overwrite:
+        raise OutputExistsError(
+            f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
+        )
+    if used:
+        # The model goes first and for good: what a new run leaves half-way must not pass for a finished model.
+        for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY):
+            (folder / name).unlink(missing_ok=True)
+    return None
+
+
+def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, VolumeSet]:
+    """The volumes to train and to validate on.
+
+    Raises InputError where there is nothing to learn from.
+    """
+    train_set, valid_set = VolumeSet(file, "train", depth), VolumeSet(file, "valid", depth)
+    present = [label for number, label in enumerate(file.classes) if (train_set.labels == number).any()]
+    if not len(train_set):
+        raise InputError(
+            f"{file.path} has no training volumes of depth {depth}. Assign patients to train with ctcovid prepare --split-file, "
+            "or choose a smaller --depth."
+        )
+    if len(present) < 2:
+        raise InputError(
+            f"The training part of {file.path} has one class only ({present[0]}); a classifier needs two. "
+            "Assign patients of other classes to train with ctcovid prepare --split-file."
+        )
+    if len(present) < len(file.classes):
+        missing = ", ".join(label for label in file.classes if label not in present)
+        console.warn(f"the training part has no {missing}: the model will not know that class.")
+    if not len(valid_set):
+        console.warn("the validation part is empty: the last epoch is kept, and nothing tells whether an earlier one was better.")
+    return train_set, valid_set
+
+
+def _require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path) -> None:
+    names = {"learning_rate": "--learning-rate", "data": "the volumes file"}
+    different = [
+        f"{names.get(name, f'--{name}')} was {before.get(name)} and is {value}"
+        for name, value in now_wanted.items()
+        if before.get(name) != value
+    ]
+    if different:
+        raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
+
+
+def _announce(
+    folder: Path,
+    network: Network,
+    file: VolumesFile,
+    depth: int,
+    train_set: VolumeSet,
+    valid_set: VolumeSet,
+    progress: Progress,
+    recipe: Recipe,
+    console: Console,
+) -> None:
+    precision = str(network.precision).removeprefix("torch.")
+    console.say(
+        f"Training {network.architecture.name} on {len(train_set):,} volumes of {depth}×{file.size}×{file.size} "
+        f"({len(valid_set):,} to validate), {device_name(network.device)}, {precision}, into {folder}/."
+    )
+    if progress.epoch or progress.step:
+        console.say(f"Resuming after {progress.epoch} epochs and {progress.step} steps of {recipe.epochs} epochs.")
+
+
+def _line(row: EpochRow, recipe: Recipe) -> str:
+    valid = "" if row.valid_loss is None else f", validation loss {row.valid_loss:.4f} accuracy {row.valid_accuracy:.4f}"
+    return f"Epoch {row.epoch} of {recipe.epochs}: training loss {row.train_loss:.4f} accuracy {row.train_accuracy:.4f}{valid}"
+
+
+def _write_curves(folder: Path, history: list[EpochRow]) -> None:
+    """metrics.csv, and the paper's Figs. 8 and 9."""
+    write_history(folder / HISTORY, history)
+    epochs = [row.epoch for row in history]
+    curve(folder / "loss.png", "loss", epochs, [row.train_loss for row in history], [row.valid_loss for row in history])
+    curve(
+        folder / "accuracy.png",
+        "accuracy",
+        epochs,
+        [row.train_accuracy for row in history],
+        [row.valid_accuracy for row in history],
+    )
+
+
+def _register(
+    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, options: Options
+) -> EpochRow:
+    """Give the best weights the model's name and write model.json last."""
+    kept = progress.best
+    assert kept is not None
+    if (folder / BEST).exists():
+        (folder / BEST).replace(folder / store.WEIGHTS)
+    store.save_card(
+        folder,
+        {
+            "architecture": network.architecture.name,
+            "classes": file.classes,
+            "positive": file.positive,
+            "depth": depth,
+            "size": file.size,
+            "scaling": SCALING,
+            "data": {"path": str(file.path.resolve()), "fingerprint": file.fingerprint},
+            "split": {part: sorted({row.patient for row in file.rows if row.split == part}) for part in PARTS},
+            "recipe": asdict(recipe),
+            "precision": str(network.precision).removeprefix("torch."),
+            "kept": asdict(kept),
+            "created": now(),
+            "versions": versions(),
+        },
+    )
+    return kept

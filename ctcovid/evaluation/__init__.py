@@ -1,0 +1,1 @@
+"""Metrics, bootstrap intervals, significance tests, and the aggregation of volumes to scans."""

@@ -1,0 +1,63 @@
+"""Which device, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from ctcovid.base.errors import UsageError
+from ctcovid.models.catalog import Architecture
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises UsageError where that device is absent or unknown.
+    """
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"--device {wanted}: no such kind of device. Use auto, cpu, cuda, cuda:N or mps.") from error
+    present = {
+        "cpu": device.index in (None, 0),
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device.type not in present:
+        raise UsageError(f"--device {wanted}: no such kind of device. Use auto, cpu, cuda, cuda:N or mps.")
+    if not present[device.type]:
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {wanted} is absent here: torch sees {count} CUDA device{'' if count == 1 else 's'}. Use --device auto.")
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device, architecture: Architecture) -> torch.dtype:
+    """float32, or bfloat16 for autocast, where that is the faster one.
+
+    On a CPU, bfloat16 gains only where the processor computes in it and every convolution runs as a 2D one: the library has no fast
+    bfloat16 kernel for the backward pass of Conv3d, and at batch 1 the one that it has corrupted memory (torch 2.13).
+    """
+    if wanted == "float32":
+        return torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        folded = architecture.factorised and not architecture.name_in_torchvision
+        fast = device.type == "cpu" and folded and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if wanted == "bfloat16" and not fast:
+        raise UsageError(f"--precision bfloat16 is not to be had for {architecture.name} on {device}. Use --precision auto.")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person knows it, as in ``cuda (NVIDIA H200)`` or ``cpu (2 threads)``."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return str(device)

@@ -1,0 +1,142 @@
+"""The only door to a network: by architecture, or by the name of a trained run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, did_you_mean
+from ctcovid.models import store
+from ctcovid.models.catalog import architecture
+from ctcovid.models.device import choose_device, choose_precision
+from ctcovid.models.network import SCALING, Network
+from ctcovid.models.resnet3d import ResNet3D
+from ctcovid.models.torchvision_video import video_model
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, ready to be called: its `name`, its `folder`, what its model.json says (`card`), and the `network`."""
+
+    name: str
+    folder: Path
+    card: dict[str, Any]
+    network: Network
+
+    @property
+    def classes(self) -> list[str]:
+        return self.network.classes
+
+    @property
+    def depth(self) -> int:
+        return int(self.card["depth"])
+
+    @property
+    def size(self) -> int:
+        return int(self.card["size"])
+
+
+_loaded: dict[tuple[Path, str, str, str], TrainedModel] = {}
+
+
+def create(name: str, classes: int = 3) -> nn.Module:
+    """A new network of the named architecture, on the CPU, with fresh weights.
+
+    It takes float (B, 1 or 3, D, H, W) and returns logits (B, classes).
+
+    Raises UsageError, with the nearest name, where there is no such architecture.
+    """
+    row = architecture(name)
+    if row.name_in_torchvision:
+        return video_model(row.name_in_torchvision, classes)
+    return ResNet3D(row.block, row.blocks, row.factorised, classes)
+
+
+def require_fit(name: str, depth: int, size: int) -> None:
+    """Make sure that the architecture takes volumes of that depth and size.
+
+    Raises UsageError where it does not, as some of torchvision's models with thin volumes.
+    """
+    with torch.device("meta"), torch.inference_mode():
+        try:
+            create(name).eval()(torch.empty(1, 3, depth, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UsageError(f"{name} does not take {depth}×{size}×{size} volumes: {error}. Choose another --depth or --arch.") from error
+
+
+def place(name: str, classes: list[str], device: str = "auto", precision: str = "auto") -> Network:
+    """A new network on its device, ready to be trained. Raises UsageError where the device is absent."""
+    row, chosen = architecture(name), choose_device(device)
+    return Network(create(name, len(classes)), row, classes, chosen, choose_precision(precision, chosen, row))
+
+
+def load(model: str | None = None, device: str = "auto", precision: str = "auto", runs: Path = RUNS) -> TrainedModel:
+    """A trained model by name under `runs` or by path; without `model`, the newest finished one.
+
+    The same model on the same device is loaded once in a process.
+
+    Raises InputError where there is none, UsageError where the name is unknown, ModelRefusedError where it cannot be trusted.
+    """
+    folder = find(model, runs)
+    card = store.read_card(folder)
+    key = (folder.resolve(), card["weights_sha256"], device, precision)
+    if key not in _loaded:
+        if card["scaling"] != SCALING:
+            raise ModelRefusedError(f"{folder / store.CARD} asks for the intensity scaling {card['scaling']}; this ctcovid has {SCALING}.")
+        try:
+            row = architecture(card["architecture"])
+        except UsageError as error:
+            raise ModelRefusedError(f"{folder / store.CARD}: {error}") from error
+        chosen = choose_device(device)
+        module = create(row.name, len(card["classes"]))
+        store.load_weights(folder, card, module)
+        # Explanations differentiate by feature maps, never by weights; without this torch would keep what it needs for both.
+        module.requires_grad_(False)
+        network = Network(module, row, list(card["classes"]), chosen, choose_precision(precision, chosen, row))
+        _loaded[key] = TrainedModel(folder.name, folder, card, network)
+    return _loaded[key]
+
+
+def find(model: str | None, runs: Path = RUNS) -> Path:
+    """The run directory of a trained model, see `load`."""
+    finished = finished_runs(runs)
+    if model is None:
+        if not finished:
+            raise InputError(f"No trained model under {runs}/. Train one with ctcovid train, or name one with --model.")
+        return finished[-1]
+    for folder in (runs / model, Path(model)):
+        if folder.is_dir():
+            return folder
+        if folder.is_file() and folder.name in (store.WEIGHTS, store.CARD):
+            return folder.parent
+    if Path(model).is_file():
+        raise ModelRefusedError(f"{model} is a file; a trained model is a run directory with {store.WEIGHTS} and {store.CARD}.")
+    names = [folder.name for folder in finished]
+    raise InputError(
+        f"No trained model '{model}' under {runs}/, nor a folder of that path.{did_you_mean(model, names)} See ctcovid models."
+    )
+
+
+def finished_runs(runs: Path = RUNS) -> list[Path]:
+    """Run directories with a registered model, oldest first."""
+    folders = [path.parent for path in runs.glob(f"*/{store.CARD}")]
+    return sorted(folders, key=lambda folder: (_created(folder), folder.name))
+
+
+def _created(folder: Path) -> float:
+    return (folder / store.CARD).stat().st_mtime
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What model.json says of a finished run, without loading weights; {"error": …} where it cannot be read."""
+    try:
+        return store.read_card(folder)
+    except (ModelRefusedError, json.JSONDecodeError) as error:
+        return {"error": str(error)}

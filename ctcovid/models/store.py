@@ -1,0 +1,115 @@
+"""A trained model on disk: a run directory with model.safetensors (weights) and model.json (all else)."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ctcovid.base.errors import ModelRefusedError
+from ctcovid.base.files import atomic, write_json
+from ctcovid.base.runcard import sha256
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+CARD_VERSION = 1
+# What every command relies on, with its type in JSON.
+FIELDS: dict[str, type] = {
+    "architecture": str,
+    "classes": list,
+    "positive": str,
+    "depth": int,
+    "size": int,
+    "scaling": dict,
+    "data": dict,
+    "weights_sha256": str,
+}
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write the module's parameters and buffers as safetensors, whole or not at all."""
+    with atomic(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, temporary)
+
+
+def save_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write model.json, which registers the model: from now on the folder is found by name."""
+    write_json(folder / CARD, {"format_version": CARD_VERSION, **card, "weights_sha256": sha256(folder / WEIGHTS)})
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What model.json says.
+
+    Raises ModelRefusedError where it is absent, damaged, newer, or lacks a field.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise ModelRefusedError(f"{folder} holds no {CARD}: the run is unfinished. `ctcovid train --resume` with its line finishes it.")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelRefusedError(f"{path} cannot be read ({error}). Restore it, or train the model again.") from error
+    if not isinstance(card, dict):
+        raise ModelRefusedError(f"{path} is no model card. Restore it, or train the model again.")
+    if card.get("format_version", 0) > CARD_VERSION:
+        raise ModelRefusedError(f"{path} was made by a newer ctcovid. Update this one: pip install -U ctcovid")
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(card.get(name), kind)]
+    if wrong:
+        raise ModelRefusedError(f"{path} lacks {', '.join(wrong)}. Restore it, or train the model again.")
+    return card
+
+
+def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:
+    """Load model.safetensors into `module`.
+
+    Raises ModelRefusedError where the file is absent, no safetensors file (a pickle is never opened), not the one that model.json
+    was written for, or made for another network.
+    """
+    path = folder / WEIGHTS
+    weights = _read(path)
+    if sha256(path) != card["weights_sha256"]:
+        raise ModelRefusedError(f"{path} is not the file that {CARD} was written for. Restore both from one run, or train again.")
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelRefusedError(
+            f"{path} does not fit {card['architecture']} with {len(card['classes'])} classes: {_first(error)}"
+        ) from error
+    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if broken:
+        raise ModelRefusedError(f"{path} holds values that are not finite, in {broken[0]}. The training diverged; train again.")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelRefusedError(f"{path} is missing. Restore it, or train the model again.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        if _is_pickle(path):
+            raise ModelRefusedError(
+                f"{path} is a Python pickle, which can run any code when it is opened; it was not. Weights must be a safetensors file."
+            ) from error
+        raise ModelRefusedError(f"{path} is no safetensors file, or damaged ({error}). Restore it, or train the model again.") from error
+
+
+def _is_pickle(path: Path) -> bool:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    try:
+        with path.open("rb") as file:
+            return next(pickletools.genops(file))[0].name == "PROTO"
+    except (OSError, ValueError, StopIteration):
+        return False
+
+
+def _first(error: RuntimeError) -> str:
+    """The first thing that torch found, in one line."""
+    return " ".join(line.strip() for line in str(error).splitlines()[1:2])[:300] or str(error)

@@ -1,0 +1,1 @@
+"""A small synthetic CC-CCII whose truth is known."""

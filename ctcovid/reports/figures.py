@@ -1,0 +1,69 @@
+"""Figures of the paper, drawn with matplotlib off any screen."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ctcovid.base.files import atomic
+
+TRAIN_COLOUR, VALID_COLOUR = "#1f4e79", "#c55a11"
+
+
+@contextlib.contextmanager
+def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches, saved as PNG when the block ends."""
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    yield drawn
+    with atomic(path) as temporary:
+        drawn.savefig(temporary, format="png", dpi=150)
+
+
+def curve(path: Path, what: str, epochs: Sequence[int], train: Sequence[float], valid: Sequence[float | None]) -> None:
+    """Loss or accuracy over the epochs, for training and, where there is one, validation (Li et al. 2021, Figs. 8 and 9)."""
+    with figure(path, 6, 4) as drawn:
+        axes = drawn.subplots()
+        axes.plot(epochs, train, color=TRAIN_COLOUR, marker="o", markersize=3, label="training")
+        if any(value is not None for value in valid):
+            numbers = [np.nan if value is None else value for value in valid]
+            axes.plot(epochs, numbers, color=VALID_COLOUR, marker="s", markersize=3, label="validation")
+        axes.set(xlabel="epoch", ylabel=what)
+        axes.set_ylim(bottom=0)
+        if what == "accuracy":
+            axes.set_ylim(0, 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+
+
+def confusion(path: Path, counts: np.ndarray, classes: Sequence[str], title: str) -> None:
+    """The confusion matrix, normalised by row, with counts (Li et al. 2021, Fig. 6).
+
+    counts : int (classes, classes), true class by predicted class. A row without volumes stays blank.
+    """
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    side = 2.2 + 0.9 * len(classes)
+    with figure(path, side + 0.6, side) as drawn:
+        axes = drawn.subplots()
+        shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for true, predicted in np.ndindex(*counts.shape):
+            share = shares[true, predicted]
+            text = "no volumes" if np.isnan(share) else f"{share:.4f}\n({counts[true, predicted]:,})"
+            axes.text(predicted, true, text, ha="center", va="center", fontsize=9, color="white" if share > 0.5 else "black")
+        _class_axes(axes, classes)
+        axes.set_title(title, fontsize=10)
+        drawn.colorbar(shown, ax=axes, fraction=0.046, label="share of the true class")
+
+
+def _class_axes(axes: Any, classes: Sequence[str]) -> None:
+    places = range(len(classes))
+    axes.set_xticks(places, classes)
+    axes.set_yticks(places, classes)
+    axes.set(xlabel="predicted class", ylabel="true class")

@@ -1,0 +1,85 @@
+"""Tables that look right on a terminal, in a log, in Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Cell = str | int | float
+
+
+@dataclass
+class Table:
+    """A table with one line of headings.
+
+    `text_columns` are those to set flush left; the others hold numbers.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    text_columns: int = 1
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def terminal(self) -> RichTable:
+        """The table for a terminal."""
+        from rich.table import Table as RichTable
+
+        table = RichTable(title=self.title or None, caption="\n".join(self.notes) or None, caption_justify="left", title_justify="left")
+        for position, name in enumerate(self.columns):
+            table.add_column(name, justify="left" if position < self.text_columns else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*map(shown, row))
+        return table
+
+    def text(self) -> str:
+        """The table as aligned Markdown, with its notes below."""
+        cells = [list(self.columns), *([shown(cell) for cell in row] for row in self.rows)]
+        widths = [max(len(row[position]) for row in cells) for position in range(len(self.columns))]
+        lines = [_markdown_line(row, widths, self.text_columns) for row in cells]
+        rule = [("-" * width if position < self.text_columns else "-" * (width - 1) + ":") for position, width in enumerate(widths)]
+        lines.insert(1, f"| {' | '.join(rule)} |")
+        heading = [f"**{self.title}**", ""] if self.title else []
+        notes = [line for note in self.notes for line in ("", note)]
+        return "\n".join([*heading, *lines, *notes])
+
+    def csv(self) -> str:
+        """The table as CSV with full numbers."""
+        return csv_text(self.columns, self.rows)
+
+
+class CsvText(Table):
+    """A table that off a terminal is CSV, for results that go into other programs."""
+
+    def text(self) -> str:
+        return self.csv().rstrip("\n")
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """CSV with a heading, lines ending in a line feed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def shown(cell: Cell) -> str:
+    """A cell as a person reads it: thousands with commas, fractions to four places as in the paper's tables."""
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4f}"
+
+
+def _markdown_line(cells: Sequence[str], widths: Sequence[int], text_columns: int) -> str:
+    padded = [
+        cell.ljust(width) if position < text_columns else cell.rjust(width)
+        for position, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return f"| {' | '.join(padded)} |"

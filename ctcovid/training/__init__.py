@@ -1,0 +1,1 @@
+"""The training loop, its order of batches, its checkpoints and its history."""

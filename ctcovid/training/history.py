@@ -1,0 +1,41 @@
+"""metrics.csv: one row per epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from ctcovid.base.files import write_text
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """What one epoch gave. Losses are mean cross-entropy per volume, accuracies three-way (Li et al. 2021, Eq. (5)).
+
+    The validation fields are None where there is no validation part.
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    valid_loss: float | None
+    valid_accuracy: float | None
+
+    def better_than(self, other: EpochRow | None) -> bool:
+        """Higher validation accuracy, or lower loss at the same; the later epoch where nothing was validated."""
+        if other is None or self.valid_accuracy is None or other.valid_accuracy is None:
+            return True
+        assert self.valid_loss is not None and other.valid_loss is not None
+        return (self.valid_accuracy, -self.valid_loss) > (other.valid_accuracy, -other.valid_loss)
+
+
+def write_history(path: Path, rows: list[EpochRow]) -> None:
+    """Write the rows as CSV with full precision, whole or not at all. It holds no times, so equal runs give equal files."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(EpochRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,42 @@
+"""The paper's recipe: cross-entropy, Adam, a learning rate that falls in steps, batches drawn afresh in each epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train (Li et al. 2021, Sec. 2.3; batch size from Table 6).
+
+    Adam at `learning_rate`, which falls by `decay` every `decay_every` epochs, `epochs` in all, `batch` volumes to a step.
+    """
+
+    epochs: int = 20
+    batch: int = 32
+    learning_rate: float = 1e-3
+    decay: float = 0.1
+    decay_every: int = 10
+    seed: int = 0
+
+    def rate(self, epoch: int) -> float:
+        """Learning rate in `epoch`, counted from 0."""
+        return self.learning_rate * self.decay ** (epoch // self.decay_every)
+
+    def optimiser(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        """Adam with the defaults of torch but for the learning rate; parameters are updated in one fused pass."""
+        return torch.optim.Adam(module.parameters(), lr=self.learning_rate, fused=True)
+
+    def order(self, volumes: int, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, which depend on the seed and the epoch alone, so that a resumed run draws the same.
+
+        A last batch of one volume joins the one before: batch norm cannot learn from a single value.
+        """
+        shuffled = np.random.default_rng([self.seed, epoch]).permutation(volumes).tolist()
+        batches = [shuffled[first : first + self.batch] for first in range(0, volumes, self.batch)]
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            batches[-2] += batches.pop()
+        return batches

@@ -1,0 +1,81 @@
+"""Batches of depth-n volumes, read by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ctcovid.base.errors import InputError
+from ctcovid.base.signals import ignore_stopping
+from ctcovid.volumes.reader import Volume, VolumesFile
+
+
+@dataclass(frozen=True)
+class Batch:
+    """uint8 `volumes` (B, D, H, W), int64 `labels` (B,), and int64 `indices` (B,) into the set they were drawn from."""
+
+    volumes: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class VolumeSet(Dataset[object]):
+    """The depth-n volumes of one part of a volumes.h5, as a torch Dataset.
+
+    An item is ``(uint8 (D, H, W), label, index)``, or the InputError that reading it met: torch would wrap an exception of a worker
+    into a traceback.
+    """
+
+    def __init__(self, file: VolumesFile, part: str, depth: int) -> None:
+        self.file, self.depth = file, depth
+        self.volumes: list[Volume] = file.volumes(part, depth)
+        self.labels = np.array([file.classes.index(volume.scan.label) for volume in self.volumes], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int] | InputError:
+        try:
+            return self.file.read(self.volumes[index].first_slice, self.depth), int(self.labels[index]), index
+        except InputError as error:
+            return error
+
+    def batches(self, order: Sequence[Sequence[int]], workers: int, pin: bool = False) -> Iterator[Batch]:
+        """The batches that `order` lists by index.
+
+        Raises InputError where a volume cannot be read.
+        """
+        loader: DataLoader[object] = DataLoader(
+            self,
+            batch_sampler=[list(batch) for batch in order],
+            num_workers=min(workers, len(order)),
+            collate_fn=_collate,
+            worker_init_fn=_begin_worker,
+            pin_memory=pin,
+        )
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield Batch(*batch)
+
+
+def in_order(count: int, batch: int) -> list[list[int]]:
+    """Batches of at most `batch` indices, in order."""
+    return [list(range(first, min(first + batch, count))) for first in range(0, count, batch)]
+
+
+def _collate(items: list[tuple[np.ndarray, int, int] | InputError]) -> tuple[Tensor, Tensor, Tensor] | InputError:
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+    pixels, labels, indices = zip(*items, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(indices)
+
+
+def _begin_worker(number: int) -> None:
+    ignore_stopping()

@@ -1,0 +1,107 @@
+"""Open volumes.h5 and find the depth-n volumes in it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ctcovid.base.errors import InputError
+from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, ScanRow, fingerprint, read_rows
+from ctcovid.volumes.split import patients_in_two_parts
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One depth-n volume: its scan, its number within the scan, and its first slice in the file."""
+
+    scan: ScanRow
+    number: int
+    first_slice: int
+
+
+class VolumesFile:
+    """A complete volumes.h5, checked when it is opened.
+
+    Attributes
+    ----------
+    path, depth, size, classes, positive : as in the file
+    rows : one ScanRow per scan
+    fingerprint : what a trained model remembers the data by
+
+    Raises InputError, saying what to do, where the file is absent, foreign, unfinished, newer, damaged, or has a patient in two parts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: h5py.File | None = None
+        self._process = -1
+        _require_volumes(path)
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                _require_complete(path, file)
+                self.depth, self.size = int(file.attrs["depth"]), int(file.attrs["size"])
+                self.classes = [str(name) for name in file.attrs["classes"]]
+                self.positive = str(file.attrs["positive"])
+                self.rows = read_rows(file)
+        except (OSError, KeyError, RuntimeError) as error:
+            raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
+        self.fingerprint = fingerprint(self.size, self.classes, self.rows)
+        if shared := patients_in_two_parts(self.rows):
+            raise InputError(f"{path}: patients in two parts: {', '.join(shared[:10])}. Make the file again with ctcovid prepare.")
+
+    def volumes(self, part: str, depth: int) -> list[Volume]:
+        """The non-overlapping depth-n volumes of a part, scan by scan, head to feet; tails are dropped."""
+        return [
+            Volume(row, number, row.first_slice + number * depth)
+            for row in self.rows
+            if row.split == part
+            for number in range(row.volume_count(depth))
+        ]
+
+    def read(self, first_slice: int, depth: int) -> np.ndarray:
+        """`depth` slices as uint8 (depth, H, W). Each process opens the file for itself.
+
+        Raises InputError where a checksum does not match.
+        """
+        if self._handle is None or self._process != os.getpid():
+            self._handle, self._process = h5py.File(self.path, "r", locking=False), os.getpid()
+        try:
+            return self._handle["slices"][first_slice : first_slice + depth]
+        except OSError as error:
+            scan = next(row.source for row in reversed(self.rows) if row.first_slice <= first_slice)
+            raise InputError(
+                f"{self.path} is damaged: the checksum of slices {first_slice} to {first_slice + depth - 1} (scan {scan}) does not match. "
+                "Restore the file, or make it again with ctcovid prepare --overwrite."
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None, "_process": -1}
+
+
+def _require_volumes(path: Path) -> None:
+    if not path.exists():
+        partial = path.with_name(path.name + ".partial").exists()
+        remedy = "The same ctcovid prepare line again finishes it" if partial else "Make it with ctcovid prepare ./CC-CCII"
+        raise InputError(f"No such volumes file: {path}. {remedy}, or name another with --data.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Give the HDF5 file that ctcovid prepare made of it.")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} cannot be read. Mend its permissions.")
+    if not h5py.is_hdf5(path):
+        raise InputError(f"{path} is not an HDF5 file. Give the file that ctcovid prepare makes, volumes.h5 by default.")
+
+
+def _require_complete(path: Path, file: h5py.File) -> None:
+    if file.attrs.get("format") != FORMAT:
+        raise InputError(f"{path} is an HDF5 file, but not one of ctcovid. Make one with ctcovid prepare.")
+    if (version := file.attrs["format_version"]) > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format {version}, made by a newer ctcovid; this one reads {FORMAT_VERSION}. Update it: pip install -U ctcovid"
+        )
+    if not file.attrs.get("complete", False):
+        raise InputError(f"{path} is unfinished. Run the same ctcovid prepare line again to finish it.")

@@ -1,0 +1,95 @@
+"""Who trains, who validates, who tests: by patient, stratified by class, seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ctcovid.base.errors import InputError, UsageError, listing
+from ctcovid.scans.discover import natural_key
+from ctcovid.volumes.layout import PARTS, ScanRow
+
+
+def split_patients(patients: dict[str, str], shares: tuple[float, float, float], seed: int) -> dict[str, str]:
+    """Assign patients to "train", "valid" and "test".
+
+    Parameters
+    ----------
+    patients : class by patient
+    shares : of train, valid and test, summing to 1 (Table 1 has about 60, 20 and 20 %)
+    seed : the same seed and patients give the same split, whatever the order of `patients`
+
+    Returns
+    -------
+    part by patient. A class with too few patients for three parts fills them in the order train, test, valid.
+    """
+    parts: dict[str, str] = {}
+    for label in sorted(set(patients.values())):
+        members = sorted((patient for patient, of in patients.items() if of == label), key=natural_key)
+        np.random.default_rng([seed, *label.encode()]).shuffle(members)
+        test, valid = _count(shares[2], len(members), 2), _count(shares[1], len(members), 3)
+        if shares[0] > 0:
+            while test + valid >= len(members):
+                valid, test = (valid - 1, test) if valid else (valid, test - 1)
+        for position, patient in enumerate(members):
+            parts[patient] = "test" if position < test else "valid" if position < test + valid else "train"
+    return parts
+
+
+def _count(share: float, members: int, needed: int) -> int:
+    """Patients of a part: its share, but at least one where the class has the patients that it takes."""
+    if share == 0:
+        return 0
+    return max(round(share * members), 1 if members >= needed else 0)
+
+
+def parse_shares(text: str) -> tuple[float, float, float]:
+    """Shares from text such as ``60/20/20``.
+
+    Raises UsageError unless there are three non-negative numbers, the first above zero.
+    """
+    try:
+        train, valid, test = (float(word) for word in text.split("/"))
+        if train <= 0 or valid < 0 or test < 0 or not np.isfinite(train + valid + test):
+            raise ValueError
+    except ValueError as error:
+        raise UsageError(f"--split {text}: give the shares of train, valid and test like 60/20/20.") from error
+    total = train + valid + test
+    return train / total, valid / total, test / total
+
+
+def read_split_file(path: Path, patients: Iterable[str]) -> dict[str, str]:
+    """Part by patient from a CSV with the columns patient and split.
+
+    Raises InputError that lists every patient who is missing, stands in two parts, or has an unknown part.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise InputError(f"No such split file: {path}. Check the path.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}. It needs the columns patient,split.") from error
+    if not {"patient", "split"} <= set(table.columns):
+        raise InputError(f"{path} has the columns {', '.join(table.columns)}; it needs patient,split.")
+    parts: dict[str, str] = {}
+    problems: list[str] = []
+    for patient, part in zip(table["patient"].str.strip(), table["split"].str.strip(), strict=True):
+        if part not in PARTS:
+            problems.append(f"patient {patient}: split '{part}' is none of {', '.join(PARTS)}")
+        elif parts.setdefault(patient, part) != part:
+            problems.append(f"patient {patient}: both in {parts[patient]} and in {part}")
+    problems += [f"patient {patient}: not in the file" for patient in patients if patient not in set(table["patient"].str.strip())]
+    if problems:
+        raise InputError(f"{path} does not give every patient one part:\n{listing(problems)}\nMend these lines.")
+    return {patient: parts[patient] for patient in patients}
+
+
+def patients_in_two_parts(rows: Iterable[ScanRow]) -> list[str]:
+    """Patients whose scans lie in more than one part; there must be none."""
+    parts: dict[str, set[str]] = {}
+    for row in rows:
+        parts.setdefault(row.patient, set()).add(row.split)
+    return sorted((patient for patient, among in parts.items() if len(among) > 1), key=natural_key)
