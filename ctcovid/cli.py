@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -16,6 +17,7 @@ from ctcovid import __version__
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError
 from ctcovid.base.settings import name_environment, read_config, sources
+from ctcovid.base.signals import raise_on_termination
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
 
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
@@ -65,7 +67,9 @@ class PrecisionChoice(str, Enum):
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[PrecisionChoice, typer.Option(help="auto takes bfloat16 where the device is faster with it.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Reading processes; by default as many as this job has CPUs.", show_default=False)]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="How many slices are read at a time; by default as many as this job has CPUs.", show_default=False)
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that is there already.")]
 Config = Annotated[
     Path | None,
@@ -195,6 +199,7 @@ def predict(
     runs: Runs = Path("runs"),
     device: Device = "auto",
     precision: Precision = PrecisionChoice.AUTO,
+    workers: Workers = None,
     overwrite: Overwrite = False,
     config: Config = None,
     json: Json = False,
@@ -211,9 +216,7 @@ def explain(
     scans: Scans,
     model: Model = None,
     layer: Annotated[str | None, typer.Option(help="Layer to look at; by default the last convolution's.", show_default=False)] = None,
-    target: Annotated[
-        str | None, typer.Option("--class", help="Class to explain; by default the one predicted.", show_default=False)
-    ] = None,
+    target: Annotated[str | None, typer.Option(help="Class to explain; by default the one predicted.", show_default=False)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each volume.")] = 10,
     noise: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise, as a share of the grey range.")] = 0.1,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write a folder per scan into.")] = Path("explanations"),
@@ -221,6 +224,7 @@ def explain(
     device: Device = "auto",
     precision: Precision = PrecisionChoice.AUTO,
     seed: Seed = 0,
+    workers: Workers = None,
     overwrite: Overwrite = False,
     config: Config = None,
     json: Json = False,
@@ -268,6 +272,7 @@ def _run(ctx: typer.Context) -> None:
     values.pop("config")
     values = {name: _plain(value) for name, value in values.items()}
     try:
+        raise_on_termination()
         # Only now, so that help and completion never wait for torch.
         command = importlib.import_module(f"ctcovid.commands.{ctx.info_name}")
         known = command.Options.__dataclass_fields__
@@ -285,14 +290,24 @@ def _run(ctx: typer.Context) -> None:
         # The reader of a pipe, such as head, has gone; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_UNEXPECTED) from error
-    except Exception as error:
-        if console.verbose:
-            traceback.print_exc()
-        hint = "" if console.verbose else " Run the line again with --verbose for the place in the code."
-        print(f"Error: unexpected {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise _unexpected(error, console.verbose) from error
+        print(f"Error: no space left on the disk of {error.filename or 'an output'}. Free some and run the line again.", file=sys.stderr)
         raise typer.Exit(EXIT_UNEXPECTED) from error
+    except Exception as error:
+        raise _unexpected(error, console.verbose) from error
     if getattr(summary, "failed", None):
         raise typer.Exit(EXIT_PARTIAL)
+
+
+def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
+    """Report a fault of our own."""
+    if verbose:
+        traceback.print_exception(error)
+    hint = "" if verbose else " Run the line again with --verbose for the place in the code."
+    print(f"Error: unexpected {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+    return typer.Exit(EXIT_UNEXPECTED)
 
 
 def _plain(value: Any) -> Any:

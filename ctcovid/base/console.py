@@ -69,7 +69,8 @@ class Console:
     def progress(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
         """Progress over `total` items; call what it gives with the number of items just done.
 
-        A bar on a terminal. Off a terminal a plain line at each tenth, or each minute where a tenth takes longer.
+        A bar on a terminal. Off a terminal a plain line at each tenth, or each minute where a tenth takes longer; work that is over
+        in seconds needs none.
         """
         if self.quiet or total == 0:
             yield lambda count: None
@@ -89,7 +90,9 @@ class Console:
 
 
 class _Lines:
-    """A plain line at each tenth, or each minute."""
+    """A plain line at each tenth, but not more often than the log can bear, and at least each minute."""
+
+    SHORTEST, LONGEST = 5.0, 60.0
 
     def __init__(self, total: int, what: str, say: Callable[[str], None]) -> None:
         self.total, self.what, self.say = total, what, say
@@ -101,10 +104,10 @@ class _Lines:
         self.done += count
         tenths = self.done * 10 // self.total
         now = time.monotonic()
-        if tenths > self.tenths or now - self.spoke >= 60:
-            left = (now - self.began) / self.done * (self.total - self.done) if self.done else 0
-            rest = f", about {_duration(left)} left" if left >= 1 else ""
-            self.say(f"{self.what}: {self.done:,} of {self.total:,}{rest}")
+        silence = now - self.spoke
+        if self.done < self.total and (silence >= self.LONGEST or (tenths > self.tenths and silence >= self.SHORTEST)):
+            left = (now - self.began) / self.done * (self.total - self.done)
+            self.say(f"{self.what}: {self.done:,} of {self.total:,}, about {_duration(left)} left")
             self.tenths, self.spoke = tenths, now
 
 

@@ -70,7 +70,6 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
 
 def _known(path: Path, table: str, key: str, names: set[str]) -> str:
     name = key.replace("-", "_")
-    name = {"class": "target"}.get(name, name)
     if name not in names - NOT_IN_FILE:
         shown = [known.replace("_", "-") for known in names - NOT_IN_FILE]
         raise typer.BadParameter(f"{path}: no setting '{table}{key}'.{did_you_mean(key, shown)}")

@@ -43,6 +43,15 @@ class StopRequest:
         return StoppedError(f"Stopped by {name}. {done}")
 
 
+def raise_on_termination() -> None:
+    """Let SIGTERM end a command as an error does, so that temporary files go and the run card says what happened."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedError("Stopped by SIGTERM. Nothing was left half written; run the line again.")
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def ignore_stopping() -> None:
     """In a worker process: leave signals to the process that gave it work.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError, did_you_mean, listing
 from ctcovid.base.files import atomic, claim, fresh_folder, write_json
@@ -46,6 +47,7 @@ class Options:
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
+    workers: int = 0
     overwrite: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -80,7 +82,7 @@ def run(options: Options, console: Console) -> Summary:
     find_layer(model.network.module, layer)
     if options.target is not None and options.target not in model.classes:
         near = did_you_mean(options.target, model.classes)
-        raise UsageError(f"--class {options.target}: {model.name} knows {', '.join(model.classes)}.{near}")
+        raise UsageError(f"--target {options.target}: {model.name} knows {', '.join(model.classes)}.{near}")
     console.say(f"Model {model.name} ({model.folder}), layer {layer}, {device_name(model.network.device)}.")
     explained, failed = [], []
     for scan in scans:
@@ -119,16 +121,15 @@ def _folders(scans: list[Scan], output: Path) -> dict[Path, Path]:
 
 
 def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options: Options, console: Console) -> dict[str, Any]:
-    volumes = read_volumes(scan, model.depth, model.size)
+    volumes = read_volumes(scan, model.depth, model.size, options.workers or cpus.allowed())
     probabilities = scan_probabilities(model.network.probabilities(volumes))
     predicted = int(probabilities.argmax())
     target = predicted if options.target is None else model.classes.index(options.target)
     native = _saliency(volumes, model, layer, target, scan.id, options, console)
     slices = volumes.reshape(-1, model.size, model.size)
     saliency = to_slices(native, model.depth, model.size).reshape(slices.shape)
-    highest = float(saliency.max())
-    if highest > 0:
-        saliency /= highest
+    lowest, highest = float(saliency.min()), float(saliency.max())
+    saliency = (saliency - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(saliency)
 
     manifest = {
         "scan": scan.id,
@@ -147,6 +148,7 @@ def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options:
         "depth": model.depth,
         "size": model.size,
         "native_shape": list(native.shape[1:]),
+        "minimum": lowest,
         "maximum": highest,
         "slices": [path.name for path in scan.slices[: len(slices)]],
         "slices_without_map": [path.name for path in scan.slices[len(slices) :]],

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, listing
 from ctcovid.base.files import claim, json_text, write_text
@@ -31,6 +32,7 @@ class Options:
     runs: Path = registry.RUNS
     device: str = "auto"
     precision: str = "auto"
+    workers: int = 0
     overwrite: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
@@ -86,7 +88,7 @@ def run(options: Options, console: Console) -> Summary:
     with console.progress(len(scans), "Scans") as advance:
         for scan in scans:
             try:
-                found.append(_predict(scan, model))
+                found.append(_predict(scan, model, options.workers or cpus.allowed()))
             except InputError as error:
                 failed.append(str(error))
             advance(1)
@@ -104,8 +106,8 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
-def _predict(scan: Scan, model: TrainedModel) -> ScanPrediction:
-    volumes = read_volumes(scan, model.depth, model.size)
+def _predict(scan: Scan, model: TrainedModel, workers: int) -> ScanPrediction:
+    volumes = read_volumes(scan, model.depth, model.size, workers)
     probabilities = scan_probabilities(model.network.probabilities(volumes))
     return ScanPrediction(scan.id, scan.folder, len(volumes), model.classes[int(probabilities.argmax())], probabilities)
 

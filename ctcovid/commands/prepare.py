@@ -65,6 +65,9 @@ def run(options: Options, console: Console) -> Summary:
     classes = class_order(scans)
     positive = positive_class(classes, options.positive)
     parts = _split(scans, classes, shares, options, console)
+    console.say(
+        f"Found {len(scans):,} scans of {len(set(parts)):,} patients in {', '.join(classes)}: {sum(len(s.slices) for s in scans):,} slices."
+    )
 
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
     workers = options.workers or cpus.allowed()
@@ -201,7 +204,8 @@ def _report(summary: Summary, file: VolumesFile, damaged: list[str], console: Co
         console.say(f"{dropped:,} slices at the ends of scans do not fill a volume of depth {file.depth} and take no part.")
     _report_kinds(file, console)
     for part, labels in missing_classes(file.rows, file.classes, file.depth).items():
-        console.warn(f"the {part} part has no {' and no '.join(labels)}: too few patients. Assign them yourself with --split-file.")
+        lacks = "is empty" if len(labels) == len(file.classes) else f"has no {' and no '.join(labels)}"
+        console.warn(f"the {part} part {lacks}: too few patients. Assign them yourself with --split-file.")
     console.result(summary.table, summary.document())
     console.say(f"Wrote {summary.output} and {summary.output.with_suffix('.table.csv')}.")
 

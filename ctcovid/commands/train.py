@@ -116,7 +116,13 @@ def run(options: Options, console: Console) -> Summary:
             _write_curves(folder, progress.history)
             console.say(_line(row, recipe))
 
-        if not fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep):
+        try:
+            finished = fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"A batch of {options.batch} volumes does not fit into the memory of {card.content['device']}. Lower --batch."
+            ) from error
+        if not finished:
             save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
         kept = _register(folder, network, file, depth, progress, recipe, options)

@@ -43,7 +43,8 @@ class SpatialConv(nn.Conv3d):
         B, C, D, H, W = x.shape
         slices = channels_last(x).permute(0, 2, 1, 3, 4).reshape(B * D, C, H, W)
         y = F.conv2d(slices, self.weight.squeeze(2), stride=self.stride[1:], padding=self.padding[1:])
-        return y.unflatten(0, (B, D)).permute(0, 2, 1, 3, 4)
+        # A depth of 1 has to get the stride that channels-last memory gives it: batch norm chooses its fast kernel by strides.
+        return y.unsqueeze(2) if D == 1 else y.unflatten(0, (B, D)).transpose(1, 2)
 
 
 class PointConv(nn.Conv3d):

@@ -61,4 +61,4 @@ def montage(path: Path, slices: np.ndarray, saliency: np.ndarray, names: Sequenc
             axis.set_axis_off()
         scale = ScalarMappable(Normalize(0, 1), ListedColormap(COLOURS(np.linspace(FAINTEST, 1, 256))))
         bar = drawn.colorbar(scale, ax=axes[1, :].tolist(), fraction=0.02, pad=0.01)
-        bar.set_label("saliency, share of the scan's maximum", fontsize=8)
+        bar.set_label("saliency, from the scan's least to its most", fontsize=8)

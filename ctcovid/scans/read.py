@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,16 +83,18 @@ def square(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def read_scan(slices: Sequence[Path], size: int) -> np.ndarray:
-    """All slices of a scan as uint8 (S, size, size).
+def read_scan(slices: Sequence[Path], size: int, workers: int = 1) -> np.ndarray:
+    """All slices of a scan as uint8 (S, size, size), `workers` of them decoded at a time.
 
     Raises InputError that names the slice that is wrong.
     """
     bits = probe(slices).bits
-    return np.stack([square(read_slice(path, bits), size) for path in slices])
+    # Threads: Pillow decodes without holding the interpreter.
+    with ThreadPoolExecutor(workers) as pool:
+        return np.stack(list(pool.map(lambda path: square(read_slice(path, bits), size), slices)))
 
 
-def read_volumes(scan: Scan, depth: int, size: int) -> np.ndarray:
+def read_volumes(scan: Scan, depth: int, size: int, workers: int = 1) -> np.ndarray:
     """The non-overlapping depth-n volumes of a scan, uint8 (N, depth, size, size), N ≥ 1; the tail is dropped (Sec. 2.2).
 
     Raises InputError where a slice cannot be read, or the scan is shorter than a volume.
@@ -101,7 +104,7 @@ def read_volumes(scan: Scan, depth: int, size: int) -> np.ndarray:
         raise InputError(
             f"{scan.folder}: {len(scan.slices)} slices, but the model takes volumes of {depth}. Give the whole scan, or another model."
         )
-    return read_scan(scan.slices, size)[: count * depth].reshape(count, depth, size, size)
+    return read_scan(scan.slices, size, workers)[: count * depth].reshape(count, depth, size, size)
 
 
 def _opened(path: Path) -> Image.Image:

@@ -1,0 +1,1 @@
+complete --command ctcovid --no-files --arguments "(env _CTCOVID_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) ctcovid)" --condition "env _CTCOVID_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) ctcovid"

@@ -1,0 +1,87 @@
+"""Results on stdout, talk on stderr."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ctcovid.base import console as module
+from ctcovid.base.console import Console
+
+
+class OneLine:
+    def terminal(self) -> str:
+        return "for a terminal"
+
+    def text(self) -> str:
+        return "| a |"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in its only item, for the test to move."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_result_goes_to_stdout_and_talk_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.say("talk")
+    console.warn("careful")
+    console.detail("only with --verbose")
+    console.result(OneLine(), {"a": 1})
+    found = capsys.readouterr()
+    assert found.out == "| a |\n"
+    assert found.err == "talk\nWarning: careful\n"
+
+
+def test_json_is_exactly_one_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(json=True)
+    console.say("talk")
+    with console.progress(10, "Working") as advance:
+        advance(10)
+    console.result(OneLine(), {"a": float("nan")})
+    assert json.loads(capsys.readouterr().out) == {"a": None}
+
+
+def test_quiet_keeps_results_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(quiet=True)
+    console.say("talk")
+    console.notice()
+    with console.progress(10, "Working") as advance:
+        advance(10)
+    console.warn("careful")
+    console.result(OneLine(), {})
+    found = capsys.readouterr()
+    assert (found.out, found.err) == ("| a |\n", "Warning: careful\n")
+
+
+def test_long_work_off_a_terminal_speaks_at_each_tenth_and_no_more(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with Console().progress(1000, "Packing slices") as advance:
+        for _ in range(1000):
+            clock[0] += 1
+            advance(1)
+    # A tenth takes 100 s here, so there is a sign of life at each minute as well.
+    lines = capsys.readouterr().err.splitlines()
+    counts = [int(line.split(": ")[1].split(" of ")[0].replace(",", "")) for line in lines]
+    assert set(range(100, 1001, 100)) <= set(counts)
+    assert len(counts) <= 20
+    assert all(later - earlier <= 60 for earlier, later in zip([0, *counts], counts, strict=False))
+    assert all(line.startswith("Packing slices: ") for line in lines)
+
+
+def test_work_of_many_hours_does_not_flood_the_log(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with Console().progress(400_000, "Packing slices") as advance:
+        for _ in range(4000):
+            clock[0] += 0.5
+            advance(100)
+    assert 10 <= len(capsys.readouterr().err.splitlines()) <= 45
+
+
+def test_time_left_is_right_for_steady_work(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with Console().progress(8, "Working") as advance:
+        clock[0] += 3600
+        advance(1)
+    assert capsys.readouterr().err == "Working: 1 of 8, about 7 h 00 min left\n"

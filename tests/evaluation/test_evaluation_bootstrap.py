@@ -1,0 +1,156 @@
+"""Bootstrap means and intervals: a naive loop, the binomial distribution, and the paper's own tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
+
+from ctcovid.evaluation import bootstrap
+from ctcovid.evaluation.bootstrap import Estimate, estimates, point_values, resampled_values
+from ctcovid.evaluation.metrics import METRICS
+
+
+def sample(volumes: int = 70, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, volumes)
+    probabilities = generator.dirichlet([1, 1, 1], volumes) + 0.4 * np.eye(3)[labels]
+    return labels, probabilities / probabilities.sum(1, keepdims=True)
+
+
+def right_and_wrong(volumes: int, accuracy: float) -> tuple[np.ndarray, np.ndarray]:
+    """A sample of three classes of which that share is classified correctly."""
+    labels = np.arange(volumes) % 3
+    wrong = np.arange(volumes) >= round(accuracy * volumes)
+    return labels, np.eye(3)[(labels + wrong) % 3]
+
+
+def test_resampling_is_the_naive_loop_over_volumes_drawn_with_replacement() -> None:
+    labels, probabilities = sample()
+    found = resampled_values(labels, probabilities, 1, resamples=25, seed=3)
+    generator = np.random.default_rng(3)
+    for number in range(25):
+        rows = generator.integers(0, len(labels), len(labels))
+        truth, predicted = labels[rows], probabilities[rows].argmax(1)
+        expected = {
+            "accuracy": accuracy_score(truth, predicted),
+            "binary_accuracy": accuracy_score(truth == 1, predicted == 1),
+            "precision": precision_score(truth == 1, predicted == 1),
+            "recall": recall_score(truth == 1, predicted == 1),
+            "f1": f1_score(truth == 1, predicted == 1),
+            "macro_auroc": roc_auc_score(truth, probabilities[rows], multi_class="ovr"),
+        }
+        assert {name: values[number] for name, values in found.items()} == pytest.approx(expected, rel=1e-12)
+
+
+def test_how_many_resamples_are_held_at_once_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, probabilities = sample()
+    expected = resampled_values(labels, probabilities, 0, resamples=20, seed=0)
+    for at_once in (1, 3 * len(labels), 20 * len(labels)):
+        monkeypatch.setattr(bootstrap, "AT_ONCE", at_once)
+        found = resampled_values(labels, probabilities, 0, resamples=20, seed=0)
+        assert all(np.array_equal(found[name], expected[name]) for name in METRICS)
+
+
+def test_the_same_seed_gives_the_same_result_and_another_one_another() -> None:
+    labels, probabilities = sample()
+    first, second, other = (estimates(labels, probabilities, 0, 50, seed) for seed in (7, 7, 8))
+    assert first == second
+    assert first["accuracy"] != other["accuracy"]
+    assert first["accuracy"].value == other["accuracy"].value
+
+
+def test_mean_and_spread_of_the_accuracy_are_those_of_the_binomial_distribution() -> None:
+    volumes, accuracy, resamples = 500, 0.9, 4000
+    drawn = resampled_values(*right_and_wrong(volumes, accuracy), 0, resamples, 0)["accuracy"]
+    spread = (accuracy * (1 - accuracy) / volumes) ** 0.5
+    assert drawn.mean() == pytest.approx(accuracy, abs=4 * spread / resamples**0.5)
+    assert drawn.std(ddof=1) == pytest.approx(spread, rel=0.05)
+
+
+# Li et al. 2021, Tables 5 to 7: accuracies with the bounds of their intervals. Volumes are those of the test part at that depth;
+# in Table 5 the intervals of depths 16 and 32, in Table 6 those of 8 and 16, have each other's number of volumes.
+PAPER = [
+    ("Table 7, ResNet-18", 6709, 0.9924, 0.9902, 0.9945),
+    ("Table 7, ResNet-18 (2+1)D", 6709, 0.9885, 0.9860, 0.9910),
+    ("Table 7, ResNet-34", 6709, 0.9800, 0.9767, 0.9834),
+    ("Table 7, ResNet-34 (2+1)D", 6709, 0.9719, 0.9679, 0.9758),
+    ("Table 7, ResNet-50", 6709, 0.9801, 0.9768, 0.9834),
+    ("Table 5, depth 2", 13418, 0.8481, 0.8421, 0.8542),
+    ("Table 5, depth 4", 6709, 0.9547, 0.9499, 0.9597),
+    ("Table 5, depth 8", 3354, 0.9683, 0.9625, 0.9742),
+    ("Table 5, depth 16", 837, 0.9677, 0.9556, 0.9798),
+    ("Table 5, depth 32", 1676, 0.9640, 0.9550, 0.9730),
+    ("Table 5, depth 64", 418, 0.9298, 0.9057, 0.9540),
+    ("Table 6, depth 2, batch 32", 13418, 0.9914, 0.9897, 0.9930),
+    ("Table 6, depth 4, batch 64", 6709, 0.9832, 0.9802, 0.9862),
+    ("Table 6, depth 8, batch 32", 1676, 0.9815, 0.9751, 0.9880),
+    ("Table 6, depth 16, batch 32", 3354, 0.9790, 0.9743, 0.9838),
+]
+
+
+@pytest.mark.parametrize(("volumes", "accuracy", "low", "high"), [row[1:] for row in PAPER], ids=[row[0] for row in PAPER])
+def test_the_normal_interval_is_that_of_the_papers_tables(volumes: int, accuracy: float, low: float, high: float) -> None:
+    """To within what 400 resamples leave to chance."""
+    found = estimates(*right_and_wrong(volumes, accuracy), 0, resamples=400, interval="normal")["accuracy"]
+    chance = 0.15 * (high - low) / 2
+    assert (found.mean, found.low, found.high) == pytest.approx((accuracy, low, high), abs=chance + 0.0001)
+
+
+def test_the_normal_interval_is_symmetric_about_the_mean() -> None:
+    labels, probabilities = sample()
+    drawn = resampled_values(labels, probabilities, 0, 200, 0)
+    for name, found in estimates(labels, probabilities, 0, 200, 0, "normal").items():
+        reach = 1.96 * drawn[name].std(ddof=1)
+        assert 0 < found.low < found.high < 1
+        assert (found.mean, found.low, found.high) == pytest.approx((drawn[name].mean(), found.mean - reach, found.mean + reach), rel=1e-12)
+
+
+def test_the_normal_interval_is_clipped_to_what_a_share_can_be() -> None:
+    """As in Li et al. 2021, Table 4: "0.9826 (0.9461, 1.0000)"."""
+    almost = estimates(*right_and_wrong(40, 0.975), 0, 200, 0, "normal")["accuracy"]
+    assert almost.high == 1
+    assert 1 - almost.mean < almost.mean - almost.low
+    never = estimates(*right_and_wrong(40, 0.025), 0, 200, 0, "normal")["accuracy"]
+    assert never.low == 0
+
+
+def test_the_percentile_interval_is_that_of_the_resamples() -> None:
+    labels, probabilities = sample()
+    drawn = resampled_values(labels, probabilities, 2, 333, 5)
+    values = point_values(labels, probabilities, 2)
+    found = estimates(labels, probabilities, 2, 333, 5)
+    assert set(found) == set(METRICS)
+    for name in METRICS:
+        low, high = np.percentile(drawn[name], [2.5, 97.5])
+        assert found[name] == Estimate(values[name], pytest.approx(drawn[name].mean(), rel=1e-12), low, high)
+
+
+def test_a_perfect_model_has_no_spread() -> None:
+    labels = np.repeat([0, 1, 2], 20)
+    for interval in bootstrap.INTERVALS:
+        found = estimates(labels, np.eye(3)[labels], 0, 100, 0, interval)
+        assert set(found.values()) == {Estimate(1.0, 1.0, 1.0, 1.0)}
+
+
+@pytest.mark.parametrize("interval", bootstrap.INTERVALS)
+def test_metrics_that_are_not_defined_have_no_estimate_and_the_others_have(interval: str) -> None:
+    labels = np.repeat([1, 2], 10)
+    found = estimates(labels, np.eye(3)[(labels + np.arange(20) // 18) % 3], 0, 100, 0, interval)
+    assert found["macro_auroc"] == found["recall"] == Estimate(None, None, None, None)
+    assert found["accuracy"].value == 0.9
+    assert found["accuracy"].low < 0.9 < found["accuracy"].high
+
+
+def test_resamples_without_a_class_do_not_count_for_metrics_that_need_it() -> None:
+    """One volume in ten is positive and always found: recall is one wherever there is one to find."""
+    labels = np.array([0] + [1] * 5 + [2] * 4)
+    drawn = resampled_values(labels, np.eye(3)[labels], 0, 300, 0)["recall"]
+    assert 0.2 < np.isnan(drawn).mean() < 0.5
+    assert estimates(labels, np.eye(3)[labels], 0, 300, 0)["recall"] == Estimate(1.0, 1.0, 1.0, 1.0)
+
+
+def test_the_value_of_the_sample_is_kept_where_no_resample_defines_the_metric() -> None:
+    labels = np.array([0] + [1] * 9 + [2] * 9)
+    for seed in range(5):
+        assert estimates(labels, np.eye(3)[labels], 0, 1, seed)["recall"].value == 1.0

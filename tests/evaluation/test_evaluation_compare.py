@@ -1,0 +1,127 @@
+"""ctcovid evaluate on predictions of any system: scores, comparison, files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import fisher_exact
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.commands.evaluate import Options, Summary, run
+from ctcovid.evaluation.predictions import Predictions, read_predictions, reordered
+
+CLASSES = ["NCP", "CP", "Normal"]
+LABELS = np.repeat([0, 1, 2], [60, 50, 40])
+
+
+def write(folder: Path, name: str, strength: float, order: tuple[int, ...] = (0, 1, 2), seed: int = 0, rows: slice = slice(None)) -> Path:
+    """Predictions of a model that is the better the greater its strength, with its class columns in that order."""
+    generator = np.random.default_rng(seed)
+    probabilities = generator.dirichlet([1, 1, 1], len(LABELS)) + strength * np.eye(3)[LABELS]
+    probabilities /= probabilities.sum(1, keepdims=True)
+    numbers = np.arange(len(LABELS))
+    everything = Predictions(name, CLASSES, [str(i // 5) for i in numbers], ["s"] * len(LABELS), numbers, LABELS, probabilities)
+    chosen = reordered(everything, [CLASSES[place] for place in order])
+    lines = chosen.csv().splitlines(keepends=True)
+    path = folder / f"{name}.csv"
+    path.write_text("".join([lines[0], *lines[1:][rows]]))
+    return path
+
+
+def evaluate(*paths: Path, **options: object) -> Summary:
+    settings = {"bootstrap": 50, "output": paths[0].parent / "out", **options}
+    return run(Options(models=tuple(map(str, paths)), **settings), Console(quiet=True, results=False))
+
+
+def test_scores_are_those_of_the_predictions_and_the_first_is_the_reference(tmp_path: Path) -> None:
+    strong, weak = write(tmp_path, "strong", 2), write(tmp_path, "weak", 0.3, seed=1)
+    summary = evaluate(strong, weak)
+    assert (summary.positive, summary.classes, [score.name for score in summary.scores]) == ("NCP", CLASSES, ["strong", "weak"])
+    for path, score in zip((strong, weak), summary.scores, strict=True):
+        read = read_predictions(path)
+        assert score.n_volumes == 150
+        assert score.estimates["accuracy"].value == accuracy_score(read.labels, read.predicted)
+        assert score.estimates["macro_auroc"].value == pytest.approx(roc_auc_score(read.labels, read.probabilities, multi_class="ovr"))
+    reference, other = summary.scores
+    assert reference.p_values is None
+    right = [int(np.trace(score.confusion)) for score in summary.scores]
+    assert other.p_values["accuracy"] == pytest.approx(fisher_exact([[count, 150 - count] for count in right]).pvalue)
+    assert "***" in summary.table().rows[1][2]
+    assert "*" not in summary.table().rows[0][2]
+
+
+def test_the_order_of_class_columns_changes_no_score(tmp_path: Path) -> None:
+    summary = evaluate(write(tmp_path, "mine", 0.5), write(tmp_path, "theirs", 0.5, order=(2, 0, 1)))
+    mine, theirs = summary.scores
+    assert mine.estimates == theirs.estimates
+    assert np.array_equal(mine.confusion, theirs.confusion)
+
+
+def test_everything_is_written_and_can_be_read_again(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", 0.5)
+    summary = evaluate(path, write(tmp_path, "theirs", 0.2, seed=2))
+    folder = tmp_path / "out"
+    figures = {f"confusion-{name}.png" for name in ("mine", "theirs")}
+    tables = {f"predictions-{name}.csv" for name in ("mine", "theirs")}
+    assert {file.name for file in folder.iterdir()} == {"run.json", "evaluation.md", "evaluation.json"} | figures | tables
+    assert (folder / "predictions-mine.csv").read_text() == path.read_text()
+    document = json.loads((folder / "evaluation.json").read_text())
+    assert document == json.loads(json.dumps(summary.document()))
+    assert document["reference"] == "mine"
+    assert "Fisher's exact test against mine" in (folder / "evaluation.md").read_text()
+    with Image.open(folder / "confusion-mine.png") as image:
+        assert image.format == "PNG"
+    assert json.loads((folder / "run.json").read_text())["command"] == "evaluate"
+
+
+def test_metrics_that_are_not_defined_are_said_to_be_and_the_others_shown(tmp_path: Path) -> None:
+    """No Normal volume: macro-AUROC has no meaning, all else has."""
+    summary = evaluate(write(tmp_path, "mine", 1, rows=slice(0, 110)))
+    (score,) = summary.scores
+    assert set(score.undefined) == {"macro_auroc"}
+    assert "mine: macro-AUROC is not defined, no volume is Normal" in summary.table().text()
+    assert list(summary.table().rows[0]).count("not defined") == 1
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"][0]["macro_auroc"]["value"] is None
+
+
+def test_another_positive_class_can_be_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", 0.5)
+    score = evaluate(path, positive="CP").scores[0]
+    read = read_predictions(path)
+    assert score.estimates["recall"].value == (read.predicted[read.labels == 1] == 1).mean()
+
+
+def test_different_volumes_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(write(tmp_path, "mine", 1), write(tmp_path, "fewer", 1, rows=slice(5, None)))
+    assert "fewer and mine were not scored on the same volumes" in capsys.readouterr().err
+
+
+def test_models_of_the_same_name_are_not_mixed_up(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UsageError, match="model"):
+        evaluate(write(tmp_path, "model", 1), write(tmp_path / "other", "model", 1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_is_there_is_not_touched(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        evaluate(path)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_a_bad_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    good = write(tmp_path, "good", 1)
+    bad = tmp_path / "bad.csv"
+    bad.write_text("patient,scan\n")
+    with pytest.raises(InputError, match=r"bad\.csv"):
+        evaluate(good, bad)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.csv", "good.csv"]

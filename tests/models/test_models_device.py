@@ -1,0 +1,61 @@
+"""A device that is absent is an error; bfloat16 is taken only where it gains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ctcovid.base.errors import UsageError
+from ctcovid.models import registry
+from ctcovid.models.catalog import ARCHITECTURES, architecture
+from ctcovid.models.device import choose_device, choose_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "cuda:3", "mps"])
+def test_asking_for_an_absent_device_is_an_error_and_no_silent_fallback(wanted: str) -> None:
+    with pytest.raises(UsageError, match=wanted):
+        choose_device(wanted)
+    with pytest.raises(UsageError, match=wanted):
+        registry.place("r3d18", ["a", "b", "c"], wanted)
+
+
+@pytest.mark.parametrize("wanted", ["", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "meta", "cpu:7"])
+def test_a_word_that_is_no_device_is_a_usage_error(wanted: str) -> None:
+    with pytest.raises(UsageError, match="--device"):
+        choose_device(wanted)
+
+
+def test_a_gpu_beyond_the_last_one_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("auto").type == "cuda"
+    with pytest.raises(UsageError, match="cuda:2"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_auto_falls_back_on_the_cpu() -> None:
+    assert choose_device("auto") == choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_float32_is_always_to_be_had(name: str) -> None:
+    assert choose_precision("float32", CPU, architecture(name)) == torch.float32
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("r2plus1d18", "r2plus1d34", "r2plus1d50")])
+def test_on_a_cpu_networks_with_full_3d_convolutions_stay_in_float32(name: str) -> None:
+    assert choose_precision("auto", CPU, architecture(name)) == torch.float32
+    with pytest.raises(UsageError, match=f"bfloat16.*{name}"):
+        choose_precision("bfloat16", CPU, architecture(name))

@@ -1,0 +1,181 @@
+"""The only door to a trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ctcovid.base.errors import InputError, ModelRefusedError
+from ctcovid.models import network as network_module
+from ctcovid.models import registry, store
+from ctcovid.models.network import SCALING, Network
+
+# The smallest network that takes thin volumes.
+ARCHITECTURE = "tv_mc3_18"
+CLASSES = ["NCP", "CP", "Normal"]
+CARD = {
+    "architecture": ARCHITECTURE,
+    "classes": CLASSES,
+    "positive": "NCP",
+    "depth": 4,
+    "size": 32,
+    "scaling": SCALING,
+    "data": {"path": "volumes.h5"},
+}
+
+
+def volumes() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 4, 32, 32), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Network]:
+    """A run directory, and the network that was saved in it."""
+    torch.manual_seed(0)
+    network = registry.place(ARCHITECTURE, CLASSES, "cpu", "float32")
+    folder = tmp_path_factory.mktemp("trained") / "runs" / "mc3-d4"
+    folder.mkdir(parents=True)
+    store.save_weights(folder / store.WEIGHTS, network.module)
+    store.save_card(folder, CARD)
+    return folder, network
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_module, "VOXELS_ON_CPU", 4 * 4 * 32 * 32, raising=False)
+
+
+def with_card(folder: Path, trained: Path, **changes: Any) -> Path:
+    """A run with the weights of `trained` and a card of its own."""
+    folder.mkdir(parents=True)
+    (folder / store.WEIGHTS).symlink_to(trained / store.WEIGHTS)
+    card = {**json.loads((trained / store.CARD).read_text()), **changes}
+    (folder / store.CARD).write_text(json.dumps(card))
+    return folder
+
+
+def finished_run(runs: Path, name: str, hour: int) -> Path:
+    """A run directory with a card of that hour, and weights that nobody reads here."""
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / store.WEIGHTS).write_bytes(b"")
+    store.save_card(folder, {**CARD, "created": f"2021-07-23T{hour:02d}:00:00+00:00"})
+    os.utime(folder / store.CARD, (1_627_000_000 + 3600 * hour,) * 2)
+    return folder
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_a_trained_model_comes_back_exactly(trained: tuple[Path, Network]) -> None:
+    folder, original = trained
+    model = registry.load(str(folder), "cpu", "float32")
+    assert (model.name, model.classes, model.depth, model.size) == ("mc3-d4", CLASSES, 4, 32)
+    assert np.array_equal(model.network.probabilities(volumes()), original.probabilities(volumes()))
+    expected = original.module.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.network.module.state_dict().items())
+
+
+def test_a_model_is_loaded_once_in_a_process(trained: tuple[Path, Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, by path, by the path of one of its files, or as the newest one."""
+    folder, _ = trained
+    first = registry.load(folder.name, "cpu", "float32", folder.parent)
+    assert registry.load(str(folder), "cpu", "float32") is first
+    assert registry.load(str(folder / store.WEIGHTS), "cpu", "float32") is first
+    assert registry.load(None, "cpu", "float32", folder.parent) is first
+    monkeypatch.chdir(folder.parent.parent)
+    assert registry.load("runs/mc3-d4", "cpu", "float32") is first
+    assert registry.load("mc3-d4", "cpu", "float32") is first
+
+
+def test_the_same_device_by_another_word_is_the_same_device(trained: tuple[Path, Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    folder, _ = trained
+    assert registry.load(str(folder), "auto", "auto") is registry.load(str(folder), "cpu", "float32")
+
+
+def test_a_model_that_was_trained_again_is_loaded_again(trained: tuple[Path, Network], tmp_path: Path) -> None:
+    folder = with_card(tmp_path / "again", trained[0])
+    first = registry.load(str(folder), "cpu", "float32")
+    torch.manual_seed(1)
+    network = registry.place(ARCHITECTURE, CLASSES, "cpu", "float32")
+    (folder / store.WEIGHTS).unlink()
+    store.save_weights(folder / store.WEIGHTS, network.module)
+    store.save_card(folder, CARD)
+    second = registry.load(str(folder), "cpu", "float32")
+    assert second is not first
+    assert torch.equal(second.network.module.state_dict()["fc.weight"], network.module.state_dict()["fc.weight"])
+
+
+def test_weights_for_another_number_of_classes_are_refused(trained: tuple[Path, Network], tmp_path: Path) -> None:
+    folder = with_card(tmp_path / "two", trained[0], classes=["NCP", "Normal"])
+    with pytest.raises(ModelRefusedError, match="2 classes") as caught:
+        registry.load(str(folder), "cpu")
+    assert str(folder / store.WEIGHTS) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"architecture": "r3d19"}, "r3d19"), ({"scaling": {"offset": 0.0, "scale": 1.0}}, "scaling"), ({"format_version": 99}, "newer")],
+)
+def test_a_card_that_this_program_cannot_honour_is_refused(
+    trained: tuple[Path, Network], tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    folder = with_card(tmp_path / "odd", trained[0], **change)
+    with pytest.raises(ModelRefusedError, match=said) as caught:
+        registry.load(str(folder), "cpu")
+    assert str(folder / store.CARD) in str(caught.value)
+
+
+def test_without_a_name_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
+    names = {"b-middle": 2, "z-oldest": 1, "a-newest": 3}
+    folders = {name: finished_run(tmp_path, name, hour) for name, hour in names.items()}
+    (tmp_path / "unfinished").mkdir()
+    assert registry.find(None, tmp_path) == folders["a-newest"]
+    assert [folder.name for folder in registry.finished_runs(tmp_path)] == ["z-oldest", "b-middle", "a-newest"]
+
+
+def test_a_name_under_runs_goes_before_a_folder_of_that_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside = finished_run(Path("runs"), "model", 1)
+    outside = finished_run(Path(), "model", 2)
+    assert registry.find("model", Path("runs")) == inside
+    assert registry.find("./model", Path("elsewhere")) == outside
+
+
+@pytest.mark.parametrize("typed", ["r3d18-d4-b23", "r3d18-d4", "R3D18-D4-B32"])
+def test_an_unknown_name_gets_the_nearest_one(tmp_path: Path, typed: str) -> None:
+    finished_run(tmp_path, "r3d18-d4-b32", 1)
+    finished_run(tmp_path, "swin-first-try", 2)
+    with pytest.raises(InputError, match=f"'{typed}'.*'r3d18-d4-b32'"):
+        registry.find(typed, tmp_path)
+
+
+def test_where_nothing_is_trained_the_way_out_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ctcovid train"):
+        registry.find(None, tmp_path / "runs")
+
+
+def test_an_unfinished_run_is_not_taken_by_name_either(tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    with pytest.raises(ModelRefusedError, match="unfinished"):
+        registry.load("half", "cpu", runs=tmp_path)
+
+
+def test_a_file_in_place_of_a_run_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(ModelRefusedError, match=r"weights\.pth.*run directory"):
+        registry.find(str(tmp_path / "weights.pth"), tmp_path)
+
+
+def test_a_run_with_a_damaged_card_is_described_by_its_error(tmp_path: Path) -> None:
+    """So that one of them does not keep `ctcovid models` from listing the others."""
+    good, bad = finished_run(tmp_path, "good", 1), finished_run(tmp_path, "bad", 2)
+    (bad / store.CARD).write_text("{")
+    assert registry.describe(good)["architecture"] == ARCHITECTURE
+    assert str(bad / store.CARD) in registry.describe(bad)["error"]

@@ -1,0 +1,181 @@
+"""What was saved comes back exactly; what cannot be trusted is refused, and never run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ctcovid.base.errors import ModelRefusedError
+from ctcovid.models import store
+
+
+def tiny(classes: int = 3, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(4, classes))
+    network(torch.rand(5, 1, 3, 3, 3))
+    return network
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run directory with a small model."""
+    run = tmp_path / "a run"
+    run.mkdir()
+    store.save_weights(run / store.WEIGHTS, tiny())
+    card = {"architecture": "tiny", "classes": ["NCP", "CP", "Normal"], "positive": "NCP", "depth": 4, "size": 32}
+    store.save_card(run, {**card, "scaling": {"offset": 0.0, "scale": 255.0}, "data": {"path": "volumes.h5"}})
+    return run
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    card = json.loads((folder / store.CARD).read_text())
+    card = change(card) or card
+    (folder / store.CARD).write_text(json.dumps(card))
+
+
+def refusal(folder: Path, file: str, network: nn.Module | None = None) -> str:
+    """The sentence with which the model is refused; it names the file."""
+    with pytest.raises(ModelRefusedError) as caught:
+        store.load_weights(folder, store.read_card(folder), network or tiny(seed=1))
+    assert caught.value.exit_code == 6
+    assert str(folder / file) in str(caught.value)
+    return str(caught.value)
+
+
+def test_weights_and_card_come_back_exactly(folder: Path) -> None:
+    original, loaded = tiny(), tiny(seed=1)
+    card = store.read_card(folder)
+    store.load_weights(folder, card, loaded)
+    expected, found = original.state_dict(), loaded.state_dict()
+    assert expected.keys() == found.keys()
+    assert "1.num_batches_tracked" in found
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items())
+    assert (card["classes"], card["positive"], card["depth"], card["size"]) == (["NCP", "CP", "Normal"], "NCP", 4, 32)
+    assert card["format_version"] == store.CARD_VERSION
+
+
+def test_weights_in_channels_last_memory_are_saved_in_order(folder: Path) -> None:
+    laid_out = tiny().to(memory_format=torch.channels_last_3d)
+    store.save_weights(folder / "other.safetensors", laid_out)
+    assert (folder / "other.safetensors").read_bytes() == (folder / store.WEIGHTS).read_bytes()
+
+
+def test_saving_leaves_nothing_beside_the_two_files(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == [store.CARD, store.WEIGHTS]
+
+
+class Burglar:
+    """What a pickle could do to whoever opens it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.mark), "w")
+
+
+PICKLES: dict[str, Callable[[Path, object], object]] = {
+    "protocol 0": lambda path, thing: path.write_bytes(pickle.dumps(thing, 0)),
+    "protocol 2": lambda path, thing: path.write_bytes(pickle.dumps(thing, 2)),
+    "protocol 5": lambda path, thing: path.write_bytes(pickle.dumps(thing, 5)),
+    "torch, zipped": lambda path, thing: torch.save(thing, path),
+    "torch, as before 1.6": lambda path, thing: torch.save(thing, path, _use_new_zipfile_serialization=False),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_pickle_is_refused_and_not_run(folder: Path, kind: str, tmp_path: Path) -> None:
+    mark = tmp_path / "burgled"
+    PICKLES[kind](folder / store.WEIGHTS, {"weight": Burglar(mark)})
+    said = refusal(folder, store.WEIGHTS)
+    assert not mark.exists()
+    # Protocol 0 is plain text without a mark of its own.
+    assert "pickle" in said or kind == "protocol 0"
+
+
+def test_the_trap_of_the_test_above_is_a_real_one(tmp_path: Path) -> None:
+    mark = tmp_path / "burgled"
+    pickle.loads(pickle.dumps(Burglar(mark))).close()
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 8, 50, -1])
+def test_truncated_weights_are_refused(folder: Path, kept: int) -> None:
+    whole = (folder / store.WEIGHTS).read_bytes()
+    (folder / store.WEIGHTS).write_bytes(whole[:kept])
+    assert "damaged" in refusal(folder, store.WEIGHTS)
+
+
+def test_missing_weights_are_refused(folder: Path) -> None:
+    (folder / store.WEIGHTS).unlink()
+    assert "missing" in refusal(folder, store.WEIGHTS)
+
+
+def test_a_single_changed_number_is_noticed(folder: Path) -> None:
+    whole = bytearray((folder / store.WEIGHTS).read_bytes())
+    whole[-1] ^= 1
+    (folder / store.WEIGHTS).write_bytes(bytes(whole))
+    assert store.CARD in refusal(folder, store.WEIGHTS)
+
+
+def test_weights_of_another_run_are_refused(folder: Path) -> None:
+    store.save_weights(folder / store.WEIGHTS, tiny(seed=5))
+    refusal(folder, store.WEIGHTS)
+
+
+def test_weights_for_another_number_of_classes_are_refused(folder: Path) -> None:
+    rewrite(folder, lambda card: card.update(classes=["NCP", "Normal"]))
+    assert "does not fit tiny with 2 classes" in refusal(folder, store.WEIGHTS, tiny(classes=2))
+
+
+def test_weights_of_another_network_are_refused(folder: Path) -> None:
+    refusal(folder, store.WEIGHTS, nn.Sequential(nn.Conv3d(1, 4, 3), nn.Flatten(), nn.Linear(4, 3)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(folder: Path, value: float) -> None:
+    network = tiny()
+    with torch.no_grad():
+        network[3].weight[1, 2] = value
+    store.save_weights(folder / store.WEIGHTS, network)
+    store.save_card(folder, store.read_card(folder))
+    assert "3.weight" in refusal(folder, store.WEIGHTS)
+
+
+@pytest.mark.parametrize("field", ["architecture", "classes", "positive", "depth", "size", "scaling", "data", "weights_sha256"])
+def test_a_card_without_a_field_is_refused_by_name(folder: Path, field: str) -> None:
+    rewrite(folder, lambda card: card.pop(field) and None)
+    assert f"lacks {field}" in refusal(folder, store.CARD)
+    rewrite(folder, lambda card: card.update({field: None}))
+    assert f"lacks {field}" in refusal(folder, store.CARD)
+
+
+def test_the_card_of_a_newer_version_is_refused_with_the_way_out(folder: Path) -> None:
+    rewrite(folder, lambda card: card.update(format_version=store.CARD_VERSION + 1))
+    assert "pip install -U ctcovid" in refusal(folder, store.CARD)
+
+
+@pytest.mark.parametrize("version", ["2", None, [1]])
+def test_a_card_whose_version_is_no_number_is_refused(folder: Path, version: object) -> None:
+    rewrite(folder, lambda card: card.update(format_version=version))
+    refusal(folder, store.CARD)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'"text"', b"\xff\xfe\x00", b"null"])
+def test_a_damaged_card_is_refused(folder: Path, content: bytes) -> None:
+    (folder / store.CARD).write_bytes(content)
+    refusal(folder, store.CARD)
+
+
+def test_a_run_without_a_card_is_called_unfinished(folder: Path) -> None:
+    (folder / store.CARD).unlink()
+    with pytest.raises(ModelRefusedError, match=r"unfinished.*--resume") as caught:
+        store.read_card(folder)
+    assert str(folder) in str(caught.value)

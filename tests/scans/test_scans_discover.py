@@ -1,0 +1,216 @@
+"""Find scans on disk, and order their slices."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctcovid.base.errors import InputError
+from ctcovid.scans.discover import class_order, find_dataset, find_scans, natural_key, positive_class
+
+
+def touch(folder: Path, *names: str) -> Path:
+    """A folder of empty files: finding does not open them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def names(slices: tuple[Path, ...]) -> list[str]:
+    return [path.name for path in slices]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 10**6), unique=True, max_size=20), st.sampled_from(["{}", "IM{}", "0920_CT-{}", "scan 2 slice {}"]), st.randoms())
+def test_unpadded_numbers_come_in_the_order_of_numbers(numbers: list[int], pattern: str, shuffler: random.Random) -> None:
+    mixed = [pattern.format(number) + ".png" for number in numbers]
+    shuffler.shuffle(mixed)
+    assert sorted(mixed, key=natural_key) == [pattern.format(number) + ".png" for number in sorted(numbers)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9999), unique=True))
+def test_padded_numbers_keep_their_plain_order(numbers: list[int]) -> None:
+    padded = [f"{number:04d}.png" for number in numbers]
+    assert sorted(padded, key=natural_key) == sorted(padded)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=8), unique=True, max_size=8), st.randoms())
+def test_order_of_any_names_does_not_depend_on_the_order_they_were_listed_in(texts: list[str], shuffler: random.Random) -> None:
+    mixed = list(texts)
+    shuffler.shuffle(mixed)
+    assert sorted(mixed, key=natural_key) == sorted(texts, key=natural_key)
+
+
+def test_capitals_do_not_part_the_slices_of_a_scan() -> None:
+    assert sorted(["im10.png", "IM2.png", "Im1.PNG", "im03.png"], key=natural_key) == ["Im1.PNG", "IM2.png", "im03.png", "im10.png"]
+
+
+@pytest.mark.parametrize("extension", ["png", "PNG", "jpg", "JPG", "Jpg", "jpeg", "JPEG", "tif", "TIFF", "bmp", "BMP"])
+def test_slices_are_found_by_extension_in_any_case(extension: str, tmp_path: Path) -> None:
+    touch(tmp_path / "NCP" / "0" / "1", f"10.{extension}", f"9.{extension}")
+    (scan,), problems = find_dataset(tmp_path)
+    assert names(scan.slices) == [f"9.{extension}", f"10.{extension}"]
+    assert problems == []
+
+
+def test_what_is_no_slice_is_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path / "NCP" / "16" / "1164", "0000.png", ".0001.png", "._0000.png", ".DS_Store", "Thumbs.db", "notes.txt", "png")
+    (tmp_path / "NCP" / "16" / "1164" / "0002.png").mkdir()
+    touch(tmp_path / "NCP" / "16" / ".hidden", "0000.png")
+    touch(tmp_path / "__MACOSX" / "16" / "1164", "0000.png")
+    touch(tmp_path, "metadata.csv", "unzip_filenames.csv")
+    (scan,), problems = find_dataset(tmp_path)
+    assert names(scan.slices) == ["0000.png"]
+    assert problems == []
+
+
+def test_scan_knows_its_class_patient_id_and_place(tmp_path: Path) -> None:
+    touch(tmp_path / "NCP" / "16" / "1164", "0000.png")
+    (scan,), _ = find_dataset(tmp_path)
+    assert (scan.label, scan.patient, scan.id, scan.source) == ("NCP", "16", "1164", "NCP/16/1164")
+    assert scan.folder == tmp_path / "NCP" / "16" / "1164"
+
+
+def test_patients_and_scans_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for source in ("NCP/10/2", "NCP/9/11", "NCP/9/2", "NCP/0/1"):
+        touch(tmp_path / source, "0.png")
+    assert [scan.source for scan in find_dataset(tmp_path)[0]] == ["NCP/0/1", "NCP/9/2", "NCP/9/11", "NCP/10/2"]
+
+
+def test_whole_cc_ccii_listing_is_found_as_it_stands(sample_data: Path, tmp_path: Path) -> None:
+    """The first and last names of every fortieth of 2,073 real scans, in their own extensions."""
+    with (sample_data / "ccccii-scan-listing.csv").open() as file:
+        rows = list(csv.DictReader(file))[::40]
+    expected = {}
+    for row in rows:
+        source = f"{row['class']}/{row['patient_id']}/{row['scan_id']}"
+        slices = [f"{number:04d}.{row['ext']}" for number in dict.fromkeys((int(row["first"]), int(row["last"])))]
+        touch(tmp_path / source, *reversed(slices))
+        expected[source] = slices
+    scans, problems = find_dataset(tmp_path)
+    assert {scan.source: names(scan.slices) for scan in scans} == expected
+    assert class_order(scans) == ["NCP", "CP", "Normal"]
+    assert problems == []
+
+
+def test_real_scans_are_found_whole_and_in_order(sample_data: Path) -> None:
+    scans, problems = find_dataset(sample_data / "ccccii")
+    found = {scan.source: (names(scan.slices)[0], names(scan.slices)[-1], len(scan.slices)) for scan in scans}
+    assert found == {
+        "CP/1068/3107": ("0000.jpg", "0167.jpg", 168),
+        "NCP/16/1164": ("0000.png", "0147.png", 148),
+        "NCP/920/2462": ("0000.JPG", "0049.JPG", 50),
+        "Normal/2316/771": ("0000.tif", "0153.tif", 154),
+    }
+    assert problems == []
+
+
+def test_classes_come_as_ncp_cp_normal_and_others_after_them(tmp_path: Path) -> None:
+    for label in ("Normal", "abscess", "CP", "Tumour", "NCP"):
+        touch(tmp_path / label / "1" / "1", "0.png")
+    scans, _ = find_dataset(tmp_path)
+    assert class_order(scans) == ["NCP", "CP", "Normal", "abscess", "Tumour"]
+    assert class_order([scan for scan in scans if scan.label in ("Normal", "CP")]) == ["CP", "Normal"]
+
+
+def test_positive_class_is_the_first_or_the_one_asked_for() -> None:
+    assert positive_class(["NCP", "CP", "Normal"], None) == "NCP"
+    assert positive_class(["NCP", "CP", "Normal"], "Normal") == "Normal"
+    with pytest.raises(InputError, match=r"--positive normal: .*NCP, CP, Normal.*Did you mean 'Normal'"):
+        positive_class(["NCP", "CP", "Normal"], "normal")
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    for find in (find_dataset, lambda path: find_scans([path])):
+        with pytest.raises(InputError, match=f"No such folder: {tmp_path}/absent. Check the path"):
+            find(tmp_path / "absent")
+
+
+def test_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "CC-CCII.zip")
+    for find in (find_dataset, lambda path: find_scans([path])):
+        with pytest.raises(InputError, match=r"CC-CCII\.zip is a file. Give the folder"):
+            find(tmp_path / "CC-CCII.zip")
+
+
+def test_empty_folder_is_called_empty(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"No scans under {tmp_path}. It is empty.*CLASS/patient/scan/slices"):
+        find_dataset(tmp_path)
+    with pytest.raises(InputError, match=f"No slices under {tmp_path}. Give a folder with PNG"):
+        find_scans([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("NCP", "Its folders are patients"),
+        ("NCP/16", "Its folders are scans"),
+        ("NCP/16/1164", "It holds slices itself"),
+    ],
+)
+def test_folder_given_at_the_wrong_level_is_told_which_level_it_is(given: str, said: str, tmp_path: Path) -> None:
+    touch(tmp_path / "NCP" / "16" / "1164", "0000.png")
+    with pytest.raises(InputError) as caught:
+        find_dataset(tmp_path / given)
+    assert f"No scans under {tmp_path / given}. {said}" in str(caught.value)
+    assert "give the folder that holds the class folders" in str(caught.value)
+
+
+def test_folder_above_the_data_set_is_told_what_is_there(tmp_path: Path) -> None:
+    touch(tmp_path / "CC-CCII" / "NCP" / "16" / "1164", "0000.png")
+    with pytest.raises(InputError, match=r"(?s)Class folders are missing; there is\n  CC-CCII\n.*give the folder that holds the class"):
+        find_dataset(tmp_path)
+
+
+def test_what_looks_wrong_beside_sound_scans_is_reported_and_not_fatal(tmp_path: Path) -> None:
+    touch(tmp_path / "NCP" / "16" / "1164", "0000.png")
+    touch(tmp_path / "NCP" / "17" / "2000")
+    touch(tmp_path / "NCP" / "18", "0000.png")
+    touch(tmp_path / "documents", "readme.txt")
+    scans, problems = find_dataset(tmp_path)
+    assert [scan.source for scan in scans] == ["NCP/16/1164"]
+    assert [problem.split(":")[0] for problem in problems] == [str(tmp_path / name) for name in ("documents", "NCP/17/2000", "NCP/18")]
+    assert all("move" in problem or "remove" in problem for problem in problems)
+
+
+def test_single_scan_bears_its_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "scan_dir", "2.png", "10.png", "1.png")
+    monkeypatch.chdir(tmp_path / "scan_dir")
+    for path in (tmp_path / "scan_dir", Path(".")):
+        (scan,) = find_scans([path])
+        assert scan.id == "scan_dir"
+        assert names(scan.slices) == ["1.png", "2.png", "10.png"]
+
+
+def test_tree_of_scans_is_searched_at_every_depth(tmp_path: Path) -> None:
+    for source in ("b/10", "b/9", "a", "c/d/e"):
+        touch(tmp_path / source, "0.png")
+    touch(tmp_path / "c" / ".cache", "0.png")
+    assert [scan.id for scan in find_scans([tmp_path])] == ["a", "b/9", "b/10", "c/d/e"]
+
+
+def test_scans_of_several_trees_have_different_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "one" / "1", "0.png")
+    touch(tmp_path / "two" / "1", "0.png")
+    monkeypatch.chdir(tmp_path)
+    assert [scan.id for scan in find_scans([Path("one"), Path("two")])] == ["one/1", "two/1"]
+
+
+def test_scan_given_twice_is_one_scan(tmp_path: Path) -> None:
+    touch(tmp_path / "one", "0.png")
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    assert len(find_scans([tmp_path / "one", tmp_path, tmp_path / "link"])) == 1
+
+
+def test_real_tree_is_found_scan_by_scan(sample_data: Path, make_scan: Callable[..., Path], tmp_path: Path) -> None:
+    found = find_scans([sample_data / "ccccii-segmented"])
+    assert [(scan.id, len(scan.slices)) for scan in found] == [("NCP/96/1328", 124), ("Normal/1995/500", 117)]

@@ -1,0 +1,137 @@
+"""The command line: help, settings, completions, README, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from ctcovid.base.settings import name_environment
+from ctcovid.cli import app
+from ctcovid.models.catalog import ARCHITECTURES
+
+ROOT = Path(__file__).parent.parent
+COMMAND = typer.main.get_command(app)
+COMMANDS = sorted(COMMAND.commands)  # type: ignore[attr-defined]
+
+
+def ctcovid(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "ctcovid", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, check=False)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_an_example_and_a_place_in_the_readme(name: str) -> None:
+    command = COMMAND.commands[name]  # type: ignore[attr-defined]
+    assert command.help
+    assert command.epilog.startswith(f"Example: ctcovid {name}")
+    assert all(parameter.help for parameter in command.params if parameter.name != "help")
+    assert re.search(rf"(ctcovid {name}\b|\*\*{name}\*\*)", (ROOT / "README.md").read_text())
+
+
+def test_readme_names_every_architecture() -> None:
+    words = set(re.findall(r"[\w]+", (ROOT / "README.md").read_text()))
+    assert set(ARCHITECTURES) <= words
+
+
+def test_readme_lists_every_dependency_and_room() -> None:
+    readme = (ROOT / "README.md").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    dependencies = re.findall(r'^    "([a-z0-9-]+)[><=]', project, re.M)
+    assert dependencies and [name for name in dependencies if name not in readme] == []
+    rooms = [path.name for path in (ROOT / "ctcovid").iterdir() if (path / "__init__.py").is_file()]
+    assert rooms and [room for room in rooms if f"`{room}/`" not in readme] == []
+
+
+@pytest.mark.parametrize(("shell", "file"), [("bash", "ctcovid.bash"), ("zsh", "_ctcovid"), ("fish", "ctcovid.fish")])
+def test_completions_are_what_the_program_prints(shell: str, file: str) -> None:
+    code = "import sys; sys.argv[0] = 'ctcovid'; from ctcovid.cli import main; main()"
+    line = [sys.executable, "-c", code, "--show-completion", shell]
+    printed = subprocess.run(
+        line, capture_output=True, text=True, check=True, env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    )
+    assert printed.stdout == (ROOT / "completions" / file).read_text()
+
+
+def test_tab_completes_architectures() -> None:
+    done = ctcovid(_CTCOVID_COMPLETE="complete_bash", COMP_WORDS="ctcovid train --arch r2plus1d", COMP_CWORD="3")
+    assert done.stdout.split() == ["r2plus1d18", "r2plus1d34", "r2plus1d50"]
+
+
+def test_option_goes_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text("seed = 1\n[models]\nruns = 'from-file'\n")
+    asked = ["models", "--config", config]
+    assert "from-file/" in ctcovid(*asked, cwd=tmp_path).stderr
+    assert "from-all/" in ctcovid(*asked, cwd=tmp_path, CTCOVID_RUNS="from-all").stderr
+    assert "from-own/" in ctcovid(*asked, cwd=tmp_path, CTCOVID_RUNS="from-all", CTCOVID_MODELS_RUNS="from-own").stderr
+    assert "from-line/" in ctcovid(*asked, "--runs", "from-line", cwd=tmp_path, CTCOVID_RUNS="from-all").stderr
+    assert "under runs/" in ctcovid("models", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("[trian]\nepochs = 1", "train"),
+        ("epochz = 1", "epochs"),
+        ("[train]\nsamples = 1", "samples"),
+        ("= 1", "TOML"),
+        ("[models]\njson = 'maybe'", "json"),
+    ],
+)
+def test_wrong_settings_file_is_a_usage_error(tmp_path: Path, content: str, complaint: str) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text(content)
+    done = ctcovid("models", "--config", config, cwd=tmp_path)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_option_can_be_set_by_environment() -> None:
+    name_environment(COMMAND)
+    for name, command in COMMAND.commands.items():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.envvar == [f"CTCOVID_{name}_{parameter.name}".upper(), f"CTCOVID_{parameter.name}".upper()]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (["prepare", "absent"], 3, "absent"),
+        (["prepare", "."], 3, "empty"),
+        (["train"], 3, "ctcovid prepare"),
+        (["train", "--arch", "r3d19"], 2, "r3d18"),
+        (["train", "--epochs", "0"], 2, "epochs"),
+        (["evaluate"], 3, "ctcovid train"),
+        (["evaluate", "absent.csv"], 3, "absent.csv"),
+        (["predict", "."], 3, "PNG"),
+        (["explain", "absent"], 3, "absent"),
+        (["predict"], 2, "scans"),
+        (["explode"], 2, "explode"),
+    ],
+)
+def test_what_cannot_be_done_gets_one_sentence_and_the_documented_code(tmp_path: Path, line: list[str], code: int, said: str) -> None:
+    done = ctcovid(*line, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_of_our_own_is_exit_1_and_verbose_shows_the_place(tmp_path: Path, make_scan: Callable[..., Path]) -> None:
+    # A folder where a file should be replaced is nothing that a command expects.
+    make_scan(tmp_path / "data" / "NCP" / "0" / "0")
+    (tmp_path / "volumes.table.csv").mkdir()
+    done = ctcovid("prepare", "data", "--size", 32, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--verbose" in done.stderr and "Traceback" not in done.stderr
+    assert "Traceback" in ctcovid("prepare", "data", "--size", 32, "--overwrite", "--verbose", cwd=tmp_path).stderr

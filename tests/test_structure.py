@@ -1,0 +1,93 @@
+"""The house: rooms import downwards only, and what must answer at once imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ctcovid
+
+PACKAGE = Path(ctcovid.__file__).parent
+# From top to bottom. Rooms on one line stand beside each other and do not see each other.
+ROOMS = [
+    {"cli"},
+    {"commands"},
+    {"reports"},
+    {"training", "evaluation", "explanation"},
+    {"models"},
+    {"volumes"},
+    {"phantom"},
+    {"scans"},
+    {"base"},
+]
+# The catalogue is plain data, and the command line offers what is in it.
+CLI_MAY_SEE = {"ctcovid.base", "ctcovid.models.catalog"}
+# Torch belongs to the networks and to what hands them volumes.
+WITHOUT_TORCH = ("cli.py", "base", "scans", "phantom", "evaluation", "reports")
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _level(room: str) -> int:
+    return next(level for level, rooms in enumerate(ROOMS) if room in rooms)
+
+
+def test_rooms_import_only_from_rooms_below() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        here = _room(path)
+        if here in ("__init__", "__main__"):
+            continue
+        for name in _imports(path):
+            parts = name.split(".")
+            there = parts[1] if parts[0] == "ctcovid" and len(parts) > 1 else here
+            if any(there in rooms for rooms in ROOMS) and there != here and _level(there) <= _level(here):
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert wrong == []
+
+
+def test_command_line_sees_only_base_and_catalogue() -> None:
+    ours = {name for name in _imports(PACKAGE / "cli.py") if name.startswith("ctcovid.")}
+    assert ours and all(any(name.startswith(allowed) for allowed in CLI_MAY_SEE) for name in ours)
+
+
+def test_only_models_and_batches_and_what_stands_above_know_torch() -> None:
+    knowing = {
+        path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if any(n.split(".")[0] == "torch" for n in _imports(path))
+    }
+    assert not [path for path in knowing if path.startswith(WITHOUT_TORCH)]
+    assert [path for path in knowing if path.startswith("volumes")] == ["volumes/batches.py"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_neither_torch_nor_arrays(arguments: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['ctcovid', *sys.argv[1:]]\n"
+        "import ctcovid.cli\n"
+        "try: ctcovid.cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'h5py', 'pandas', 'matplotlib', 'scipy', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    assert [path.name for path in PACKAGE.rglob("*.py") if len(path.read_text().splitlines()) > 400] == []
