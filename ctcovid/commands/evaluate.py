@@ -245,6 +245,6 @@ def _score(all_predictions: list[Predictions], positive: int, options: Options) 
 def _cell(score: Score, metric: str) -> str:
     found = score.estimates[metric]
     if found.mean is None:
-        return "not defined"
+        return "not defined" if found.value is None else f"{found.value:.4f}"
     mark = stars(score.p_values.get(metric) if score.p_values else None)
     return f"{found.mean:.4f}{mark} ({found.low:.4f}, {found.high:.4f})"

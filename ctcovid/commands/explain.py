@@ -28,8 +28,6 @@ from ctcovid.scans.discover import Scan, find_scans
 from ctcovid.scans.read import read_volumes
 
 MONTAGE_SLICES = 4
-# Volumes per pass, by voxels: what a CPU of a few cores works through without much memory.
-VOXELS_AT_ONCE = 4 * 4 * 512 * 512
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,10 @@ class Summary:
 
     def table(self) -> Table:
         rows = [
-            [m["scan"], m["predicted"], m["class"], m["volumes"], "×".join(map(str, m["native_shape"])), m["folder"]]
-            for m in self.explained
+            [made["scan"], made["predicted"], made["class"], made["folder"], made["volumes"], "×".join(map(str, made["native_shape"]))]
+            for made in self.explained
         ]
-        return Table(("scan", "predicted", "explained class", "volumes", "native map", "folder"), rows)
+        return Table(("scan", "predicted", "explained class", "folder", "volumes", "native map"), rows, text_columns=4)
 
 
 def run(options: Options, console: Console) -> Summary:
@@ -172,15 +170,13 @@ def _saliency(
     volumes: np.ndarray, model: TrainedModel, layer: str, target: int, name: str, options: Options, console: Console
 ) -> np.ndarray:
     """Native saliency maps of all volumes of a scan, float32 (N, d, h, w)."""
-    at_once = max(1, VOXELS_AT_ONCE // volumes[0].size)
     found = []
     with Activations(model.network, layer) as activations, console.progress(len(volumes), f"Explaining {name}") as advance:
-        for some in torch.from_numpy(volumes).split(at_once):
+        for some, count in model.network.passes(volumes):
             targets = torch.full((len(some),), target, device=model.network.device)
-            scaled = model.network.scale(some)
-            maps = smooth_gradcampp(activations, scaled, targets, options.samples, options.noise, options.seed)
-            found.append(maps.cpu().numpy())
-            advance(len(some))
+            maps = smooth_gradcampp(activations, model.network.scale(some), targets, options.samples, options.noise, options.seed)
+            found.append(maps[:count].cpu().numpy())
+            advance(count)
     return np.concatenate(found)
 
 

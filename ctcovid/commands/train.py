@@ -11,7 +11,7 @@ import torch
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
-from ctcovid.base.runcard import RunCard, now, versions
+from ctcovid.base.runcard import RunCard, versions
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
@@ -254,7 +254,6 @@ def _register(
             "recipe": asdict(recipe),
             "precision": str(network.precision).removeprefix("torch."),
             "kept": asdict(kept),
-            "created": now(),
             "versions": versions(),
         },
     )

@@ -71,8 +71,10 @@ def estimates(
 
 def _estimate(value: float, drawn: np.ndarray, interval: str) -> Estimate:
     defined = drawn[np.isfinite(drawn)]
-    if np.isnan(value) or not len(defined):
+    if np.isnan(value):
         return Estimate(None, None, None, None)
+    if not len(defined):
+        return Estimate(value, None, None, None)
     mean = float(defined.mean())
     if interval == "normal":
         reach = 1.96 * float(defined.std(ddof=1)) if len(defined) > 1 else 0.0

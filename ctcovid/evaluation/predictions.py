@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 from ctcovid.base.errors import InputError
 
 PREFIX = "p_"
+NEEDED = "It needs the columns patient,scan,volume,label,p_<class>…."
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,53 @@ def read_predictions(path: Path) -> Predictions:
 
     Raises InputError that names the line where something is not as it should be.
     """
-    try:
-        table = pd.read_csv(path, dtype={"patient": str, "scan": str, "label": str}, keep_default_na=False, na_values={"volume": [""]})
-    except FileNotFoundError as error:
-        raise InputError(f"No such predictions file: {path}. Check the path.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}. It needs the columns patient,scan,volume,label,p_<class>….") from error
-    classes = [str(name).removeprefix(PREFIX) for name in table.columns if str(name).startswith(PREFIX)]
-    missing = [name for name in ("patient", "scan", "volume", "label") if name not in table.columns]
+    heading, rows, lines = _read_csv(path)
+    classes = [name.removeprefix(PREFIX) for name in heading if name.startswith(PREFIX)]
+    missing = [name for name in ("patient", "scan", "volume", "label") if name not in heading]
     if missing or len(classes) < 2:
         lacking = ", ".join(missing) or "p_<class> for two classes or more"
-        raise InputError(f"{path} lacks {lacking}. It needs the columns patient,scan,volume,label,p_<class>….")
-    if table.empty:
+        raise InputError(f"{path} lacks {lacking}. {NEEDED}")
+    if len(set(heading)) < len(heading):
+        raise InputError(f"{path}: two columns have the same name. {NEEDED}")
+    if not rows:
         raise InputError(f"{path} holds no predictions. Write one line per volume.")
-    probabilities = table[[PREFIX + name for name in classes]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    _require(path, np.isin(table["label"], classes), f"the label is none of {', '.join(classes)}")
+    table = pd.DataFrame(rows, columns=heading)
+
+    def require(good: np.ndarray, complaint: str) -> None:
+        if not good.all():
+            raise InputError(f"{path}, line {lines[int(np.argmin(good))]}: {complaint}. Mend the file.")
+
+    numbers = table[["volume", *(PREFIX + name for name in classes)]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    volumes, probabilities = numbers[:, 0], numbers[:, 1:]
+    require(np.isin(table["label"], classes), f"the label is none of {', '.join(classes)}")
     # A missing value compares as false, and so is refused too.
-    _require(path, ((probabilities >= 0) & (probabilities <= 1)).all(1), "a probability is missing or not between 0 and 1")
-    _require(path, np.abs(probabilities.sum(1) - 1) < 0.01, "the probabilities do not sum to 1")
-    volumes = pd.to_numeric(table["volume"], errors="coerce")
-    _require(path, volumes.notna().to_numpy(), "the volume is not a number")
-    _require(path, ~table.duplicated(["patient", "scan", "volume"]).to_numpy(), "the volume of that patient and scan stands there twice")
+    require(((probabilities >= 0) & (probabilities <= 1)).all(1), "a probability is missing or not between 0 and 1")
+    require(np.abs(probabilities.sum(1) - 1) < 0.01, "the probabilities do not sum to 1")
+    require((np.abs(volumes) < 1 << 53) & (volumes == np.rint(volumes)), "the volume is not a whole number")
+    require(~table.duplicated(["patient", "scan", "volume"]).to_numpy(), "the volume of that patient and scan stands there twice")
     labels = np.array([classes.index(label) for label in table["label"]])
-    return Predictions(path.stem, classes, table["patient"].tolist(), table["scan"].tolist(), volumes.to_numpy(int), labels, probabilities)
+    return Predictions(path.stem, classes, table["patient"].tolist(), table["scan"].tolist(), volumes.astype(int), labels, probabilities)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Heading, rows that are not blank, and the line that each row ends on."""
+    rows, lines = [], []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            heading = next(reader, [])
+            for row in reader:
+                if any(row):
+                    rows.append(row)
+                    lines.append(reader.line_num)
+    except FileNotFoundError as error:
+        raise InputError(f"No such predictions file: {path}. Check the path.") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV: {error}. {NEEDED}") from error
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(heading):
+            raise InputError(f"{path}, line {line}: {len(row)} fields, but the heading has {len(heading)}. Mend the file.")
+    return heading, rows, lines
 
 
 def reordered(predictions: Predictions, classes: list[str]) -> Predictions:
@@ -94,9 +120,3 @@ def reordered(predictions: Predictions, classes: list[str]) -> Predictions:
     labels = np.array([classes.index(predictions.classes[label]) for label in predictions.labels], dtype=np.int64)
     rest = (predictions.patients, predictions.scans, predictions.volumes)
     return Predictions(predictions.name, classes, *rest, labels, predictions.probabilities[:, places])
-
-
-def _require(path: Path, good: np.ndarray, complaint: str) -> None:
-    if not good.all():
-        # The heading is line 1.
-        raise InputError(f"{path}, line {int(np.argmin(good)) + 2}: {complaint}. Mend the file.")

@@ -27,6 +27,8 @@ class Activations:
     def __init__(self, network: Network, layer: str) -> None:
         self.network, self.layer = network, layer
         self.module = find_layer(network.module, layer)
+        # A transformer's blocks give (B, D, H, W, C), but the convolution that makes its patches does not.
+        self.channels_last = network.architecture.channels_last and not isinstance(self.module, nn.Conv3d)
         self._output: Tensor | None = None
         self._handle: RemovableHandle | None = None
 
@@ -66,7 +68,7 @@ class Activations:
             score = logits.gather(1, targets[:, None]).sum()
             (gradients,) = torch.autograd.grad(score, self._output)
         maps = self._output.detach()
-        if self.network.architecture.channels_last:
+        if self.channels_last:
             maps, gradients = (tensor.permute(0, 4, 1, 2, 3) for tensor in (maps, gradients))
         return logits.detach(), maps.float(), gradients.float()
 

@@ -42,6 +42,8 @@ def choose_precision(wanted: str, device: torch.device, architecture: Architectu
     On a CPU, bfloat16 gains only where the processor computes in it and every convolution runs as a 2D one: the library has no fast
     bfloat16 kernel for the backward pass of Conv3d, and at batch 1 the one that it has corrupted memory (torch 2.13).
     """
+    if wanted not in PRECISIONS:
+        raise UsageError(f"--precision {wanted}: no such precision. Use {', '.join(PRECISIONS)}.")
     if wanted == "float32":
         return torch.float32
     if device.type == "cuda":

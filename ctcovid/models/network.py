@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ctcovid.models.catalog import Architecture
 
-# Voxels per forward pass: enough to keep a GPU busy; on a CPU more only costs memory.
-VOXELS_AT_ONCE = {"cuda": 32 * 4 * 512 * 512}
-VOXELS_ON_CPU = 4 * 4 * 512 * 512
+# Volumes per forward pass, and the voxels that they may have together: enough to keep a device busy, little enough for its memory.
+VOLUMES_AT_ONCE = {"cpu": 4, "mps": 4, "cuda": 32}
+VOXELS_PER_VOLUME = 4 * 512 * 512
 
 # Pixels enter the network as (pixel - offset) / scale, so that black, with which convolutions pad, is zero.
 SCALING = {"offset": 0.0, "scale": 255.0}
@@ -47,20 +49,24 @@ class Network:
         """uint8 (B, D, H, W) to float32 logits (B, classes), with gradients where they are on."""
         return self.forward(self.scale(volumes))
 
+    def passes(self, volumes: Tensor | np.ndarray) -> Iterator[tuple[Tensor, int]]:
+        """uint8 (N, D, H, W) in pieces for one forward pass each, with the number of volumes that are to be counted in the piece.
+
+        Every piece is of the same size, the last one filled up with copies: libraries choose their kernels by shape, and in bfloat16
+        a volume's result would otherwise depend, in the fourth place, on how many others came with it.
+        """
+        pixels = torch.as_tensor(volumes)
+        if len(pixels):
+            most = VOLUMES_AT_ONCE[self.device.type]
+            at_once = max(1, min(most, most * VOXELS_PER_VOLUME // pixels[0].numel()))
+            for some in pixels.split(at_once):
+                yield torch.cat([some, some[-1:].expand(at_once - len(some), -1, -1, -1)]), len(some)
+
     @torch.inference_mode()
     def probabilities(self, volumes: Tensor | np.ndarray) -> np.ndarray:
-        """uint8 (B, D, H, W), any number of them, to softmax probabilities, float64 (B, classes), each row summing to 1.
-
-        Every pass has the same number of volumes, the last one filled up: libraries choose their kernels by shape, and in bfloat16
-        a volume's probabilities would otherwise depend, in the fourth place, on how many others came with it.
-        """
+        """uint8 (N, D, H, W), any number of them, to softmax probabilities, float64 (N, classes), each row summing to 1."""
         self.module.eval()
-        pixels = torch.as_tensor(volumes)
-        if not len(pixels):
-            return np.zeros((0, len(self.classes)))
-        at_once = max(1, VOXELS_AT_ONCE.get(self.device.type, VOXELS_ON_CPU) // pixels[0].numel())
-        passes = []
-        for some in pixels.split(at_once):
-            filled = torch.cat([some, some[-1:].expand(at_once - len(some), -1, -1, -1)]) if len(some) < at_once else some
-            passes.append(self.logits(filled)[: len(some)].double().softmax(1).cpu())
-        return torch.cat(passes).numpy()
+        found = [np.zeros((0, len(self.classes)))]
+        for some, count in self.passes(volumes):
+            found.append(self.logits(some)[:count].double().softmax(1).cpu().numpy())
+        return np.concatenate(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class TrainedModel:
         return int(self.card["size"])
 
 
-_loaded: dict[tuple[Path, str, str, str], TrainedModel] = {}
+_loaded: dict[tuple[Path, str, torch.device, torch.dtype], TrainedModel] = {}
 
 
 def create(name: str, classes: int = 3) -> nn.Module:
@@ -86,21 +86,21 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     """
     folder = find(model, runs)
     card = store.read_card(folder)
-    key = (folder.resolve(), card["weights_sha256"], device, precision)
+    if card["scaling"] != SCALING:
+        raise ModelRefusedError(f"{folder / store.CARD} asks for the intensity scaling {card['scaling']}; this ctcovid has {SCALING}.")
+    try:
+        row = architecture(card["architecture"])
+    except UsageError as error:
+        raise ModelRefusedError(f"{folder / store.CARD}: {error}") from error
+    chosen = choose_device(device)
+    dtype = choose_precision(precision, chosen, row)
+    key = (folder.resolve(), card["weights_sha256"], chosen, dtype)
     if key not in _loaded:
-        if card["scaling"] != SCALING:
-            raise ModelRefusedError(f"{folder / store.CARD} asks for the intensity scaling {card['scaling']}; this ctcovid has {SCALING}.")
-        try:
-            row = architecture(card["architecture"])
-        except UsageError as error:
-            raise ModelRefusedError(f"{folder / store.CARD}: {error}") from error
-        chosen = choose_device(device)
         module = create(row.name, len(card["classes"]))
         store.load_weights(folder, card, module)
         # Explanations differentiate by feature maps, never by weights; without this torch would keep what it needs for both.
         module.requires_grad_(False)
-        network = Network(module, row, list(card["classes"]), chosen, choose_precision(precision, chosen, row))
-        _loaded[key] = TrainedModel(folder.name, folder, card, network)
+        _loaded[key] = TrainedModel(folder.name, folder, card, Network(module, row, list(card["classes"]), chosen, dtype))
     return _loaded[key]
 
 
@@ -125,18 +125,21 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
 
 
 def finished_runs(runs: Path = RUNS) -> list[Path]:
-    """Run directories with a registered model, oldest first."""
+    """Run directories with a registered model, oldest first; those whose model.json cannot be read come before all."""
     folders = [path.parent for path in runs.glob(f"*/{store.CARD}")]
     return sorted(folders, key=lambda folder: (_created(folder), folder.name))
 
 
 def _created(folder: Path) -> float:
-    return (folder / store.CARD).stat().st_mtime
+    try:
+        return datetime.datetime.fromisoformat(store.read_card(folder)["created"]).timestamp()
+    except (ModelRefusedError, ValueError):
+        return 0.0
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """What model.json says of a finished run, without loading weights; {"error": …} where it cannot be read."""
     try:
         return store.read_card(folder)
-    except (ModelRefusedError, json.JSONDecodeError) as error:
+    except ModelRefusedError as error:
         return {"error": str(error)}

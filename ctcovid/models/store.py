@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.base.files import atomic, write_json
-from ctcovid.base.runcard import sha256
+from ctcovid.base.runcard import now, sha256
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 CARD_VERSION = 1
 # What every command relies on, with its type in JSON.
 FIELDS: dict[str, type] = {
+    "format_version": int,
     "architecture": str,
     "classes": list,
     "positive": str,
@@ -28,6 +29,7 @@ FIELDS: dict[str, type] = {
     "size": int,
     "scaling": dict,
     "data": dict,
+    "created": str,
     "weights_sha256": str,
 }
 
@@ -40,7 +42,7 @@ def save_weights(path: Path, module: nn.Module) -> None:
 
 def save_card(folder: Path, card: dict[str, Any]) -> None:
     """Write model.json, which registers the model: from now on the folder is found by name."""
-    write_json(folder / CARD, {"format_version": CARD_VERSION, **card, "weights_sha256": sha256(folder / WEIGHTS)})
+    write_json(folder / CARD, {"format_version": CARD_VERSION, "created": now(), **card, "weights_sha256": sha256(folder / WEIGHTS)})
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -57,9 +59,13 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ModelRefusedError(f"{path} cannot be read ({error}). Restore it, or train the model again.") from error
     if not isinstance(card, dict):
         raise ModelRefusedError(f"{path} is no model card. Restore it, or train the model again.")
-    if card.get("format_version", 0) > CARD_VERSION:
+    version = card.get("format_version")
+    if isinstance(version, int) and version > CARD_VERSION:
         raise ModelRefusedError(f"{path} was made by a newer ctcovid. Update this one: pip install -U ctcovid")
-    wrong = [name for name, kind in FIELDS.items() if not isinstance(card.get(name), kind)]
+    wrong = [name for name, kind in FIELDS.items() if type(card.get(name)) is not kind]
+    wrong += [name for name in ("depth", "size") if name not in wrong and card[name] < 1]
+    if "classes" not in wrong and (len(card["classes"]) < 2 or card.get("positive") not in card["classes"]):
+        wrong.append("classes that hold the positive one")
     if wrong:
         raise ModelRefusedError(f"{path} lacks {', '.join(wrong)}. Restore it, or train the model again.")
     return card

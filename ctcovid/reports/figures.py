@@ -25,6 +25,11 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
         drawn.savefig(temporary, format="png", dpi=150)
 
 
+def literal(text: str) -> str:
+    """Text for matplotlib, which would read what stands between dollar signs as a formula."""
+    return text.replace("$", r"\$")
+
+
 def curve(path: Path, what: str, epochs: Sequence[int], train: Sequence[float], valid: Sequence[float | None]) -> None:
     """Loss or accuracy over the epochs, for training and, where there is one, validation (Li et al. 2021, Figs. 8 and 9)."""
     with figure(path, 6, 4) as drawn:
@@ -58,12 +63,13 @@ def confusion(path: Path, counts: np.ndarray, classes: Sequence[str], title: str
             text = "no volumes" if np.isnan(share) else f"{share:.4f}\n({counts[true, predicted]:,})"
             axes.text(predicted, true, text, ha="center", va="center", fontsize=9, color="white" if share > 0.5 else "black")
         _class_axes(axes, classes)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(literal(title), fontsize=10)
         drawn.colorbar(shown, ax=axes, fraction=0.046, label="share of the true class")
 
 
 def _class_axes(axes: Any, classes: Sequence[str]) -> None:
     places = range(len(classes))
-    axes.set_xticks(places, classes)
-    axes.set_yticks(places, classes)
+    names = [literal(name) for name in classes]
+    axes.set_xticks(places, names)
+    axes.set_yticks(places, names)
     axes.set(xlabel="predicted class", ylabel="true class")

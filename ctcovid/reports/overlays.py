@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from PIL import Image
 
 from ctcovid.base.files import atomic
-from ctcovid.reports.figures import figure
+from ctcovid.reports.figures import figure, literal
 
 # Purple and bright is what matters most, as in the paper's Fig. 7.
 COLOURS = colormaps["magma"]
@@ -51,11 +51,11 @@ def montage(path: Path, slices: np.ndarray, saliency: np.ndarray, names: Sequenc
     """
     count = len(slices)
     with figure(path, 2.2 * count + 0.9, 5.0) as drawn:
-        drawn.suptitle(title, fontsize=10)
+        drawn.suptitle(literal(title), fontsize=10)
         axes = drawn.subplots(2, count, squeeze=False)
         for column in range(count):
             axes[0, column].imshow(slices[column], cmap="gray", vmin=0, vmax=255)
-            axes[0, column].set_title(names[column], fontsize=8)
+            axes[0, column].set_title(literal(names[column]), fontsize=8)
             axes[1, column].imshow(overlay(slices[column], saliency[column]))
         for axis in axes.flat:
             axis.set_axis_off()

@@ -30,17 +30,20 @@ class Table:
     def terminal(self) -> RichTable:
         """The table for a terminal."""
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        table = RichTable(title=self.title or None, caption="\n".join(self.notes) or None, caption_justify="left", title_justify="left")
+        # Text objects, because rich would read what stands in brackets in a plain string as its markup.
+        title, notes = (Text(text) if text else None for text in (self.title, "\n".join(self.notes)))
+        table = RichTable(title=title, caption=notes, caption_justify="left", title_justify="left")
         for position, name in enumerate(self.columns):
             table.add_column(name, justify="left" if position < self.text_columns else "right", overflow="fold")
         for row in self.rows:
-            table.add_row(*map(shown, row))
+            table.add_row(*(Text(shown(cell)) for cell in row))
         return table
 
     def text(self) -> str:
         """The table as aligned Markdown, with its notes below."""
-        cells = [list(self.columns), *([shown(cell) for cell in row] for row in self.rows)]
+        cells = [[shown(cell).replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
         widths = [max(len(row[position]) for row in cells) for position in range(len(self.columns))]
         lines = [_markdown_line(row, widths, self.text_columns) for row in cells]
         rule = [("-" * width if position < self.text_columns else "-" * (width - 1) + ":") for position, width in enumerate(widths)]

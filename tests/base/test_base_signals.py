@@ -51,7 +51,9 @@ def test_usual_handlers_are_back_after_the_block_even_after_an_exception(usual: 
     assert usual == list(STOPPING)
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGUSR1, 75, "SIGUSR1"), (signal.SIGINT, 130, "Ctrl-C")])
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGUSR1, 75, "SIGUSR1"), (signal.SIGINT, 130, "Ctrl-C")]
+)
 def test_error_names_the_signal_and_has_its_exit_code(number: signal.Signals, code: int, word: str, usual: list[int]) -> None:
     with StopRequest() as stop:
         signal.raise_signal(number)

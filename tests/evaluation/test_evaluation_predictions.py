@@ -106,7 +106,7 @@ GOOD = "1,a,0,NCP,0.5,0.25,0.25"
         ("1,a,1,NCP,much,0.5,0.5", "probability"),
         ("1,a,1,NCP,1.5,-0.25,-0.25", "probability"),
         ("1,a,1,NCP,inf,0,0", "probability"),
-        ("1,a,1,NCP,0.5,0.5", "probability"),
+        ("1,a,1,NCP,0.5,0.5", "fields"),
         ("1,a,1,NCP,0.5,0.25,0.5", "sum"),
         ("1,a,one,NCP,0.5,0.25,0.25", "volume"),
         ("1,a,,NCP,0.5,0.25,0.25", "volume"),

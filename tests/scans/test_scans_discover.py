@@ -28,7 +28,11 @@ def names(slices: tuple[Path, ...]) -> list[str]:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 10**6), unique=True, max_size=20), st.sampled_from(["{}", "IM{}", "0920_CT-{}", "scan 2 slice {}"]), st.randoms())
+@given(
+    st.lists(st.integers(0, 10**6), unique=True, max_size=20),
+    st.sampled_from(["{}", "IM{}", "0920_CT-{}", "scan 2 slice {}"]),
+    st.randoms(),
+)
 def test_unpadded_numbers_come_in_the_order_of_numbers(numbers: list[int], pattern: str, shuffler: random.Random) -> None:
     mixed = [pattern.format(number) + ".png" for number in numbers]
     shuffler.shuffle(mixed)

@@ -288,7 +288,9 @@ def test_text_with_an_images_name_is_named_as_no_image(tmp_path: Path) -> None:
     assert "0007.png: not an image, whatever its name says. Copy it again" in refused(tmp_path / "0007.png")
 
 
-@pytest.mark.parametrize("name", ["ccccii/NCP/920/2462/0025.JPG", "ccccii/CP/1068/3107/0100.jpg", f"{NCP}/0070.png", "ccccii/Normal/2316/771/0080.tif"])
+@pytest.mark.parametrize(
+    "name", ["ccccii/NCP/920/2462/0025.JPG", "ccccii/CP/1068/3107/0100.jpg", f"{NCP}/0070.png", "ccccii/Normal/2316/771/0080.tif"]
+)
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_real_file_cut_short_is_named_and_never_filled_with_grey(name: str, share: float, sample_data: Path, tmp_path: Path) -> None:
     whole = (sample_data / name).read_bytes()

@@ -30,7 +30,14 @@ class KnownScan:
 def known_scans(tmp_path: Path) -> list[KnownScan]:
     """Six scans of five patients and three parts, of 3 to 9 slices, of noise that gzip cannot shrink."""
     scans = []
-    listing = [("16", "NCP", "train"), ("16", "NCP", "train"), ("920", "NCP", "test"), ("0", "CP", "train"), ("7", "CP", "valid"), ("5", "Normal", "test")]
+    listing = [
+        ("16", "NCP", "train"),
+        ("16", "NCP", "train"),
+        ("920", "NCP", "test"),
+        ("0", "CP", "train"),
+        ("7", "CP", "valid"),
+        ("5", "Normal", "test"),
+    ]
     for number, (patient, label, split) in enumerate(listing):
         pixels = np.random.default_rng(number).integers(0, 256, (8 - number if number % 2 else 3 + number, 32, 32), dtype=np.uint8)
         source = f"{label}/{patient}/{1000 + number}"

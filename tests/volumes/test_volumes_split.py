@@ -62,7 +62,9 @@ def test_each_class_has_its_shares_to_within_a_patient_and_no_empty_part(
 
 @settings(deadline=None)
 @given(patients, shares, st.integers(0, 2**31))
-def test_whatever_the_shares_each_class_has_somebody_to_train_with(of: dict[str, str], three: tuple[float, float, float], seed: int) -> None:
+def test_whatever_the_shares_each_class_has_somebody_to_train_with(
+    of: dict[str, str], three: tuple[float, float, float], seed: int
+) -> None:
     parts = split_patients(of, three, seed)
     for label in set(of.values()):
         train, valid, test = counts(parts, of, label)
@@ -81,7 +83,9 @@ def test_shares_come_out_exactly_where_they_divide(members: int) -> None:
 
 @pytest.mark.parametrize(("members", "expected"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1))])
 @pytest.mark.parametrize("three", [SIXTY, (0.98, 0.01, 0.01), (0.34, 0.33, 0.33)])
-def test_small_class_fills_train_then_test_then_valid(members: int, expected: tuple[int, int, int], three: tuple[float, float, float]) -> None:
+def test_small_class_fills_train_then_test_then_valid(
+    members: int, expected: tuple[int, int, int], three: tuple[float, float, float]
+) -> None:
     of = {str(number): "CP" for number in range(members)}
     assert counts(split_patients(of, three, seed=0), of, "CP") == expected
 
@@ -160,6 +164,8 @@ def test_split_file_that_cannot_be_used_is_named(content: bytes | None, said: st
 def test_patients_in_two_parts_are_found() -> None:
     rows = [
         ScanRow(str(number), patient, "CP", part, 0, 4, "complete", "", "{}", 0)
-        for number, (patient, part) in enumerate([("10", "train"), ("9", "test"), ("9", "valid"), ("10", "train"), ("2", "train"), ("2", "test")])
+        for number, (patient, part) in enumerate(
+            [("10", "train"), ("9", "test"), ("9", "valid"), ("10", "train"), ("2", "train"), ("2", "test")]
+        )
     ]
     assert patients_in_two_parts(rows) == ["2", "9"]

@@ -200,5 +200,8 @@ def test_old_file_stays_until_the_new_one_is_complete(known_scans: list, volumes
 
 def test_place_that_cannot_be_written_to_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot be written.*--output"), VolumesWriter(tmp_path / "file" / "v.h5", 2, 32, CLASSES, "NCP", {}):
+    with (
+        pytest.raises(InputError, match=r"cannot be written.*--output"),
+        VolumesWriter(tmp_path / "file" / "v.h5", 2, 32, CLASSES, "NCP", {}),
+    ):
         pytest.fail("it was written")
