@@ -78,6 +78,11 @@ def run(options: Options, console: Console) -> Summary:
             console.warn(f"{len(problems):,} of the folders cannot be used and are left out:\n{listing(problems)}")
         if not sound:
             raise InputError(f"No scan under {options.dataset} can be used; the reasons are above.")
+        longest = max(len(scan.slices) for scan, _ in sound)
+        if longest < options.depth:
+            raise InputError(
+                f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
+            )
         settings = _settings(options, classes, parts, sound)
         with VolumesWriter(options.output, options.depth, options.size, classes, positive, settings) as writer:
             damaged = _encode(sound, parts, options.size, writer, pool, stop, console)
@@ -92,7 +97,7 @@ def run(options: Options, console: Console) -> Summary:
         table_path = options.output.with_suffix(".table.csv")
         write_text(table_path, summary.table.csv())
         card.output(table_path)
-    _report(summary, file, damaged, console)
+    _report(summary, file, options.dataset, damaged, console)
     return summary
 
 
@@ -193,12 +198,14 @@ def _take(results: Iterator[list[Chunk] | InputError], count: int) -> list[Chunk
     return error or chunks
 
 
-def _report(summary: Summary, file: VolumesFile, damaged: list[str], console: Console) -> None:
+def _report(summary: Summary, file: VolumesFile, dataset: Path, damaged: list[str], console: Console) -> None:
     if damaged:
         console.warn(f"{len(damaged):,} scans are damaged and were left out:\n{listing(damaged)}")
     for row in file.rows:
         if not row.volume_count(file.depth):
-            console.warn(f"scan {row.source} has {row.slice_count} slices, fewer than the depth of {file.depth}: no volume comes of it.")
+            console.warn(
+                f"{dataset / row.source}: {row.slice_count} slices, fewer than the depth of {file.depth}; a smaller --depth uses them."
+            )
     dropped = sum(row.slice_count % file.depth for row in file.rows)
     if dropped:
         console.say(f"{dropped:,} slices at the ends of scans do not fill a volume of depth {file.depth} and take no part.")

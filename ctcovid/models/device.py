@@ -50,7 +50,7 @@ def choose_precision(wanted: str, device: torch.device, architecture: Architectu
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         folded = architecture.factorised and not architecture.name_in_torchvision
-        fast = device.type == "cpu" and folded and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        fast = device.type == "cpu" and folded and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if wanted == "bfloat16" and not fast:
         raise UsageError(f"--precision bfloat16 is not to be had for {architecture.name} on {device}. Use --precision auto.")
     return torch.bfloat16 if fast else torch.float32

@@ -68,5 +68,5 @@ class Network:
         self.module.eval()
         found = [np.zeros((0, len(self.classes)))]
         for some, count in self.passes(volumes):
-            found.append(self.logits(some)[:count].double().softmax(1).cpu().numpy())
+            found.append(self.logits(some)[:count].cpu().double().softmax(1).numpy())
         return np.concatenate(found)

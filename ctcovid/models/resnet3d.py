@@ -80,7 +80,9 @@ class ResNet3D(nn.Module):
             x = self.relu(self.bn1_t(self.conv1_t(x)))
         else:
             x = self.relu(self.bn1(self.conv1(x)))
-        pooled: Tensor = self.maxpool(x)
+        # A maximum is exact in any precision, but autocast on a CPU would pool in float32, and all residual sums behind it follow suit.
+        with torch.autocast(x.device.type, enabled=False):
+            pooled: Tensor = self.maxpool(x)
         return pooled
 
 

@@ -189,7 +189,7 @@ def test_what_looks_wrong_beside_sound_scans_is_reported_and_not_fatal(tmp_path:
 def test_single_scan_bears_its_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "scan_dir", "2.png", "10.png", "1.png")
     monkeypatch.chdir(tmp_path / "scan_dir")
-    for path in (tmp_path / "scan_dir", Path(".")):
+    for path in (tmp_path / "scan_dir", Path()):
         (scan,) = find_scans([path])
         assert scan.id == "scan_dir"
         assert names(scan.slices) == ["1.png", "2.png", "10.png"]

@@ -35,3 +35,11 @@ def test_real_slices_are_told_apart_from_end_to_end_of_the_chest(scan: str, mask
 def test_scan_is_segmented_where_more_than_half_of_its_slices_are_masked() -> None:
     assert [image_kind(masked, 10) for masked in (0, 5, 6, 10)] == [COMPLETE, COMPLETE, SEGMENTED, SEGMENTED]
     assert (image_kind(0, 1), image_kind(1, 1)) == ("complete", "segmented")
+
+
+def test_complete_slice_in_a_wide_black_frame_is_still_complete(sample_data: Path) -> None:
+    """Black alone does not make a masked slice: the white of the chest wall is missing there too."""
+    with Image.open(sample_data / "ccccii/NCP/16/1164/0070.png") as image:
+        framed = np.pad(np.asarray(image), 124)
+    assert np.mean(framed == 0) > 0.5
+    assert not looks_masked(framed)

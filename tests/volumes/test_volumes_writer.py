@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -186,6 +187,52 @@ def test_run_left_while_finishing_is_finished_by_the_next(
     write_volumes(path, known_scans)
     assert content(path) == undisturbed
     assert len(VolumesFile(path).rows) == len(known_scans)
+
+
+def test_run_killed_at_any_write_is_continued_to_the_same_file(
+    known_scans: list, tmp_path: Path, write_volumes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 writes through a file that keeps what lies on the disk after each write: all that a kill can leave."""
+    left: list[dict[str, bytes]] = []
+
+    def keep(folder: Path) -> None:
+        state = {item.name: item.read_bytes() for item in folder.iterdir()}
+        if not left or state != left[-1]:
+            left.append(state)
+
+    class Kept(io.FileIO):
+        def write(self, data: Any) -> int:
+            count = super().write(data)
+            keep(tmp_path / "recorded")
+            return count
+
+        def truncate(self, size: int | None = None) -> int:
+            length = super().truncate(size)
+            keep(tmp_path / "recorded")
+            return length
+
+    real = h5py.File
+    scans = known_scans[:3]
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py, "File", lambda name, mode="r", **options: real(Kept(name, {"w": "w+", "r+": "r+"}[mode]), mode, **options))
+        write_volumes(tmp_path / "recorded" / "volumes.h5", scans)
+    write_volumes(tmp_path / "undisturbed.h5", scans)
+    undisturbed = content(tmp_path / "undisturbed.h5")
+    assert len(left) > 50
+    wrong = []
+    for number, state in enumerate(left):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, data in state.items():
+            (folder / name).write_bytes(data)
+        try:
+            write_volumes(folder / "volumes.h5", scans)
+        except Exception as error:
+            wrong.append(f"after write {number} of {len(left)}: {type(error).__name__}: {error}")
+        else:
+            if content(folder / "volumes.h5") != undisturbed:
+                wrong.append(f"after write {number} of {len(left)}: another content")
+    assert wrong == []
 
 
 def test_old_file_stays_until_the_new_one_is_complete(known_scans: list, volumes_file: Path, write_volumes: Callable[..., None]) -> None:
