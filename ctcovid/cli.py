@@ -17,7 +17,7 @@ from ctcovid import __version__
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError
 from ctcovid.base.settings import name_environment, read_config, sources
-from ctcovid.base.signals import raise_on_termination
+from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
 
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
@@ -79,7 +79,7 @@ Config = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk: only results, warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also details that help to find a fault.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also the place in the code of an unexpected fault.")]
 Data = Annotated[Path, typer.Option(help="Volumes file that ctcovid prepare made.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the trained models.")]
 Model = Annotated[
@@ -272,7 +272,7 @@ def _run(ctx: typer.Context) -> None:
     values.pop("config")
     values = {name: _plain(value) for name, value in values.items()}
     try:
-        raise_on_termination()
+        raise_when_stopped()
         # Only now, so that help and completion never wait for torch.
         command = importlib.import_module(f"ctcovid.commands.{ctx.info_name}")
         known = command.Options.__dataclass_fields__

@@ -25,7 +25,7 @@ ROOMS = [
     {"base"},
 ]
 # The catalogue is plain data, and the command line offers what is in it.
-CLI_MAY_SEE = {"ctcovid.base", "ctcovid.models.catalog"}
+CLI_MAY_SEE = {"ctcovid.__version__", "ctcovid.base", "ctcovid.models.catalog"}
 # Torch belongs to the networks and to what hands them volumes.
 WITHOUT_TORCH = ("cli.py", "base", "scans", "phantom", "evaluation", "reports")
 

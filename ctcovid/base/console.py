@@ -25,7 +25,7 @@ class Console:
     Parameters
     ----------
     quiet : only results, warnings and errors
-    verbose : also details that help to find a fault
+    verbose : also the place in the code of an unexpected fault
     json : `result` prints its JSON document in place of its table
     results : off for a command that is a step of another one, which prints a single result
     """
@@ -37,11 +37,6 @@ class Console:
     def say(self, text: str) -> None:
         """Tell on stderr what is going on."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
-
-    def detail(self, text: str) -> None:
-        """Tell on stderr what only --verbose wants to know."""
-        if self.verbose:
             print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:

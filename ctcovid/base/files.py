@@ -12,6 +12,8 @@ from typing import Any
 
 from ctcovid.base.errors import InputError, OutputExistsError
 
+RUN_CARD = "run.json"
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -19,7 +21,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises InputError where the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -70,20 +72,58 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def claim(path: Path, overwrite: bool) -> None:
-    """Make sure that `path` may be written: absent, or `overwrite`.
+def claim_file(path: Path, overwrite: bool) -> None:
+    """Make sure that a file may be written at `path`, and touch nothing.
 
-    Raises OutputExistsError, and removes nothing; the atomic writers replace what is there when the new result is complete.
+    Raises OutputExistsError where there is one and `overwrite` is off, InputError where there can be none.
     """
-    if not overwrite and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Name a file to write.")
+    _require_place(path)
+    if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already. Name another output, or pass --overwrite to replace it.")
 
 
+def claim_folder(path: Path, overwrite: bool, command: str) -> None:
+    """Make sure that a folder may be written at `path`, and touch nothing.
+
+    Raises OutputExistsError where there is one with anything in it, unless `overwrite` is on and its run card says that the same
+    command made it: whatever else lies in a folder is not ours to remove. Raises InputError where there can be no folder.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file. Name a folder to write into.")
+    _require_place(path)
+    if path.is_dir() and any(path.iterdir()):
+        if not made_by(path, command):
+            raise OutputExistsError(f"{path} exists already and ctcovid {command} did not make it. Name another output.")
+        if not overwrite:
+            raise OutputExistsError(f"{path} exists already. Name another output, or pass --overwrite to replace it.")
+
+
+def made_by(folder: Path, command: str) -> bool:
+    """Whether the run card in `folder` says that `command` made it."""
+    try:
+        card = json.loads((folder / RUN_CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(card, dict) and card.get("command") == command
+
+
+def _require_place(path: Path) -> None:
+    """There is a folder to write into, or one can be made."""
+    parent = path.resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written: {parent} is no folder that may be written to. Choose another place.")
+
+
 @contextlib.contextmanager
-def fresh_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; it takes the place of `path` when the block ends without an exception."""
-    claim(path, overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def fresh_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill; it takes the place of `path`, which was claimed, when the block ends well."""
+    path = path.resolve()
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -94,7 +134,9 @@ def fresh_folder(path: Path, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(path)
         temporary.replace(path)
         _sync(path.parent)
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another place or mend the permissions.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

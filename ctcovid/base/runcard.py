@@ -76,8 +76,8 @@ class RunCard:
         write_json(self.path, self.content)
 
     def input(self, path: Path, fingerprint: str | None = None) -> None:
-        """Add an input with its hash: `fingerprint`, or the SHA-256 of a file."""
-        digest = fingerprint or (f"sha256:{sha256(path)}" if path.is_file() else None)
+        """Add an input with its hash: `fingerprint`, or the SHA-256 of a file or of all files of a folder."""
+        digest = fingerprint or f"sha256:{sha256(path)}"
         self.content["inputs"].append({"path": str(path.resolve()), "hash": digest})
 
     def output(self, path: Path) -> None:
@@ -91,11 +91,14 @@ def now() -> str:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+    """SHA-256 of a file, or of the names and contents of the files that a folder holds, in hexadecimal."""
+    digest = hashlib.sha256()
+    for member in sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(member.name.encode(errors="surrogateescape"))
+        with member.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -109,8 +112,12 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
+    """The commit of ctcovid itself, where it runs from a checkout."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None

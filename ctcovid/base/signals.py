@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 from ctcovid.base.errors import EXIT_INTERRUPTED, StoppedError
@@ -43,13 +45,32 @@ class StopRequest:
         return StoppedError(f"Stopped by {name}. {done}")
 
 
-def raise_on_termination() -> None:
-    """Let SIGTERM end a command as an error does, so that temporary files go and the run card says what happened."""
+def raise_when_stopped() -> None:
+    """Let SIGTERM and SIGUSR1 end a command as an error does, so that temporary files go and the run card says what happened."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError("Stopped by SIGTERM. Nothing was left half written; run the line again.")
+        raise StoppedError(f"Stopped by {signal.Signals(number).name}. Nothing was left half written; run the line again.")
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in STOPPING:
+        # Ctrl-C raises KeyboardInterrupt already.
+        if number != signal.SIGINT:
+            signal.signal(number, stop)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Stopping signals wait until the block ends, and in worker processes begun in it until they call `ignore_stopping`.
+
+    A worker that is still starting would otherwise die of a signal to the whole process group.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_stopping() -> None:
@@ -59,3 +80,5 @@ def ignore_stopping() -> None:
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

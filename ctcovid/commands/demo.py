@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.files import claim
+from ctcovid.base.files import RUN_CARD, claim_folder
+from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.models.store import read_card
 from ctcovid.phantom.dataset import write_dataset
@@ -53,9 +54,15 @@ def run(options: Options, console: Console) -> Summary:
     """Make the data, then run each command with the line that a person would type."""
     folder = options.folder
     data, volumes, runs, explanations = (folder / name for name in ("CC-CCII", "volumes.h5", "runs", "explanations"))
-    claim(folder, options.overwrite)
+    claim_folder(folder, options.overwrite, "demo")
     if data.exists():
         shutil.rmtree(data)
+    card = RunCard(folder / RUN_CARD, "demo", asdict(options), options.sources)
+    with card.recording():
+        return _run(options, folder, data, volumes, runs, explanations, console)
+
+
+def _run(options: Options, folder: Path, data: Path, volumes: Path, runs: Path, explanations: Path, console: Console) -> Summary:
     with console.progress(3 * PATIENTS, "Making synthetic scans") as advance:
         write_dataset(data, PATIENTS, SIZE, options.seed, advance)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError
-from ctcovid.base.files import claim, fresh_folder, write_json, write_text
+from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.bootstrap import Estimate, estimates
 from ctcovid.evaluation.metrics import confusion_matrix, undefined
@@ -21,9 +22,9 @@ from ctcovid.models import registry
 from ctcovid.models.device import device_name
 from ctcovid.reports.figures import confusion
 from ctcovid.reports.tables import Table
-from ctcovid.scans.discover import positive_class
+from ctcovid.scans.discover import class_order, positive_class
 from ctcovid.volumes.batches import VolumeSet, in_order
-from ctcovid.volumes.reader import VolumesFile
+from ctcovid.volumes.reader import Volume, VolumesFile
 
 SHOWN = {"accuracy": "Accuracy", "f1": "F1-score", "precision": "Precision", "recall": "Recall", "macro_auroc": "macro-AUROC"}
 
@@ -108,36 +109,22 @@ def run(options: Options, console: Console) -> Summary:
     """Predict or read predictions, score them, compare them with the first, write tables and figures."""
     sources = [_source(model, options.runs) for model in options.models or (None,)]
     folder = options.output or _default_output(sources)
-    claim(folder, options.overwrite)
-    all_predictions: list[Predictions] = []
-    positives: list[str | None] = []
-    devices = set()
-    for source in sources:
-        if source.suffix == ".csv":
-            all_predictions.append(read_predictions(source))
-            positives.append(None)
-        else:
-            model = registry.load(str(source), options.device, options.precision, options.runs)
-            all_predictions.append(_predict(model, options, console))
-            positives.append(model.card["positive"])
-            devices.add(device_name(model.network.device))
-    classes = all_predictions[0].classes
-    all_predictions = _named_apart([reordered(predictions, classes) for predictions in all_predictions])
-    positive = positive_class(classes, options.positive or next((name for name in positives if name), None))
-    _warn_of_different_volumes(all_predictions, console)
-
-    with fresh_folder(folder, options.overwrite) as building:
-        card = RunCard(building / "run.json", "evaluate", asdict(options), options.sources)
-        card.content["device"] = ", ".join(sorted(devices)) or None
+    claim_folder(folder, options.overwrite, "evaluate")
+    with fresh_folder(folder) as building:
+        card = RunCard(building / RUN_CARD, "evaluate", asdict(options), options.sources)
         with card.recording():
+            found = [_predictions(source, options, card, console) for source in sources]
+            classes = found[0][0].classes
+            all_predictions = [reordered(predictions, classes) for predictions, _ in found]
+            _require_names_apart(all_predictions)
+            _warn_of_different_volumes(all_predictions, console)
+            positive = _positive(classes, options.positive, [name for _, name in found if name], console)
             scores = _score(all_predictions, classes.index(positive), options)
             settings = {"part": options.part, "interval": options.interval, "bootstrap": options.bootstrap, "seed": options.seed}
-            summary = Summary(folder, positive, classes, scores, settings)
+            summary = Summary(folder, positive, classes, scores, settings | {"inputs": card.content["inputs"]})
             for predictions, score in zip(all_predictions, scores, strict=True):
                 write_text(building / f"predictions-{predictions.name}.csv", predictions.csv())
                 confusion(building / f"confusion-{predictions.name}.png", score.confusion, classes, predictions.name)
-            for source in sources:
-                card.input(source if source.is_file() else source / "model.safetensors")
             write_text(building / "evaluation.md", summary.table().text() + "\n")
             write_json(building / "evaluation.json", summary.document())
             for path in sorted(building.iterdir()):
@@ -147,21 +134,45 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
+def _predictions(source: Path, options: Options, card: RunCard, console: Console) -> tuple[Predictions, str | None]:
+    """The predictions of one source, and the positive class that its model was trained with, if it says one."""
+    if is_csv(source):
+        predictions = read_predictions(source)
+        card.input(source)
+        return reordered(predictions, class_order(predictions.classes)), None
+    model = registry.load(str(source), options.device, options.precision, options.runs)
+    card.content["device"] = device_name(model.network.device)
+    card.input(source / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
+    return _predict(model, options, card, console), str(model.card["positive"])
+
+
+def _positive(classes: list[str], wanted: str | None, known: list[str], console: Console) -> str:
+    positive = positive_class(classes, wanted or next(iter(known), None))
+    if not wanted and not known:
+        console.say(f"Precision, recall and F1-score are about {positive}; --positive names another class.")
+    return positive
+
+
+def is_csv(source: Path) -> bool:
+    """Whether the source is a file of predictions, and not a run directory."""
+    return source.suffix.lower() == ".csv"
+
+
 def _source(model: str | None, runs: Path) -> Path:
     """The predictions file or the run directory that is meant."""
-    if model is not None and model.lower().endswith(".csv"):
+    if model is not None and is_csv(Path(model)):
         return Path(model)
     return registry.find(model, runs)
 
 
 def _default_output(sources: list[Path]) -> Path:
     """Inside the run for a single model, so that it is found with it; else a folder here, named after all that is compared."""
-    if len(sources) == 1 and sources[0].suffix != ".csv":
+    if len(sources) == 1 and not is_csv(sources[0]):
         return sources[0] / "evaluation"
-    return Path("evaluation-" + "-vs-".join(source.stem if source.suffix == ".csv" else source.name for source in sources))
+    return Path("evaluation-" + "-vs-".join(source.stem if is_csv(source) else source.name for source in sources))
 
 
-def _predict(model: registry.TrainedModel, options: Options, console: Console) -> Predictions:
+def _predict(model: registry.TrainedModel, options: Options, card: RunCard, console: Console) -> Predictions:
     """The model's predictions on its part of the data.
 
     Raises InputError where the part is empty, has other classes, or has patients that the model was trained on.
@@ -169,6 +180,9 @@ def _predict(model: registry.TrainedModel, options: Options, console: Console) -
     trained_on = Path(model.card["data"]["path"])
     path = options.data or (trained_on if trained_on.is_file() else Path("volumes.h5"))
     file = VolumesFile(path)
+    card.input(path, file.fingerprint)
+    if file.fingerprint != model.card["data"].get("fingerprint"):
+        console.warn(f"{path} is not the file that {model.name} was trained with.")
     console.say(f"Evaluating {model.name} on the {options.part} part of {path}, {device_name(model.network.device)}.")
     if sorted(file.classes) != sorted(model.classes):
         raise InputError(f"{path} has the classes {', '.join(file.classes)}, {model.name} {', '.join(model.classes)}. Give other --data.")
@@ -183,7 +197,7 @@ def _predict(model: registry.TrainedModel, options: Options, console: Console) -
             f"The {options.part} part of {path} has no volumes of depth {model.depth}. Assign patients to it with "
             "ctcovid prepare --split-file, or evaluate another --part."
         )
-    _warn_of_seen_patients(model, volume_set, options.part, console)
+    _refuse_seen_patients(model, volume_set, options.part, console)
     found = []
     with console.progress(len(volume_set), f"Predicting with {model.name}") as advance:
         for batch in volume_set.batches(in_order(len(volume_set), 32), options.workers or min(cpus.allowed(), 8)):
@@ -195,14 +209,14 @@ def _predict(model: registry.TrainedModel, options: Options, console: Console) -
         model.name,
         model.classes,
         [volume.scan.patient for volume in volumes],
-        [volume.scan.id for volume in volumes],
+        _scan_names(volumes),
         np.array([volume.number for volume in volumes]),
         labels,
         np.concatenate(found),
     )
 
 
-def _warn_of_seen_patients(model: registry.TrainedModel, volume_set: VolumeSet, part: str, console: Console) -> None:
+def _refuse_seen_patients(model: registry.TrainedModel, volume_set: VolumeSet, part: str, console: Console) -> None:
     """A model scored on patients that it has learnt from looks better than it is."""
     learnt = {patient for name in ("train", "valid") for patient in model.card.get("split", {}).get(name, [])}
     seen = learnt & {volume.scan.patient for volume in volume_set.volumes}
@@ -215,19 +229,26 @@ def _warn_of_seen_patients(model: registry.TrainedModel, volume_set: VolumeSet, 
         console.warn(f"{model.name} was trained or chosen on {len(seen)} of these patients; the result says nothing about new ones.")
 
 
-def _named_apart(all_predictions: list[Predictions]) -> list[Predictions]:
-    names = [predictions.name for predictions in all_predictions]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+def _scan_names(volumes: list[Volume]) -> list[str]:
+    """Ids of the volumes' scans; the whole path where a patient has one id in two class folders."""
+    rows = {id(volume.scan): volume.scan for volume in volumes}.values()
+    ids = Counter((row.patient, row.id) for row in rows)
+    return [volume.scan.id if ids[volume.scan.patient, volume.scan.id] == 1 else volume.scan.source for volume in volumes]
+
+
+def _require_names_apart(all_predictions: list[Predictions]) -> None:
+    repeated = [name for name, count in Counter(predictions.name for predictions in all_predictions).items() if count > 1]
     if repeated:
         raise UsageError(f"Several of the models are called {', '.join(repeated)}. Rename one, so that the table tells them apart.")
-    return all_predictions
 
 
 def _warn_of_different_volumes(all_predictions: list[Predictions], console: Console) -> None:
-    keys = [set(zip(p.patients, p.scans, p.volumes.tolist(), strict=True)) for p in all_predictions]
-    for predictions, key in zip(all_predictions[1:], keys[1:], strict=True):
-        if key != keys[0]:
+    truths = [dict(zip(zip(p.patients, p.scans, p.volumes.tolist(), strict=True), p.labels.tolist(), strict=True)) for p in all_predictions]
+    for predictions, truth in zip(all_predictions[1:], truths[1:], strict=True):
+        if truth.keys() != truths[0].keys():
             console.warn(f"{predictions.name} and {all_predictions[0].name} were not scored on the same volumes.")
+        if differing := sum(truths[0].get(key, label) != label for key, label in truth.items()):
+            console.warn(f"{predictions.name} and {all_predictions[0].name} have different labels for {differing:,} volumes.")
 
 
 def _score(all_predictions: list[Predictions], positive: int, options: Options) -> list[Score]:

@@ -12,8 +12,8 @@ import torch
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, OutputExistsError, UsageError, did_you_mean, listing
-from ctcovid.base.files import atomic, claim, fresh_folder, write_json
+from ctcovid.base.errors import InputError, UsageError, did_you_mean, listing
+from ctcovid.base.files import RUN_CARD, atomic, claim_folder, fresh_folder, write_json
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.explanation.activations import Activations, find_layer
@@ -74,7 +74,7 @@ def run(options: Options, console: Console) -> Summary:
     scans = find_scans(options.scans)
     folders = _folders(scans, options.output)
     for folder in folders.values():
-        claim(folder, options.overwrite)
+        claim_folder(folder, options.overwrite, "explain")
     model = registry.load(options.model, options.device, options.precision, options.runs)
     layer = options.layer or model.network.architecture.last_layer
     find_layer(model.network.module, layer)
@@ -86,8 +86,6 @@ def run(options: Options, console: Console) -> Summary:
     for scan in scans:
         try:
             explained.append(_explain(scan, model, layer, folders[scan.folder], options, console))
-        except OutputExistsError:
-            raise
         except InputError as error:
             failed.append(str(error))
     if failed:
@@ -119,6 +117,19 @@ def _folders(scans: list[Scan], output: Path) -> dict[Path, Path]:
 
 
 def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options: Options, console: Console) -> dict[str, Any]:
+    """Explain one scan into `folder`; its manifest."""
+    with fresh_folder(folder) as building:
+        card = RunCard(building / RUN_CARD, "explain", asdict(options), options.sources)
+        card.content["device"] = device_name(model.network.device)
+        with card.recording():
+            card.input(model.folder / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
+            card.input(scan.folder)
+            manifest = _fill(building, scan, model, layer, folder, options, console)
+            card.output(folder)
+    return manifest
+
+
+def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: Path, options: Options, console: Console) -> dict[str, Any]:
     volumes = read_volumes(scan, model.depth, model.size, options.workers or cpus.allowed())
     probabilities = scan_probabilities(model.network.probabilities(volumes))
     predicted = int(probabilities.argmax())
@@ -152,17 +163,10 @@ def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options:
         "slices_without_map": [path.name for path in scan.slices[len(slices) :]],
         "files": {"montage": "montage.png", "maps": "saliency.npz", "overlays": "overlays/"},
     }
-    with fresh_folder(folder, options.overwrite) as building:
-        card = RunCard(building / "run.json", "explain", asdict(options), options.sources)
-        card.content["device"] = device_name(model.network.device)
-        card.input(model.folder / "model.safetensors")
-        card.input(scan.folder)
-        with card.recording():
-            _draw(building, scan, slices, saliency, manifest)
-            with atomic(building / "saliency.npz") as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16))
-            write_json(building / "manifest.json", manifest)
-            card.output(folder)
+    _draw(building, scan, slices, saliency, manifest)
+    with atomic(building / "saliency.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16))
+    write_json(building / "manifest.json", manifest)
     return manifest
 
 

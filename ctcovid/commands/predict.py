@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, listing
-from ctcovid.base.files import claim, json_text, write_text
+from ctcovid.base.files import claim_file, json_text, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.models import registry
@@ -70,6 +71,10 @@ class Summary:
         ]
         return {"model": self.model, "classes": self.classes, "scans": scans, "failed": self.failed}
 
+    def text(self, path: Path) -> str:
+        """What `path` shall hold: JSON or CSV, by its ending."""
+        return json_text(self.document()) + "\n" if path.suffix.lower() == ".json" else self.table().csv()
+
     def table(self) -> CsvText:
         rows: list[list[Cell]] = [[s.scan, s.predicted, *map(float, s.probabilities), s.volumes] for s in self.scans]
         columns = ("scan", "class", *(f"p_{name}" for name in self.classes), "volumes")
@@ -79,10 +84,30 @@ class Summary:
 def run(options: Options, console: Console) -> Summary:
     """Find the scans, classify each, and go on past those that cannot be read."""
     if options.output:
-        claim(options.output, options.overwrite)
+        claim_file(options.output, options.overwrite)
     scans = find_scans(options.scans)
     model = registry.load(options.model, options.device, options.precision, options.runs)
     console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}.")
+    card = None
+    if options.output:
+        card = RunCard(options.output.with_name(options.output.name + ".run.json"), "predict", asdict(options), options.sources)
+        card.content["device"] = device_name(model.network.device)
+        card.input(model.folder / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
+    with card.recording() if card else contextlib.nullcontext():
+        summary = _predict_all(scans, model, options, console)
+        if options.output and card:
+            for scan in summary.scans:
+                card.input(scan.path)
+            write_text(options.output, summary.text(options.output))
+            card.output(options.output)
+            console.say(f"Wrote {options.output}.")
+    if console.json or not options.output:
+        console.result(summary.table(), summary.document())
+    console.notice()
+    return summary
+
+
+def _predict_all(scans: list[Scan], model: TrainedModel, options: Options, console: Console) -> Summary:
     found: list[ScanPrediction] = []
     failed: list[str] = []
     with console.progress(len(scans), "Scans") as advance:
@@ -92,33 +117,14 @@ def run(options: Options, console: Console) -> Summary:
             except InputError as error:
                 failed.append(str(error))
             advance(1)
-    summary = Summary(model.name, model.classes, found, failed)
     if failed:
         console.warn(f"{len(failed):,} of {len(scans):,} scans could not be classified:\n{listing(failed)}")
     if not found:
         raise InputError("No scan could be classified; the reasons are above.")
-    if options.output:
-        _write(options.output, summary, model, options)
-        console.say(f"Wrote {options.output}.")
-    else:
-        console.result(summary.table(), summary.document())
-    console.notice()
-    return summary
+    return Summary(model.name, model.classes, found, failed)
 
 
 def _predict(scan: Scan, model: TrainedModel, workers: int) -> ScanPrediction:
     volumes = read_volumes(scan, model.depth, model.size, workers)
     probabilities = scan_probabilities(model.network.probabilities(volumes))
     return ScanPrediction(scan.id, scan.folder, len(volumes), model.classes[int(probabilities.argmax())], probabilities)
-
-
-def _write(path: Path, summary: Summary, model: TrainedModel, options: Options) -> None:
-    card = RunCard(path.with_name(path.name + ".run.json"), "predict", asdict(options), options.sources)
-    with card.recording():
-        card.content["device"] = device_name(model.network.device)
-        card.input(model.folder / "model.safetensors")
-        for scan in summary.scans:
-            card.input(scan.path)
-        text = json_text(summary.document()) + "\n" if path.suffix.lower() == ".json" else summary.table().csv()
-        write_text(path, text)
-        card.output(path)

@@ -12,7 +12,7 @@ from typing import Any
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError, listing
-from ctcovid.base.files import claim, write_text
+from ctcovid.base.files import claim_file, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.reports.dataset_table import dataset_table, missing_classes
@@ -59,20 +59,20 @@ class Summary:
 
 def run(options: Options, console: Console) -> Summary:
     """Check everything, decode what is sound, write the file, and count it as Table 1 does."""
-    claim(options.output, options.overwrite)
+    claim_file(options.output, options.overwrite)
     shares = parse_shares(options.split)
+    if options.split_file is not None and options.sources.get("split", "default") != "default":
+        raise UsageError("--split and --split-file exclude each other. Give one of them.")
     scans, problems = find_dataset(options.dataset)
-    classes = class_order(scans)
+    classes = class_order(scan.label for scan in scans)
     positive = positive_class(classes, options.positive)
-    parts = _split(scans, classes, shares, options, console)
-    console.say(
-        f"Found {len(scans):,} scans of {len(set(parts)):,} patients in {', '.join(classes)}: {sum(len(s.slices) for s in scans):,} slices."
-    )
+    patients, slices = len({scan.patient for scan in scans}), sum(len(scan.slices) for scan in scans)
+    console.say(f"Found {len(scans):,} scans of {patients:,} patients in {', '.join(classes)}: {slices:,} slices.")
 
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
     workers = options.workers or cpus.allowed()
     with card.recording(), StopRequest() as stop, Workers(workers) as pool:
-        sound, unsound = _check(scans, pool, console)
+        sound, unsound = _check(scans, pool, stop, console)
         problems += unsound
         if problems:
             console.warn(f"{len(problems):,} of the folders cannot be used and are left out:\n{listing(problems)}")
@@ -83,6 +83,7 @@ def run(options: Options, console: Console) -> Summary:
             raise InputError(
                 f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
             )
+        parts = _split([scan for scan, _ in sound], classes, shares, options, console)
         settings = _settings(options, classes, parts, sound)
         with VolumesWriter(options.output, options.depth, options.size, classes, positive, settings) as writer:
             damaged = _encode(sound, parts, options.size, writer, pool, stop, console)
@@ -104,22 +105,22 @@ def run(options: Options, console: Console) -> Summary:
 def _split(scans: list[Scan], classes: list[str], shares: tuple[float, float, float], options: Options, console: Console) -> dict[str, str]:
     """Part by patient. One id is one patient, in whichever class folders it stands."""
     patients: dict[str, str] = {}
-    for scan in sorted(scans, key=lambda scan: classes.index(scan.label)):
+    # Patients of whom no volume comes must not take the places of others; they fill up the training part.
+    long_enough = [scan for scan in scans if len(scan.slices) >= options.depth]
+    for scan in sorted(long_enough, key=lambda scan: classes.index(scan.label)):
         patients.setdefault(scan.patient, scan.label)
-    several = sorted({scan.patient for scan in scans if patients[scan.patient] != scan.label})
+    several = sorted({scan.patient for scan in long_enough if patients[scan.patient] != scan.label})
     if several:
         names = ", ".join(several[:5]) + (", …" if len(several) > 5 else "")
         console.warn(
             f"{len(several):,} patient ids stand in several classes ({names}); each is taken for one patient and stays in one part."
         )
-    if options.split_file is None:
-        return split_patients(patients, shares, options.seed)
-    if options.sources.get("split", "default") != "default":
-        raise UsageError("--split and --split-file exclude each other. Give one of them.")
-    return read_split_file(options.split_file, patients)
+    if options.split_file is not None:
+        return read_split_file(options.split_file, dict.fromkeys(scan.patient for scan in scans))
+    return dict.fromkeys((scan.patient for scan in scans), "train") | split_patients(patients, shares, options.seed)
 
 
-def _check(scans: list[Scan], pool: Workers, console: Console) -> tuple[list[tuple[Scan, ScanFormat]], list[str]]:
+def _check(scans: list[Scan], pool: Workers, stop: StopRequest, console: Console) -> tuple[list[tuple[Scan, ScanFormat]], list[str]]:
     """Sound scans with their format, and what is wrong with the others, by the headers of all slices."""
     sound, unsound = [], []
     total = sum(len(scan.slices) for scan in scans)
@@ -130,6 +131,8 @@ def _check(scans: list[Scan], pool: Workers, console: Console) -> tuple[list[tup
             else:
                 sound.append((scan, found))
             advance(len(scan.slices))
+            if stop.received:
+                raise stop.error("Nothing is packed yet; run the line again.")
     return sound, unsound
 
 
@@ -166,7 +169,7 @@ def _encode(
     if written:
         console.say(f"Continuing {writer.partial}: {len(written):,} of {len(sound):,} scans are there already.")
     todo = [(scan, form) for scan, form in sound if scan.source not in written]
-    jobs = [(scan.slices[first : first + BATCH], form.bits, size) for scan, form in todo for first in range(0, len(scan.slices), BATCH)]
+    jobs = ((scan.slices[first : first + BATCH], form.bits, size) for scan, form in todo for first in range(0, len(scan.slices), BATCH))
     results = pool.map(encode_slices, jobs)
     damaged = []
     with console.progress(sum(len(scan.slices) for scan, _ in todo), "Packing slices") as advance:
@@ -201,11 +204,9 @@ def _take(results: Iterator[list[Chunk] | InputError], count: int) -> list[Chunk
 def _report(summary: Summary, file: VolumesFile, dataset: Path, damaged: list[str], console: Console) -> None:
     if damaged:
         console.warn(f"{len(damaged):,} scans are damaged and were left out:\n{listing(damaged)}")
-    for row in file.rows:
-        if not row.volume_count(file.depth):
-            console.warn(
-                f"{dataset / row.source}: {row.slice_count} slices, fewer than the depth of {file.depth}; a smaller --depth uses them."
-            )
+    short = [f"{dataset / row.source}: {row.slice_count} slices" for row in file.rows if not row.volume_count(file.depth)]
+    if short:
+        console.warn(f"{len(short):,} scans are shorter than the depth of {file.depth}; a smaller --depth uses them:\n{listing(short)}")
     dropped = sum(row.slice_count % file.depth for row in file.rows)
     if dropped:
         console.say(f"{dropped:,} slices at the ends of scans do not fill a volume of depth {file.depth} and take no part.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.files import RUN_CARD, claim_file, made_by
 from ctcovid.base.runcard import RunCard, versions
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import registry, store
@@ -27,7 +29,7 @@ from ctcovid.volumes.batches import VolumeSet
 from ctcovid.volumes.layout import PARTS
 from ctcovid.volumes.reader import VolumesFile
 
-CHECKPOINT, BEST, HISTORY, RUN_CARD = "last.pt", "best.safetensors", "metrics.csv", "run.json"
+CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 # What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
 IDENTITY = ("arch", "depth", "batch", "learning_rate", "seed", "precision")
 
@@ -85,11 +87,14 @@ def run(options: Options, console: Console) -> Summary:
     file = VolumesFile(options.data)
     depth = options.depth or file.depth
     folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")
+    claim_file(folder / RUN_CARD, overwrite=True)
     checkpoint = _checkpoint(folder, options)
     train_set, valid_set = _sets(file, depth, console)
     registry.require_fit(options.arch, depth, file.size)
 
     torch.manual_seed(options.seed)
+    # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
+    torch.backends.cudnn.deterministic = True
     network = registry.place(options.arch, file.classes, options.device, options.precision)
     recipe = Recipe(options.epochs, options.batch, options.learning_rate, seed=options.seed)
     optimiser = recipe.optimiser(network.module)
@@ -99,9 +104,14 @@ def run(options: Options, console: Console) -> Summary:
     if checkpoint is not None:
         _require_same(checkpoint["settings"], settings, folder)
         progress = restore(checkpoint, network.module, optimiser)
+        if progress.epoch >= options.epochs and (folder / store.CARD).is_file():
+            console.say(f"{folder} has its {progress.epoch} epochs already; more --epochs would continue it.")
+            return _summary(folder, progress, console)
     _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, console)
 
     folder.mkdir(parents=True, exist_ok=True)
+    if checkpoint is None:
+        _clear(folder)
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
     card.content["device"] = device_name(network.device)
     card.input(options.data, file.fingerprint)
@@ -125,9 +135,15 @@ def run(options: Options, console: Console) -> Summary:
         if not finished:
             save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
-        kept = _register(folder, network, file, depth, progress, recipe, options)
+        _register(folder, network, file, depth, progress, recipe, options)
         card.output(folder / store.WEIGHTS)
         card.output(folder / store.CARD)
+    return _summary(folder, progress, console)
+
+
+def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
+    kept = progress.best
+    assert kept is not None
     summary = Summary(folder, kept, progress.history)
     console.result(summary.table(), summary.document())
     which = "the last epoch: there is no validation part to choose by" if kept.valid_accuracy is None else "the best validation accuracy"
@@ -145,16 +161,21 @@ def _checkpoint(folder: Path, options: Options) -> dict[str, Any] | None:
         raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
     if options.resume and path.is_file():
         return read_checkpoint(path)
-    used = folder.is_dir() and any((folder / name).exists() for name in (CHECKPOINT, store.CARD, store.WEIGHTS))
-    if used and not options.overwrite:
+    if options.resume and (folder / store.CARD).is_file():
+        raise InputError(f"{folder} is finished, and without its {CHECKPOINT} it cannot be continued. Choose another --name.")
+    if not options.overwrite and any((folder / name).exists() for name in (CHECKPOINT, store.CARD, store.WEIGHTS)):
         raise OutputExistsError(
             f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
         )
-    if used:
-        # The model goes first and for good: what a new run leaves half-way must not pass for a finished model.
-        for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY):
-            (folder / name).unlink(missing_ok=True)
     return None
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
+    for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png"):
+        (folder / name).unlink(missing_ok=True)
+    if made_by(folder / "evaluation", "evaluate"):
+        shutil.rmtree(folder / "evaluation")
 
 
 def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, VolumeSet]:
@@ -232,12 +253,8 @@ def _write_curves(folder: Path, history: list[EpochRow]) -> None:
     )
 
 
-def _register(
-    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, options: Options
-) -> EpochRow:
+def _register(folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, options: Options) -> None:
     """Give the best weights the model's name and write model.json last."""
-    kept = progress.best
-    assert kept is not None
     if (folder / BEST).exists():
         (folder / BEST).replace(folder / store.WEIGHTS)
     store.save_card(
@@ -253,8 +270,7 @@ def _register(
             "split": {part: sorted({row.patient for row in file.rows if row.split == part}) for part in PARTS},
             "recipe": asdict(recipe),
             "precision": str(network.precision).removeprefix("torch."),
-            "kept": asdict(kept),
+            "kept": asdict(progress.best) if progress.best else None,
             "versions": versions(),
         },
     )
-    return kept

@@ -16,9 +16,8 @@ def choose_device(wanted: str) -> torch.device:
     Raises UsageError where that device is absent or unknown.
     """
     if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        # MPS only on request: the releases of torch that are supported here pool and convolve in 3D on it late, or wrongly.
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError as error:

@@ -82,7 +82,7 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
 
     The same model on the same device is loaded once in a process.
 
-    Raises InputError where there is none, UsageError where the name is unknown, ModelRefusedError where it cannot be trusted.
+    Raises InputError where there is none of that name, UsageError where the device is absent, ModelRefusedError where it cannot be trusted.
     """
     folder = find(model, runs)
     card = store.read_card(folder)

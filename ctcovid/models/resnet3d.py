@@ -5,6 +5,8 @@ Parameter names and shapes are those of 3D-ResNets-PyTorch (Hara et al. 2018), s
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,7 +83,7 @@ class ResNet3D(nn.Module):
         else:
             x = self.relu(self.bn1(self.conv1(x)))
         # A maximum is exact in any precision, but autocast on a CPU would pool in float32, and all residual sums behind it follow suit.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else nullcontext():
             pooled: Tensor = self.maxpool(x)
         return pooled
 

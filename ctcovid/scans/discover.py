@@ -47,17 +47,22 @@ def find_dataset(root: Path) -> tuple[list[Scan], list[str]]:
     scans: list[Scan] = []
     problems: list[str] = []
     for class_folder in _folders(root):
-        before = len(scans), len(problems)
+        before = len(scans)
+        earlier = len(problems)
         for patient_folder in _folders(class_folder):
             if _slices(patient_folder):
                 problems.append(f"{patient_folder}: slices lie in the patient's folder; move them into a folder of their scan")
-            for scan_folder in _folders(patient_folder):
+            scan_folders = _folders(patient_folder)
+            if not scan_folders and not _slices(patient_folder):
+                problems.append(f"{patient_folder}: no scan in it; put its folders of slices there or remove it")
+            for scan_folder in scan_folders:
                 source = scan_folder.relative_to(root).as_posix()
                 if slices := _slices(scan_folder):
                     scans.append(Scan(scan_folder.name, patient_folder.name, class_folder.name, scan_folder, slices, source))
                 else:
                     problems.append(f"{scan_folder}: no slices in it; put PNG, JPEG, TIFF or BMP files there or remove it")
-        if before == (len(scans), len(problems)):
+        if len(scans) == before and not any(_folders(folder) or _slices(folder) for folder in _folders(class_folder)):
+            del problems[earlier:]
             problems.append(f"{class_folder}: not a class folder, nothing in it lies as patient/scan/slices; move it elsewhere")
     if not scans:
         found = "It is empty." if not any(root.iterdir()) else _explain_layout(root)
@@ -83,7 +88,7 @@ def find_scans(paths: Iterable[Path]) -> list[Scan]:
 def _scans_below(path: Path) -> list[Scan]:
     _require_folder(path)
     scans = []
-    for folder, names, _ in os.walk(path, followlinks=True):
+    for folder, names, _ in os.walk(path, followlinks=True, onerror=_unreadable):
         names[:] = [name for name in names if _visible(name)]
         if slices := _slices(Path(folder)):
             source = Path(folder).relative_to(path).as_posix()
@@ -94,9 +99,9 @@ def _scans_below(path: Path) -> list[Scan]:
     return sorted(scans, key=lambda scan: natural_key(scan.source))
 
 
-def class_order(scans: list[Scan]) -> list[str]:
+def class_order(names: Iterable[str]) -> list[str]:
     """Class names: NCP, CP and Normal first where they are present, others after them by name."""
-    present = {scan.label for scan in scans}
+    present = set(names)
     known = [name for name in CLASS_ORDER if name in present]
     return known + sorted(present - set(known), key=natural_key)
 
@@ -133,16 +138,22 @@ def _folders(path: Path) -> list[Path]:
     try:
         return sorted((item for item in path.iterdir() if item.is_dir() and _visible(item.name)), key=lambda item: natural_key(item.name))
     except PermissionError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Mend its permissions.") from error
+        _unreadable(error)
+        raise
 
 
 def _slices(folder: Path) -> tuple[Path, ...]:
     try:
         files = [entry.name for entry in os.scandir(folder) if _visible(entry.name) and entry.is_file()]
     except PermissionError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}. Mend its permissions.") from error
+        _unreadable(error)
+        raise
     names = [name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS]  # noqa: PTH122
     return tuple(folder / name for name in sorted(names, key=natural_key))
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}. Mend its permissions.") from error
 
 
 def _visible(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from PIL import Image
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import Scan
 
+# What Pillow raises on damaged files, beside what it documents.
+UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, Image.DecompressionBombError)
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -64,7 +67,7 @@ def read_slice(path: Path, bits: int = 8) -> np.ndarray:
             return np.clip(np.rint(_values(path, image) * scale), 0, 255).astype(np.uint8)
         try:
             return np.asarray(image.convert("L"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except UNDECODABLE as error:
             raise _unreadable(path, error) from error
 
 
@@ -117,14 +120,14 @@ def _opened(path: Path) -> Image.Image:
         if getattr(image, "n_frames", 1) > 1:
             raise InputError(f"{path}: {image.n_frames} pictures in one file. Export one file per slice.")  # type: ignore[attr-defined]
         return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         raise _unreadable(path, error) from error
 
 
 def _values(path: Path, image: Image.Image) -> np.ndarray:
     try:
         values = np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNDECODABLE as error:
         raise _unreadable(path, error) from error
     if values.min() < 0 or values.max() >= 1 << 16:
         raise InputError(f"{path}: values from {values.min()} to {values.max()}; export the scan with 8 or 16 bits without sign.")

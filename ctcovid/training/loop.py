@@ -80,6 +80,7 @@ def _train_epoch(
         for batch in train_set.batches(order, workers, pin):
             if stop.received:
                 return False
+            torch.manual_seed(recipe.step_seed(progress.epoch, progress.step))
             labels = batch.labels.to(network.device, non_blocking=True)
             logits = network.logits(batch.volumes)
             loss = F.cross_entropy(logits, labels)

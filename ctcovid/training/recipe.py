@@ -30,6 +30,10 @@ class Recipe:
         """Adam with the defaults of torch but for the learning rate; parameters are updated in one fused pass."""
         return torch.optim.Adam(module.parameters(), lr=self.learning_rate, fused=True)
 
+    def step_seed(self, epoch: int, step: int) -> int:
+        """Seed of what a network itself draws in a step, such as dropout, so that a resumed run draws the same."""
+        return int(np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)[0])
+
     def order(self, volumes: int, epoch: int) -> list[list[int]]:
         """The batches of an epoch, which depend on the seed and the epoch alone, so that a resumed run draws the same.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ctcovid.base.errors import InputError
-from ctcovid.base.signals import ignore_stopping
+from ctcovid.base.signals import held_back, ignore_stopping
 from ctcovid.volumes.reader import Volume, VolumesFile
 
 
@@ -58,7 +58,9 @@ class VolumeSet(Dataset[object]):
             worker_init_fn=_begin_worker,
             pin_memory=pin,
         )
-        for batch in loader:
+        with held_back():
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, InputError):
                 raise batch
             yield Batch(*batch)

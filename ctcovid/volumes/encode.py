@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 import h5py
 
 from ctcovid.base.errors import CtcovidError, InputError
-from ctcovid.base.signals import ignore_stopping
+from ctcovid.base.signals import held_back, ignore_stopping
 from ctcovid.scans.kind import looks_masked
 from ctcovid.scans.read import ScanFormat, probe, read_slice, square
 
 # gzip is the one filter that every HDF5 tool has; level 1 costs least for what it saves on CT.
 CHUNK_OPTIONS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
 # Slices per task: large enough that handing over costs nothing, small enough that memory stays small.
-BATCH = 16
+BATCH = 8
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -95,7 +95,8 @@ class Workers:
         rest = iter(tasks)
         try:
             while True:
-                waiting += [self.pool.submit(work, task) for task in islice(rest, 2 * self.count + 2 - len(waiting))]
+                with held_back():
+                    waiting += [self.pool.submit(work, task) for task in islice(rest, 2 * self.count + 2 - len(waiting))]
                 if not waiting:
                     return
                 yield waiting.pop(0).result()

@@ -17,7 +17,7 @@ PARTS = ("train", "valid", "test")
 class ScanRow:
     """One row of ``/scans``: where a scan's slices are in ``/slices`` and what is known of it.
 
-    `checks` is JSON text; `crc32` covers the scan's pixels and lets a resumed run trust what is in the file.
+    `checks` is JSON text; `crc32` covers the scan's pixels and this row, and lets a resumed run trust what is in the file.
     """
 
     id: str

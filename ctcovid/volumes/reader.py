@@ -48,7 +48,7 @@ class VolumesFile:
                 self.classes = [str(name) for name in file.attrs["classes"]]
                 self.positive = str(file.attrs["positive"])
                 self.rows = read_rows(file)
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
         self.fingerprint = fingerprint(self.size, self.classes, self.rows)
         if shared := patients_in_two_parts(self.rows):
@@ -66,16 +66,16 @@ class VolumesFile:
     def read(self, first_slice: int, depth: int) -> np.ndarray:
         """`depth` slices as uint8 (depth, H, W). Each process opens the file for itself.
 
-        Raises InputError where a checksum does not match.
+        Raises InputError where a checksum does not match, or the file has gone.
         """
-        if self._handle is None or self._process != os.getpid():
-            self._handle, self._process = h5py.File(self.path, "r", locking=False), os.getpid()
         try:
+            if self._handle is None or self._process != os.getpid():
+                self._handle, self._process = h5py.File(self.path, "r", locking=False), os.getpid()
             return self._handle["slices"][first_slice : first_slice + depth]
         except OSError as error:
             scan = next(row.source for row in reversed(self.rows) if row.first_slice <= first_slice)
             raise InputError(
-                f"{self.path} is damaged: the checksum of slices {first_slice} to {first_slice + depth - 1} (scan {scan}) does not match. "
+                f"{self.path} is damaged: slices {first_slice} to {first_slice + depth - 1} (scan {scan}) cannot be read ({error}). "
                 "Restore the file, or make it again with ctcovid prepare --overwrite."
             ) from error
 

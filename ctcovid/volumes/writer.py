@@ -7,6 +7,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +33,8 @@ class VolumesWriter:
     """
 
     def __init__(self, path: Path, depth: int, size: int, classes: list[str], positive: str, settings: dict[str, Any]) -> None:
-        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.path = path
+        self.partial, self.leftover = (path.with_name(path.name + ending) for ending in (".partial", ".partial.old"))
         self.depth, self.size, self.classes, self.positive = depth, size, classes, positive
         self.settings = json.dumps(settings, sort_keys=True, ensure_ascii=False)
         self.rows: list[ScanRow] = []
@@ -40,14 +42,52 @@ class VolumesWriter:
     def __enter__(self) -> VolumesWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._continue():
-                self._begin()
+            self._require_alone()
+            rows = self._keep_best_leftover()
+            self._begin()
+            if rows:
+                self._copy(rows)
+            self.leftover.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{self.partial} cannot be written: {error}. Choose another place with --output.") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.file.close()
+
+    def _require_alone(self) -> None:
+        if self.partial.is_file():
+            try:
+                h5py.File(self.partial, "r+").close()
+            except BlockingIOError as error:
+                raise InputError(f"Another ctcovid prepare is writing {self.partial}. Wait for it, or name another --output.") from error
+            except (OSError, RuntimeError):
+                # What a kill has left need not open; then nothing of it is used.
+                return
+
+    def _keep_best_leftover(self) -> list[ScanRow]:
+        """Move what a killed run has left out of the way, and say which of its scans are sound.
+
+        HDF5 may be killed between any two writes, and going on in a file that is not consistent would spread what is wrong. So its
+        sound scans are copied into a new file. A run killed while it copies leaves two files; the one with more goes on.
+        """
+        found = {path: self._sound_rows(path) for path in (self.partial, self.leftover)}
+        if len(found[self.partial]) > len(found[self.leftover]):
+            self.partial.replace(self.leftover)
+            return found[self.partial]
+        return found[self.leftover]
+
+    def _sound_rows(self, path: Path) -> list[ScanRow]:
+        """The first scans of an unfinished file about the same content, as many as their checksums confirm."""
+        rows: list[ScanRow] = []
+        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError), h5py.File(path, "r", locking=False) as file:
+            if file.attrs["settings"] == self.settings:
+                for row in read_rows(file):
+                    crcs = (zlib.crc32(file["slices"][index].tobytes()) for index in range(row.first_slice, _end([row])))
+                    if row.first_slice != _end(rows) or row.crc32 != _checksum(row, crcs):
+                        break
+                    rows.append(row)
+        return rows
 
     def _begin(self) -> None:
         self.partial.unlink(missing_ok=True)
@@ -63,59 +103,35 @@ class VolumesWriter:
         self.file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, settings=self.settings, complete=False)
         self.file.flush()
 
-    def _continue(self) -> bool:
-        """Open a partial file left by a killed run, if it is sound and about the same content."""
-        if not self.partial.is_file():
-            return False
-        # What a kill leaves can be wrong in any place, so nothing is believed that its checksums do not confirm.
-        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError):
-            self.file = h5py.File(self.partial, "r+")
-            try:
-                if self.file.attrs["settings"] == self.settings:
-                    self.slices = self.file["slices"]
-                    self.rows = self._sound_rows()
-                    self._truncate()
-                    return True
-            except BaseException:
-                self.file.close()
-                self.rows = []
-                raise
-            self.file.close()
-        return False
-
-    def _sound_rows(self) -> list[ScanRow]:
-        rows: list[ScanRow] = []
-        for row in read_rows(self.file):
-            crc = 0
-            for position in range(row.first_slice, row.first_slice + row.slice_count):
-                crc = _extend(crc, zlib.crc32(self.slices[position].tobytes()))
-            if row.first_slice != _end(rows) or crc != row.crc32:
-                raise ValueError(f"scan {row.source} was not written whole")
-            rows.append(row)
-        return rows
-
-    def _truncate(self) -> None:
-        self.slices.resize(_end(self.rows), axis=0)
-        for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
-            self.file["scans"][name].resize(len(self.rows), axis=0)
+    def _copy(self, rows: list[ScanRow]) -> None:
+        """Take over the sound scans of the leftover, compressed as they are."""
+        with h5py.File(self.leftover, "r", locking=False) as file:
+            for row in rows:
+                self.slices.resize(_end([row]), axis=0)
+                for index in range(row.first_slice, _end([row])):
+                    self.slices.id.write_direct_chunk((index, 0, 0), file["slices"].id.read_direct_chunk((index, 0, 0))[1])
+                self._append(row)
         self.file.flush()
 
     def add(self, row: ScanRow, chunks: Iterable[Chunk]) -> None:
         """Append a scan. `first_slice` and `crc32` of `row` are the writer's to fill in."""
-        first = _end(self.rows)
-        self.slices.resize(first + row.slice_count, axis=0)
-        crc = 0
-        for position, chunk in enumerate(chunks, start=first):
+        row = replace(row, first_slice=_end(self.rows))
+        self.slices.resize(_end([row]), axis=0)
+        crcs = []
+        for position, chunk in enumerate(chunks, start=row.first_slice):
             self.slices.id.write_direct_chunk((position, 0, 0), chunk.data)
-            crc = _extend(crc, chunk.crc32)
+            crcs.append(chunk.crc32)
         # The pixels are on their way to the disk before the row that speaks of them.
         self.file.flush()
-        self.rows.append(ScanRow(**{**vars(row), "first_slice": first, "crc32": crc}))
-        for name, (value,) in columns(self.rows[-1:]).items():
+        self._append(replace(row, crc32=_checksum(row, crcs)))
+        self.file.flush()
+
+    def _append(self, row: ScanRow) -> None:
+        self.rows.append(row)
+        for name, (value,) in columns([row]).items():
             dataset = self.file["scans"][name]
             dataset.resize(len(self.rows), axis=0)
             dataset[-1] = value
-        self.file.flush()
 
     def finish(self) -> None:
         """Add the virtual ``/volumes`` and the attributes, mark the file complete and give it its name."""
@@ -137,9 +153,6 @@ class VolumesWriter:
         self.partial.replace(self.path)
 
     def _add_volumes(self) -> None:
-        for name in ("volumes", "volume_scan"):
-            if name in self.file:
-                del self.file[name]
         counts = [row.volume_count(self.depth) for row in self.rows]
         side, total = self.size, sum(counts)
         layout = h5py.VirtualLayout((total, self.depth, side, side), np.uint8)
@@ -157,6 +170,9 @@ def _end(rows: list[ScanRow]) -> int:
     return rows[-1].first_slice + rows[-1].slice_count if rows else 0
 
 
-def _extend(crc: int, slice_crc: int) -> int:
-    """The scan's checksum, from those of its slices in order."""
-    return zlib.crc32(slice_crc.to_bytes(4, "little"), crc)
+def _checksum(row: ScanRow, slice_crcs: Iterable[int]) -> int:
+    """CRC-32 of what the row says and of the CRC-32 of each of its slices, in order."""
+    crc = zlib.crc32(repr(replace(row, crc32=0)).encode())
+    for slice_crc in slice_crcs:
+        crc = zlib.crc32(slice_crc.to_bytes(4, "little"), crc)
+    return crc

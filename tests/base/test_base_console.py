@@ -30,7 +30,6 @@ def test_result_goes_to_stdout_and_talk_to_stderr(capsys: pytest.CaptureFixture[
     console = Console()
     console.say("talk")
     console.warn("careful")
-    console.detail("only with --verbose")
     console.result(OneLine(), {"a": 1})
     found = capsys.readouterr()
     assert found.out == "| a |\n"

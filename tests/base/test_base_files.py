@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ctcovid.base.errors import InputError, OutputExistsError
-from ctcovid.base.files import atomic, claim, fresh_folder, json_text, write_json, write_text
+from ctcovid.base.files import RUN_CARD, atomic, claim_file, claim_folder, fresh_folder, json_text, write_json, write_text
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -73,28 +73,48 @@ def test_double_precision_survives_the_json_file(tmp_path: Path) -> None:
     assert (tmp_path / "numbers.json").read_text().endswith("]\n")
 
 
-def test_existing_result_is_claimed_only_with_overwrite(tmp_path: Path) -> None:
-    claim(tmp_path / "absent", overwrite=False)
+def test_existing_file_is_claimed_only_with_overwrite(tmp_path: Path) -> None:
+    claim_file(tmp_path / "absent", overwrite=False)
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputExistsError, match=r"file exists already.*--overwrite") as caught:
-        claim(tmp_path / "file", overwrite=False)
+        claim_file(tmp_path / "file", overwrite=False)
     assert caught.value.exit_code == 5
-    claim(tmp_path / "file", overwrite=True)
+    claim_file(tmp_path / "file", overwrite=True)
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_folder_counts_as_a_result_once_something_is_in_it(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    claim(tmp_path / "folder", overwrite=False)
-    (tmp_path / "folder" / "x").touch()
-    with pytest.raises(OutputExistsError):
-        claim(tmp_path / "folder", overwrite=False)
+def test_folder_is_replaced_only_where_the_same_command_made_it(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    claim_folder(folder, False, "evaluate")
+    (folder / "scan.png").touch()
+    for content in (None, "{", "[]", '{"command": "explain"}'):
+        if content:
+            (folder / RUN_CARD).write_text(content)
+        with pytest.raises(OutputExistsError, match="did not make it"):
+            claim_folder(folder, True, "evaluate")
+    (folder / RUN_CARD).write_text('{"command": "evaluate"}')
+    claim_folder(folder, True, "evaluate")
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        claim_folder(folder, False, "evaluate")
+    assert (folder / "scan.png").exists()
+
+
+def test_output_of_the_wrong_kind_or_in_no_place_is_refused_before_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a folder"):
+        claim_file(tmp_path, True)
+    with pytest.raises(InputError, match="is a file"):
+        claim_folder(tmp_path / "file", True, "explain")
+    for claim in (lambda path: claim_file(path, True), lambda path: claim_folder(path, True, "explain")):
+        with pytest.raises(InputError, match="cannot be written"):
+            claim(tmp_path / "file" / "below" / "it")
 
 
 def test_fresh_folder_replaces_the_whole_old_one(tmp_path: Path) -> None:
     (tmp_path / "run" / "sub").mkdir(parents=True)
     (tmp_path / "run" / "sub" / "old").touch()
-    with fresh_folder(tmp_path / "run", overwrite=True) as folder:
+    with fresh_folder(tmp_path / "run") as folder:
         (folder / "new").mkdir()
         (folder / "new" / "file").write_text("1")
         assert (tmp_path / "run" / "sub" / "old").exists()
@@ -104,16 +124,8 @@ def test_fresh_folder_replaces_the_whole_old_one(tmp_path: Path) -> None:
 def test_exception_while_filling_a_fresh_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "old").write_text("old")
-    with pytest.raises(ZeroDivisionError), fresh_folder(tmp_path / "run", overwrite=True) as folder:
+    with pytest.raises(ZeroDivisionError), fresh_folder(tmp_path / "run") as folder:
         (folder / "half").touch()
         raise ZeroDivisionError
     assert contents(tmp_path) == {"run/old": b"old"}
     assert os.listdir(tmp_path) == ["run"]  # noqa: PTH208
-
-
-def test_fresh_folder_refuses_before_anything_is_made(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "old").touch()
-    with pytest.raises(OutputExistsError), fresh_folder(tmp_path / "run", overwrite=False):
-        pytest.fail("the block ran")
-    assert contents(tmp_path) == {"run/old": b""}

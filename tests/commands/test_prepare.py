@@ -172,7 +172,7 @@ def test_scan_shorter_than_a_volume_is_kept_for_other_depths_and_named(
 ) -> None:
     make_scan(dataset / "CP" / "100" / "2", slices=3)
     summary = prepare(dataset, output)
-    assert "scan CP/100/2 has 3 slices, fewer than the depth of 4" in capsys.readouterr().err
+    assert "CP/100/2: 3 slices, fewer than the depth of 4" in capsys.readouterr().err
     assert summary.failed == []
     assert "CP/100/2" in sources(output)
 
@@ -280,16 +280,18 @@ def test_signal_stops_after_the_scan_in_hand_and_the_same_line_continues(
     assert content(output) == undisturbed
 
 
-def end_midway(dataset: Path, folder: Path, end: Callable[[subprocess.Popen[str]], object]) -> tuple[Path, int, str]:
-    """Run the command and end it while it is writing, at some moment; the output, the exit status and stderr.
+def end_midway(
+    dataset: Path, size: int, written: tuple[int, int], folder: Path, end: Callable[[subprocess.Popen[str]], object]
+) -> tuple[Path, int, str]:
+    """Run the command and end it at some moment when it has written so many bytes; the output, the exit status and stderr.
 
     Every process has ended when this returns, since each of them holds the pipe whose end is waited for.
     """
     for attempt in range(10):
         output = folder / str(attempt) / "volumes.h5"
         partial = output.with_name("volumes.h5.partial")
-        enough = random.uniform(150_000, 900_000)
-        line = [sys.executable, "-m", "ctcovid", "prepare", dataset, "--size", "64", "--workers", "1", "--output", output]
+        enough = random.uniform(*written)
+        line = [sys.executable, "-m", "ctcovid", "prepare", dataset, "--size", size, "--workers", 1, "--output", output]
         process = subprocess.Popen(
             list(map(str, line)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -304,42 +306,43 @@ def end_midway(dataset: Path, folder: Path, end: Callable[[subprocess.Popen[str]
     pytest.fail("the command was ready before it could be ended, ten times")
 
 
-@pytest.fixture(scope="module")
-def larger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A data set of 24 scans of 20 slices, whose packing takes long enough to be ended, and what an undisturbed run makes of it."""
-    root = tmp_path_factory.mktemp("larger")
+def test_killed_run_is_continued_to_the_same_file_and_leaves_no_process(tmp_path: Path, one_process: None) -> None:
+    """24 scans of 20 slices, which take long enough to pack."""
     generator = np.random.default_rng(0)
     for number in range(24):
-        folder = root / "CC-CCII" / ("NCP", "CP", "Normal")[number % 3] / str(number) / "1"
+        folder = tmp_path / "CC-CCII" / ("NCP", "CP", "Normal")[number % 3] / str(number) / "1"
         folder.mkdir(parents=True)
         for position in range(20):
             Image.fromarray(generator.integers(0, 256, (64, 64), dtype=np.uint8)).save(folder / f"{position:04d}.png")
-    prepare(root / "CC-CCII", root / "undisturbed.h5", size=64)
-    return root / "CC-CCII", content(root / "undisturbed.h5")
-
-
-def test_killed_run_is_continued_to_the_same_file_and_leaves_no_process(
-    larger: tuple[Path, dict[str, Any]], tmp_path: Path, one_process: None
-) -> None:
-    dataset, undisturbed = larger
-    output, status, _ = end_midway(dataset, tmp_path, subprocess.Popen.kill)
+    prepare(tmp_path / "CC-CCII", tmp_path / "undisturbed.h5", size=64)
+    output, status, _ = end_midway(tmp_path / "CC-CCII", 64, (150_000, 900_000), tmp_path, subprocess.Popen.kill)
     assert status == -signal.SIGKILL
     assert card(output)["status"] == "running"
-    prepare(dataset, output, size=64)
-    assert content(output) == undisturbed
+    prepare(tmp_path / "CC-CCII", output, size=64)
+    assert content(output) == content(tmp_path / "undisturbed.h5")
 
 
-def test_sigterm_to_the_whole_process_group_stops_in_order_with_status_75(
-    larger: tuple[Path, dict[str, Any]], tmp_path: Path, one_process: None
-) -> None:
-    """What SLURM does: the workers hear the signal too, and must not die of it."""
-    dataset, undisturbed = larger
-    output, status, talk = end_midway(dataset, tmp_path, lambda process: os.killpg(process.pid, signal.SIGTERM))
-    assert status == 75
+def test_sigterm_to_the_whole_process_group_stops_in_order_with_status_75(tmp_path: Path) -> None:
+    """What SLURM does: the worker hears the signal too, in the midst of decoding what the command waits for."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1024, 1024), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "slice.png")
+    for number in range(6):
+        folder = tmp_path / "CC-CCII" / "NCP" / str(number) / "1"
+        folder.mkdir(parents=True)
+        for position in range(16):
+            (folder / f"{position:04d}.png").symlink_to(tmp_path / "slice.png")
+
+    def end(process: subprocess.Popen[str]) -> None:
+        # The first scan is in the file, and decoding the second takes longer than this.
+        time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+
+    output, status, talk = end_midway(tmp_path / "CC-CCII", 128, (100_000, 200_000), tmp_path, end)
+    assert status == 75, talk
     assert "Stopped by SIGTERM." in talk and "the same line again continues" in talk and "Traceback" not in talk
     assert card(output)["status"] == "stopped"
-    prepare(dataset, output, size=64)
-    assert content(output) == undisturbed
+    packed = sources(output.with_name("volumes.h5.partial"))
+    assert packed == [f"NCP/{number}/1" for number in range(len(packed))] and len(packed) >= 1
 
 
 @pytest.mark.parametrize("garbage", [b"", b"not HDF5 at all" * 1000, b"\x89HDF\r\n\x1a\n" + bytes(range(256)) * 50])
@@ -363,13 +366,15 @@ def test_other_settings_begin_anew(
 
 
 def test_slice_that_changed_since_begins_anew(
-    dataset: Path, output: Path, one_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    dataset: Path, make_scan: Callable[..., Path], output: Path, one_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a BMP, whose size does not tell."""
+    make_scan(dataset / "CP" / "99" / "1", extension="bmp")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         leave_after(patch, 5, fail)
         prepare(dataset, output)
-    packed = sources(output.with_name("volumes.h5.partial"))[0]
-    Image.fromarray(np.full((SIZE, SIZE), 99, np.uint8)).save(dataset / packed / "0000.png")
+    assert sources(output.with_name("volumes.h5.partial"))[0] == "CP/99/1"
+    Image.fromarray(np.full((SIZE, SIZE), 99, np.uint8)).save(dataset / "CP" / "99" / "1" / "0000.bmp")
     prepare(dataset, output)
     with h5py.File(output, "r") as file:
         assert np.all(file["slices"][0] == 99)

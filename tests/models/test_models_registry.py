@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from ctcovid.base.errors import InputError, ModelRefusedError
+from ctcovid.base.errors import InputError, ModelRefusedError, UsageError
 from ctcovid.models import network as network_module
 from ctcovid.models import registry, store
+from ctcovid.models.catalog import ARCHITECTURES
 from ctcovid.models.network import SCALING, Network
+from ctcovid.models.registry import require_fit
 
 # The smallest network that takes thin volumes.
 ARCHITECTURE = "tv_mc3_18"
@@ -179,3 +181,14 @@ def test_a_run_with_a_damaged_card_is_described_by_its_error(tmp_path: Path) -> 
     (bad / store.CARD).write_text("{")
     assert registry.describe(good)["architecture"] == ARCHITECTURE
     assert str(bad / store.CARD) in registry.describe(bad)["error"]
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "tv_s3d"])
+def test_every_architecture_takes_the_papers_volumes(name: str) -> None:
+    require_fit(name, depth=4, size=512)
+
+
+def test_an_architecture_that_needs_thicker_volumes_says_so() -> None:
+    require_fit("tv_s3d", depth=16, size=224)
+    with pytest.raises(UsageError, match="--depth"):
+        require_fit("tv_s3d", depth=4, size=224)

@@ -44,7 +44,7 @@ def test_data_set_has_the_real_layout_and_every_patient_one_class(tmp_path: Path
     assert sum(done) == 6
     scans, problems = find_dataset(tmp_path)
     assert problems == []
-    assert class_order(scans) == list(CLASSES)
+    assert class_order(scan.label for scan in scans) == list(CLASSES)
     assert [scan.label for scan in scans].count("CP") == 2
     assert len({scan.patient for scan in scans}) == len({scan.id for scan in scans}) == 6
     assert all(16 <= len(scan.slices) <= 24 and scan.slices[0].name == "0000.png" for scan in scans)

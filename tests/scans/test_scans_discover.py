@@ -102,7 +102,7 @@ def test_whole_cc_ccii_listing_is_found_as_it_stands(sample_data: Path, tmp_path
         expected[source] = slices
     scans, problems = find_dataset(tmp_path)
     assert {scan.source: names(scan.slices) for scan in scans} == expected
-    assert class_order(scans) == ["NCP", "CP", "Normal"]
+    assert class_order(scan.label for scan in scans) == ["NCP", "CP", "Normal"]
     assert problems == []
 
 
@@ -122,8 +122,8 @@ def test_classes_come_as_ncp_cp_normal_and_others_after_them(tmp_path: Path) -> 
     for label in ("Normal", "abscess", "CP", "Tumour", "NCP"):
         touch(tmp_path / label / "1" / "1", "0.png")
     scans, _ = find_dataset(tmp_path)
-    assert class_order(scans) == ["NCP", "CP", "Normal", "abscess", "Tumour"]
-    assert class_order([scan for scan in scans if scan.label in ("Normal", "CP")]) == ["CP", "Normal"]
+    assert class_order(scan.label for scan in scans) == ["NCP", "CP", "Normal", "abscess", "Tumour"]
+    assert class_order(["Normal", "CP"]) == ["CP", "Normal"]
 
 
 def test_positive_class_is_the_first_or_the_one_asked_for() -> None:

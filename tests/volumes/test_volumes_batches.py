@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -60,3 +65,30 @@ def test_order_covers_everything_once() -> None:
     assert in_order(7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
     assert in_order(6, 3) == [[0, 1, 2], [3, 4, 5]]
     assert in_order(0, 3) == []
+
+
+def test_process_that_met_a_damaged_volume_ends(volumes_file: Path) -> None:
+    """Its worker ignores SIGTERM, so nothing at the end of the process may wait for it."""
+    with h5py.File(volumes_file, "r") as plain:
+        chunk = plain["slices"].id.get_chunk_info_by_coord((0, 0, 0))
+    content = bytearray(volumes_file.read_bytes())
+    content[chunk.byte_offset + 500] ^= 1
+    volumes_file.write_bytes(content)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from ctcovid.base.errors import InputError\n"
+        "from ctcovid.volumes.batches import VolumeSet, in_order\n"
+        "from ctcovid.volumes.reader import VolumesFile\n"
+        "data = VolumeSet(VolumesFile(Path(sys.argv[1])), 'train', 2)\n"
+        "try: list(data.batches(in_order(len(data), 1), 1))\n"
+        "except InputError as error: kept = error\n"
+        "sys.exit(kept.exit_code)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(volumes_file)], start_new_session=True)
+    try:
+        assert process.wait(timeout=60) == 3
+    finally:
+        # The worker of a process that did not end would outlive it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -184,6 +184,9 @@ def test_run_left_while_finishing_is_finished_by_the_next(
         patch.setattr(owner, moment, fail)
         write_volumes(path, known_scans)
     assert not path.exists()
+    with h5py.File(path.with_name("volumes.h5.partial"), "r") as file:
+        # Only what has everything may call itself complete.
+        assert not file.attrs["complete"] or moment != "_add_volumes"
     write_volumes(path, known_scans)
     assert content(path) == undisturbed
     assert len(VolumesFile(path).rows) == len(known_scans)
