@@ -77,8 +77,8 @@ def claim_file(path: Path, overwrite: bool) -> None:
 
     Raises OutputExistsError where there is one and `overwrite` is off, InputError where there can be none.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder. Name a file to write.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a folder or a device. Name a file to write.")
     _require_place(path)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already. Name another output, or pass --overwrite to replace it.")

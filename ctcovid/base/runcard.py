@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ctcovid.base.errors import CtcovidError
+from ctcovid.base.errors import StoppedError
 from ctcovid.base.files import write_json
 
 PACKAGES = ("ctcovid", "torch", "torchvision", "numpy", "h5py", "pillow", "scipy", "pandas", "safetensors")
@@ -61,8 +61,8 @@ class RunCard:
             yield self
             self.content["status"] = "done"
         except BaseException as error:
-            code = error.exit_code if isinstance(error, CtcovidError) else 1
-            self.content["status"] = "stopped" if code in (75, 130) else "failed"
+            stopped = isinstance(error, StoppedError | KeyboardInterrupt)
+            self.content["status"] = "stopped" if stopped else "failed"
             self.content["error"] = str(error) or type(error).__name__
             raise
         finally:

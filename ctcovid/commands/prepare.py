@@ -98,6 +98,7 @@ def run(options: Options, console: Console) -> Summary:
         table_path = options.output.with_suffix(".table.csv")
         write_text(table_path, summary.table.csv())
         card.output(table_path)
+        card.content["failed"] = summary.failed
     _report(summary, file, options.dataset, damaged, console)
     return summary
 
@@ -213,7 +214,7 @@ def _report(summary: Summary, file: VolumesFile, dataset: Path, damaged: list[st
     _report_kinds(file, console)
     for part, labels in missing_classes(file.rows, file.classes, file.depth).items():
         lacks = "is empty" if len(labels) == len(file.classes) else f"has no {' and no '.join(labels)}"
-        console.warn(f"the {part} part {lacks}: too few patients. Assign them yourself with --split-file.")
+        console.warn(f"the {part} part {lacks}. Assign patients yourself with --split-file.")
     console.result(summary.table, summary.document())
     console.say(f"Wrote {summary.output} and {summary.output.with_suffix('.table.csv')}.")
 

@@ -84,6 +84,8 @@ class Summary:
 def run(options: Options, console: Console) -> Summary:
     """Check, build or restore the network, train it, and register what came of it."""
     architecture(options.arch)
+    if options.name in (".", "..") or Path(options.name).name != options.name:
+        raise UsageError(f"--name {options.name}: the name of a folder under {options.runs}/ is wanted, not a path.")
     file = VolumesFile(options.data)
     depth = options.depth or file.depth
     folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")

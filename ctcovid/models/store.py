@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ctcovid.base.errors import ModelRefusedError
@@ -37,7 +37,8 @@ FIELDS: dict[str, type] = {
 def save_weights(path: Path, module: nn.Module) -> None:
     """Write the module's parameters and buffers as safetensors, whole or not at all."""
     with atomic(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, temporary)
+        # Bytes first: safetensors' own file is readable by its owner alone.
+        temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}))
 
 
 def save_card(folder: Path, card: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ def curve(path: Path, what: str, epochs: Sequence[int], train: Sequence[float], 
         axes.set_ylim(bottom=0)
         if what == "accuracy":
             axes.set_ylim(0, 1.02)
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

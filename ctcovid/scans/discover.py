@@ -144,7 +144,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _slices(folder: Path) -> tuple[Path, ...]:
     try:
-        files = [entry.name for entry in os.scandir(folder) if _visible(entry.name) and entry.is_file()]
+        files = [entry.name for entry in os.scandir(folder) if _visible(entry.name) and _is_file(entry)]
     except PermissionError as error:
         _unreadable(error)
         raise
@@ -154,6 +154,14 @@ def _slices(folder: Path) -> tuple[Path, ...]:
 
 def _unreadable(error: OSError) -> None:
     raise InputError(f"{error.filename} cannot be read: {error.strerror}. Mend its permissions.") from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        # A link that leads to itself.
+        return False
 
 
 def _visible(name: str) -> bool:

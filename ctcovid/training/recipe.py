@@ -42,5 +42,6 @@ class Recipe:
         shuffled = np.random.default_rng([self.seed, epoch]).permutation(volumes).tolist()
         batches = [shuffled[first : first + self.batch] for first in range(0, volumes, self.batch)]
         if len(batches) > 1 and len(batches[-1]) == 1:
-            batches[-2] += batches.pop()
+            single = batches.pop()
+            batches[-1] += single
         return batches

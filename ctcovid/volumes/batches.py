@@ -60,10 +60,14 @@ class VolumeSet(Dataset[object]):
         )
         with held_back():
             batches = iter(loader)
-        for batch in batches:
-            if isinstance(batch, InputError):
-                raise batch
-            yield Batch(*batch)
+        try:
+            for batch in batches:
+                if isinstance(batch, InputError):
+                    raise batch
+                yield Batch(*batch)
+        finally:
+            # The workers end with the iterator. Kept alive by an exception's traceback, it would have them wait for each other at exit.
+            del batches
 
 
 def in_order(count: int, batch: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from ctcovid.base.errors import InputError
-from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, ScanRow, fingerprint, read_rows
+from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, PARTS, ScanRow, fingerprint, read_rows
 from ctcovid.volumes.split import patients_in_two_parts
 
 
@@ -50,6 +50,11 @@ class VolumesFile:
                 self.rows = read_rows(file)
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
+        strange = [row.source for row in self.rows if row.label not in self.classes or row.split not in PARTS or row.slice_count < 1]
+        if strange:
+            raise InputError(
+                f"{path} is damaged: the rows of {', '.join(strange[:3])}. Make the file again with ctcovid prepare --overwrite."
+            )
         self.fingerprint = fingerprint(self.size, self.classes, self.rows)
         if shared := patients_in_two_parts(self.rows):
             raise InputError(f"{path}: patients in two parts: {', '.join(shared[:10])}. Make the file again with ctcovid prepare.")

@@ -78,7 +78,8 @@ def test_evaluate_gives_what_is_defined_and_names_what_is_not(directory: Path) -
 def test_predict_goes_on_past_a_bad_scan(directory: Path, tmp_path: Path) -> None:
     shutil.copytree(directory / "scan_dir", tmp_path / "many" / "good")
     (tmp_path / "many" / "bad").mkdir()
-    (tmp_path / "many" / "bad" / "0000.png").write_text("no picture")
+    for number in range(4):
+        (tmp_path / "many" / "bad" / f"000{number}.png").write_text("no picture")
     done = ctcovid(directory, "predict", tmp_path / "many")
     assert done.returncode == 4
     assert "bad/0000.png: not an image" in done.stderr and "research use" in done.stderr

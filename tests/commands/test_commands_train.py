@@ -142,3 +142,25 @@ def test_another_depth_restacks_the_same_file(volumes: Path, tmp_path: Path) -> 
     summary = train.run(options, Console(quiet=True, results=False))
     assert summary.folder.name == "r3d18-d2-b4"
     assert load("r3d18-d2-b4", runs=tmp_path).depth == 2
+
+
+@pytest.mark.parametrize("name", ["..", "a/b"])
+def test_a_name_that_is_a_path_is_refused(volumes: Path, tmp_path: Path, name: str) -> None:
+    assert "--name" in _end(_train(volumes, tmp_path / "runs", "--name", name), 2)
+
+
+def test_a_damaged_volumes_file_ends_the_run_at_once(volumes: Path, tmp_path: Path) -> None:
+    import h5py
+
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(volumes.read_bytes())
+    with h5py.File(damaged) as file:
+        places = [file["slices"].id.get_chunk_info(index).byte_offset for index in range(file["slices"].shape[0])]
+    content = bytearray(damaged.read_bytes())
+    for place in places:
+        content[place + 20] ^= 255
+    damaged.write_bytes(content)
+    process = _train(damaged, tmp_path, "--epochs", 1, "--workers", 2)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "damaged.h5 is damaged" in talk and "Traceback" not in talk
