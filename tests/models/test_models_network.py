@@ -35,8 +35,8 @@ def network(request: pytest.FixtureRequest) -> Network:
 
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of these small volumes are one pass; else a pass would be filled up to hundreds."""
-    monkeypatch.setattr(network_module, "VOXELS_ON_CPU", 2 * DEPTH * SIZE * SIZE, raising=False)
+    """Two volumes are one pass."""
+    monkeypatch.setitem(network_module.VOLUMES_AT_ONCE, "cpu", 2)
 
 
 @pytest.mark.usefixtures("few_at_once")

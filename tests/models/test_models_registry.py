@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError
-from ctcovid.models import network as network_module
 from ctcovid.models import registry, store
 from ctcovid.models.catalog import ARCHITECTURES
 from ctcovid.models.network import SCALING, Network
@@ -48,11 +47,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Network]:
     return folder, network
 
 
-@pytest.fixture
-def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_module, "VOXELS_ON_CPU", 4 * 4 * 32 * 32, raising=False)
-
-
 def with_card(folder: Path, trained: Path, **changes: Any) -> Path:
     """A run with the weights of `trained` and a card of its own."""
     folder.mkdir(parents=True)
@@ -72,7 +66,6 @@ def finished_run(runs: Path, name: str, hour: int) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("few_at_once")
 def test_a_trained_model_comes_back_exactly(trained: tuple[Path, Network]) -> None:
     folder, original = trained
     model = registry.load(str(folder), "cpu", "float32")
