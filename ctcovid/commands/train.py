@@ -137,7 +137,7 @@ def run(options: Options, console: Console) -> Summary:
         if not finished:
             save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
-        _register(folder, network, file, depth, progress, recipe, options)
+        _register(folder, network, file, depth, progress, recipe)
         card.output(folder / store.WEIGHTS)
         card.output(folder / store.CARD)
     return _summary(folder, progress, console)
@@ -255,7 +255,7 @@ def _write_curves(folder: Path, history: list[EpochRow]) -> None:
     )
 
 
-def _register(folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, options: Options) -> None:
+def _register(folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe) -> None:
     """Give the best weights the model's name and write model.json last."""
     if (folder / BEST).exists():
         (folder / BEST).replace(folder / store.WEIGHTS)
