@@ -38,8 +38,8 @@ def choose_device(wanted: str) -> torch.device:
 def choose_precision(wanted: str, device: torch.device, architecture: Architecture) -> torch.dtype:
     """float32, or bfloat16 for autocast, where that is the faster one.
 
-    On a CPU, bfloat16 gains only where the processor computes in it and every convolution runs as a 2D one: the library has no fast
-    bfloat16 kernel for the backward pass of Conv3d, and at batch 1 the one that it has corrupted memory (torch 2.13).
+    On a CPU, bfloat16 gains only where the processor computes in it and convolutions run as 2D ones (depthfold.py): the library has no
+    fast bfloat16 kernel for the backward pass of Conv3d, and at batch 1 the one that it has corrupted memory (torch 2.13).
     """
     if wanted not in PRECISIONS:
         raise UsageError(f"--precision {wanted}: no such precision. Use {', '.join(PRECISIONS)}.")
@@ -48,7 +48,7 @@ def choose_precision(wanted: str, device: torch.device, architecture: Architectu
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        folded = architecture.factorised and not architecture.name_in_torchvision
+        folded = not architecture.name_in_torchvision
         fast = device.type == "cpu" and folded and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if wanted == "bfloat16" and not fast:
         raise UsageError(f"--precision bfloat16 is not to be had for {architecture.name} on {device}. Use --precision auto.")

@@ -46,17 +46,18 @@ class TrainedModel:
 _loaded: dict[tuple[Path, str, torch.device, torch.dtype], TrainedModel] = {}
 
 
-def create(name: str, classes: int = 3) -> nn.Module:
+def create(name: str, classes: int = 3, plain: bool = False) -> nn.Module:
     """A new network of the named architecture, on the CPU, with fresh weights.
 
-    It takes float (B, 1 or 3, D, H, W) and returns logits (B, classes).
+    It takes float (B, 1 or 3, D, H, W) and returns logits (B, classes). With `plain`, the paper's networks are made of torch's own 3D
+    operations, without depth folding: slower, the same function of the same parameters.
 
     Raises UsageError, with the nearest name, where there is no such architecture.
     """
     row = architecture(name)
     if row.name_in_torchvision:
         return video_model(row.name_in_torchvision, classes)
-    return ResNet3D(row.block, row.blocks, row.factorised, classes)
+    return ResNet3D(row.block, row.blocks, row.factorised, classes, plain)
 
 
 def require_fit(name: str, depth: int, size: int) -> None:

@@ -5,21 +5,17 @@ Parameter names and shapes are those of 3D-ResNets-PyTorch (Hara et al. 2018), s
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctcovid.models.conv import DepthConv, PointConv, SpatialConv
-from ctcovid.models.recompute import recomputed
+from ctcovid.models.depthfold import Conv3d, GlobalAverage, MaxPool3d, Prepared, convolve, prepare, shortcut
+from ctcovid.models.fusednorm import fold_norm, forgetful, norm_relu, norm_relu_pool, relu_pool
 
 # Table 3: the stem's kernel, and the widths of Conv2 to Conv5.
 STEM_KERNEL = 7
 WIDTHS = (64, 128, 256, 512)
-# In training, the stem's activations are more than half of all. From this many input values on (8 volumes of 3x4x512x512) they are
-# computed anew in the backward pass, which costs a sixth of the time and lets the paper's batch of 32 fit into 24 GiB.
-RECOMPUTE_FROM = 8 * 3 * 4 * 512 * 512
 
 
 class ResNet3D(nn.Module):
@@ -31,61 +27,51 @@ class ResNet3D(nn.Module):
     blocks : number of blocks in Conv2 to Conv5, N of Table 3
     factorised : (2+1)D convolutions (Sec. 2.6) in place of full 3D ones
     classes : number of classes
+    plain : torch's own 3D operations throughout, as the reference for depth folding: the same function of the same parameters
 
     A forward pass takes float ``(B, 1 or 3, D, H, W)`` and returns logits ``(B, classes)``. One channel means three equal ones.
     """
 
-    def __init__(self, block: str, blocks: tuple[int, ...], factorised: bool, classes: int) -> None:
+    def __init__(self, block: str, blocks: tuple[int, ...], factorised: bool, classes: int, plain: bool = False) -> None:
         super().__init__()
-        self.factorised = factorised
-        if factorised:
-            middle = middle_width(3, WIDTHS[0], STEM_KERNEL)
-            self.conv1_s = SpatialConv(3, middle, STEM_KERNEL, stride=2)
-            self.bn1_s = nn.BatchNorm3d(middle)
-            self.conv1_t = DepthConv(middle, WIDTHS[0], STEM_KERNEL)
-            self.bn1_t = nn.BatchNorm3d(WIDTHS[0])
-        else:
-            self.conv1 = nn.Conv3d(3, WIDTHS[0], STEM_KERNEL, stride=(1, 2, 2), padding=STEM_KERNEL // 2, bias=False)
-            self.bn1 = nn.BatchNorm3d(WIDTHS[0])
+        self.factorised, self.plain = factorised, plain
+        add_unit(self, 1, 3, WIDTHS[0], STEM_KERNEL, (1, 2), factorised, plain)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool3d(3, stride=2, padding=1)
-
+        self.maxpool = nn.MaxPool3d(3, stride=2, padding=1) if plain else MaxPool3d()
         kind: type[BasicBlock] | type[Bottleneck] = BasicBlock if block == "basic" else Bottleneck
         channels = WIDTHS[0]
         for number, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True), start=1):
             stage = nn.Sequential()
             for position in range(count):
                 stride = 2 if number > 1 and position == 0 else 1
-                stage.append(kind(channels, width, stride, factorised))
+                stage.append(kind(channels, width, stride, factorised, plain))
                 channels = width * kind.expansion
             self.add_module(f"layer{number}", stage)
-        self.avgpool = nn.AdaptiveAvgPool3d(1)
+        self.avgpool = nn.AdaptiveAvgPool3d(1) if plain else GlobalAverage()
         self.fc = nn.Linear(channels, classes)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] == 1:
-            x = x.expand(-1, 3, -1, -1, -1)
-        if torch.is_grad_enabled() and self.training and x.numel() >= RECOMPUTE_FROM:
-            x = recomputed(self._stem, x, [module for module in self.children() if isinstance(module, nn.BatchNorm3d)])
+        if self.plain:
+            return self._logits(x.expand(-1, 3, -1, -1, -1) if x.shape[1] == 1 else x)
+        # Which operation is computed in which precision is decided below, operation by operation.
+        precision = _precision(x)
+        with torch.autocast("cuda" if x.device.type == "cuda" else "cpu", enabled=False):
+            return self._logits(x.to(precision))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.plain or _watched(module for name, module in self.named_children() if not name.startswith("layer")):
+            x = self.maxpool(self.relu(unit_by_modules(self, 1, x)))
         else:
-            x = self._stem(x)
+            *before, (conv, norm) = units(self, 1)
+            for pair in before:
+                x = conv_norm_relu(*pair, x)
+            x = norm_relu_pool(forgetful(conv, x), norm, self.maxpool) if norm.training else relu_pool(_folded(conv, norm, x), self.maxpool)
         for number in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{number}")(x)
-        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        pooled: Tensor = self.avgpool(x).flatten(1)
+        logits: Tensor = self.fc(pooled if self.plain else pooled.to(self.fc.weight.dtype))
         return logits
-
-    def _stem(self, x: Tensor) -> Tensor:
-        """Conv1 of Table 3 and the max pooling behind it, at a quarter of whose resolution all else works."""
-        if self.factorised:
-            x = self.relu(self.bn1_s(self.conv1_s(x)))
-            x = self.relu(self.bn1_t(self.conv1_t(x)))
-        else:
-            x = self.relu(self.bn1(self.conv1(x)))
-        # A maximum is exact in any precision, but autocast on a CPU would pool in float32, and all residual sums behind it follow suit.
-        with torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else nullcontext():
-            pooled: Tensor = self.maxpool(x)
-        return pooled
 
 
 class BasicBlock(nn.Module):
@@ -93,17 +79,20 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int, factorised: bool) -> None:
+    def __init__(self, channels: int, width: int, stride: int, factorised: bool, plain: bool = False) -> None:
         super().__init__()
-        self.width, self.stride, self.factorised = width, stride, factorised
+        self.width, self.stride, self.plain = width, stride, plain
+        add_unit(self, 1, channels, width, 3, (stride, stride), factorised, plain)
         self.relu = nn.ReLU(inplace=True)
-        for number, inputs in ((1, channels), (2, width)):
-            add_convolution(self, number, inputs, width, stride if number == 1 else 1, factorised)
+        add_unit(self, 2, width, width, 3, (1, 1), factorised, plain)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = convolve(self, 1, x, last=False)
-        y = convolve(self, 2, y, last=True)
-        return self.relu(y + zero_padded_shortcut(x, self.width, self.stride))
+        if self.plain or _watched(self.children()):
+            y = self.relu(unit_by_modules(self, 1, x))
+            y = unit_by_modules(self, 2, y)
+            return self.relu(y + shortcut(x, self.width, self.stride))
+        y = fused_unit(self, 1, x)
+        return fused_unit(self, 2, y, residual=x, stride=self.stride)
 
 
 class Bottleneck(nn.Module):
@@ -111,59 +100,117 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, stride: int, factorised: bool) -> None:
+    def __init__(self, channels: int, width: int, stride: int, factorised: bool, plain: bool = False) -> None:
         super().__init__()
-        self.factorised = factorised
+        self.plain = plain
+        add_unit(self, 1, channels, width, 1, (1, 1), False, plain)
         self.relu = nn.ReLU(inplace=True)
-        self.conv1 = PointConv(channels, width)
-        self.bn1 = nn.BatchNorm3d(width)
-        add_convolution(self, 2, width, width, stride, factorised)
-        self.conv3 = PointConv(width, width * self.expansion)
-        self.bn3 = nn.BatchNorm3d(width * self.expansion)
+        add_unit(self, 2, width, width, 3, (stride, stride), factorised, plain)
+        add_unit(self, 3, width, width * self.expansion, 1, (1, 1), False, plain)
         self.downsample = None
         if stride != 1 or channels != width * self.expansion:
-            self.downsample = nn.Sequential(
-                PointConv(channels, width * self.expansion, stride),
-                nn.BatchNorm3d(width * self.expansion),
-            )
+            projection = (nn.Conv3d if plain else Conv3d)(channels, width * self.expansion, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm3d(width * self.expansion))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = convolve(self, 2, y, last=False)
-        y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        if self.plain or _watched(self.children()):
+            y = self.relu(unit_by_modules(self, 1, x))
+            y = self.relu(unit_by_modules(self, 2, y))
+            y = unit_by_modules(self, 3, y)
+            return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = fused_unit(self, 2, fused_unit(self, 1, x))
+        residual = x if self.downsample is None else conv_norm_relu(*self.downsample, x, relu=False)
+        return fused_unit(self, 3, y, residual=residual)
 
 
-def add_convolution(block: nn.Module, number: int, channels: int, width: int, stride: int, factorised: bool) -> None:
-    """Give `block` its 3x3x3 convolution `number` with batch norm, whole or in two steps, under 3D-ResNets-PyTorch's names."""
-    if factorised:
-        middle = middle_width(channels, width, 3)
-        block.add_module(f"conv{number}_s", SpatialConv(channels, middle, 3, stride))
-        block.add_module(f"bn{number}_s", nn.BatchNorm3d(middle))
-        block.add_module(f"conv{number}_t", DepthConv(middle, width, 3, stride))
-        block.add_module(f"bn{number}_t", nn.BatchNorm3d(width))
-    else:
-        block.add_module(f"conv{number}", nn.Conv3d(channels, width, 3, stride=stride, padding=1, bias=False))
-        block.add_module(f"bn{number}", nn.BatchNorm3d(width))
+def add_unit(
+    module: nn.Module, number: int, channels: int, width: int, kernel: int, stride: tuple[int, int], factorised: bool, plain: bool
+) -> None:
+    """Give `module` convolution `number` with its batch norm, whole or in two steps, under 3D-ResNets-PyTorch's names.
+
+    `stride` is that in depth and that in the plane.
+    """
+    kind = nn.Conv3d if plain else Conv3d
+    (along, across), p = stride, kernel // 2
+    if not factorised:
+        conv = kind(channels, width, kernel, stride=(along, across, across), padding=p, bias=False)
+        module.add_module(f"conv{number}", conv)
+        module.add_module(f"bn{number}", nn.BatchNorm3d(width))
+        return
+    middle = middle_width(channels, width, kernel)
+    in_plane = kind(channels, middle, (1, kernel, kernel), stride=(1, across, across), padding=(0, p, p), bias=False)
+    in_depth = kind(middle, width, (kernel, 1, 1), stride=(along, 1, 1), padding=(p, 0, 0), bias=False)
+    module.add_module(f"conv{number}_s", in_plane)
+    module.add_module(f"bn{number}_s", nn.BatchNorm3d(middle))
+    module.add_module(f"conv{number}_t", in_depth)
+    module.add_module(f"bn{number}_t", nn.BatchNorm3d(width))
 
 
-def convolve(block: nn.Module, number: int, x: Tensor, last: bool) -> Tensor:
-    """Convolution `number` of `block`; the ReLU after the `last` one belongs behind the residual sum."""
-    relu = block.get_submodule("relu")
-    for suffix in ("_s", "_t") if block.factorised else ("",):
-        x = block.get_submodule(f"bn{number}{suffix}")(block.get_submodule(f"conv{number}{suffix}")(x))
-        if suffix == "_s" or not last:
-            x = relu(x)
-    return x
+def units(module: nn.Module, number: int) -> list[tuple[Conv3d, nn.BatchNorm3d]]:
+    """Convolution `number` of `module` with its batch norm: one pair, or the two of a (2+1)D convolution."""
+    suffixes = ("_s", "_t") if hasattr(module, f"conv{number}_s") else ("",)
+    return [(getattr(module, f"conv{number}{suffix}"), getattr(module, f"bn{number}{suffix}")) for suffix in suffixes]
 
 
-def zero_padded_shortcut(x: Tensor, width: int, stride: int) -> Tensor:
-    """Identity; where dimensions grow, every `stride`-th voxel with zeros for the new channels (Li et al. 2021, Sec. 2.4)."""
-    if stride != 1:
-        x = x[:, :, ::stride, ::stride, ::stride]
-    if x.shape[1] != width:
-        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, width - x.shape[1]))
-    return x
+def unit_by_modules(module: nn.Module, number: int, x: Tensor) -> Tensor:
+    """Convolution `number` with its batch norm, by calls of the modules; the ReLU after the last is the caller's."""
+    *before, (conv, norm) = units(module, number)
+    for first_conv, first_norm in before:
+        x = module.get_submodule("relu")(first_norm(first_conv(x)))
+    y: Tensor = norm(conv(x))
+    return y
+
+
+def fused_unit(module: nn.Module, number: int, x: Tensor, residual: Tensor | None = None, stride: int = 1) -> Tensor:
+    """Convolution `number` with batch norm, residual sum and ReLU."""
+    *before, last = units(module, number)
+    for pair in before:
+        x = conv_norm_relu(*pair, x)
+    return conv_norm_relu(*last, x, residual=residual, stride=stride)
+
+
+def conv_norm_relu(
+    conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor, relu: bool = True, residual: Tensor | None = None, stride: int = 1
+) -> Tensor:
+    """``relu(norm(conv(x)) + shortcut(residual))``; in use, the batch norm is part of the convolution."""
+    if norm.training:
+        return norm_relu(forgetful(conv, x), norm, relu, residual, stride)
+    y = _folded(conv, norm, x)
+    if residual is not None:
+        y = y.add_(shortcut(residual, y.shape[1], stride))
+    return y.relu_() if relu else y
+
+
+def _folded(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
+    """The convolution with the batch norm's running statistics in its kernel, which is kept until a number in it changes."""
+    numbers = [conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    assert norm.running_mean is not None and norm.running_var is not None
+
+    def ready() -> Prepared:
+        weight, bias = fold_norm(conv.kernel_for(x), norm)
+        return prepare(weight, bias, *conv.geometry, x.shape[2], x.dtype)
+
+    learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in numbers)
+    if learning or any(tensor is None or tensor.is_inference() for tensor in numbers):
+        return convolve(x, ready())
+    versions = [(tensor.data_ptr(), tensor._version) for tensor in numbers if tensor is not None]
+    key = (x.shape[1:3], x.dtype, versions)
+    if conv.kept is None or conv.kept[0] != key:
+        with torch.inference_mode(False), torch.no_grad():
+            conv.kept = (key, ready())
+    return convolve(x, conv.kept[1])
+
+
+def _watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody has hooks on one of the modules or inside of them, and so wants each of them to be called."""
+    parts = [part for module in modules for part in module.modules()]
+    return any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks for part in parts)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """What autocast asks for, where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else x.dtype
 
 
 def middle_width(channels: int, width: int, kernel: int) -> int:

@@ -54,8 +54,8 @@ def test_float32_is_always_to_be_had(name: str) -> None:
     assert choose_precision("float32", CPU, architecture(name)) == torch.float32
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("r2plus1d18", "r2plus1d34", "r2plus1d50")])
-def test_on_a_cpu_networks_with_full_3d_convolutions_stay_in_float32(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.startswith("tv_")])
+def test_on_a_cpu_networks_that_do_not_fold_stay_in_float32(name: str) -> None:
     assert choose_precision("auto", CPU, architecture(name)) == torch.float32
     with pytest.raises(UsageError, match=f"bfloat16.*{name}"):
         choose_precision("bfloat16", CPU, architecture(name))

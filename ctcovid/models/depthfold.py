@@ -1,0 +1,247 @@
+"""Depth folding: 3D operations that run as 2D ones on the same numbers.
+
+At depth 4 most of a 3D ResNet works on a depth of 2 or 1, where a 3x3x3 kernel spends half to two thirds of its work on padding. Here an
+activation is a logical (B, C, D, H, W) tensor whose memory is in one of two orders, both with adjacent channels:
+
+- *folded*, (B, H, W, D, C): seen as (B, D*C, H, W), it is what a 2D convolution takes, and a 3D convolution is the 2D one whose kernel
+  is the banded block matrix ``[d_out, d_in] -> w[:, :, d_in - d_out * stride + padding]``, zero outside the kernel's taps;
+- *by slices*, (B, D, H, W, C), channels_last_3d: seen as (B*D, C, H, W), where a kernel has no extent in depth.
+
+Parameters keep the names and shapes of ``Conv3d``, so that weights interchange with every other implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Triple = tuple[int, int, int]
+
+# Dimensions of (B, C, D, H, W) in memory order, and the way back.
+FOLDED, FOLDED_BACK = (0, 3, 4, 2, 1), (0, 4, 3, 1, 2)
+BY_SLICES, BY_SLICES_BACK = (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)
+
+# How much dearer than a multiplication of a 2D kernel one of a 3D kernel may be taken to be, see `folds`.
+MARGIN = 1.5
+
+
+def folds(depth: int, kernel: int) -> bool:
+    """Whether a convolution with `kernel` taps in depth over `depth` slices is cheaper folded than plain.
+
+    For each output slice the dense band multiplies all `depth` input slices, the plain convolution `kernel` of them, padding included.
+    A 2D kernel of the libraries does at least `MARGIN` times as many multiplications in the same time as a 3D one.
+    """
+    return depth <= MARGIN * kernel
+
+
+def depth_out(depth: int, kernel: int, stride: int, padding: int) -> int:
+    return (depth + 2 * padding - kernel) // stride + 1
+
+
+def folded(x: Tensor) -> Tensor:
+    """Logical (B, C, D, H, W) as dense (B, H, W, D, C); a copy only where memory is in another order."""
+    return x.permute(FOLDED).contiguous()
+
+
+def by_slices(x: Tensor) -> Tensor:
+    """Logical (B, C, D, H, W) as dense (B, D, H, W, C); a copy only where memory is in another order."""
+    return x.permute(BY_SLICES).contiguous()
+
+
+def memory_order(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The order of dimensions in which `x` is dense with adjacent channels, and the way back; the folded one where it is in neither."""
+    return (BY_SLICES, BY_SLICES_BACK) if x.permute(BY_SLICES).is_contiguous() else (FOLDED, FOLDED_BACK)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A kernel made ready for volumes of one depth: `way` to run it, weight and bias in the shape and precision that this way needs."""
+
+    way: str
+    weight: Tensor
+    bias: Tensor | None
+    stride: Triple
+    padding: Triple
+    depth_out: int
+
+
+def way(depth: int, kernel: Triple, padding: Triple) -> str:
+    """How a convolution runs: as ``points``, ``slices``, ``columns``, a dense ``band`` of columns, ``folded``, or ``plain``."""
+    if kernel[0] == 1 and padding[0] == 0:
+        return "points" if kernel == (1, 1, 1) and padding == (0, 0, 0) else "slices"
+    if kernel[1:] == (1, 1) and padding[1:] == (0, 0):
+        return "band" if depth < kernel[0] else "columns"
+    return "folded" if folds(depth, kernel[0]) else "plain"
+
+
+def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, depth: int, dtype: torch.dtype) -> Prepared:
+    """Make a Conv3d kernel, float (O, I, k, kh, kw), ready for volumes of `depth` slices and activations of `dtype`."""
+    O, _, k, kh, kw = weight.shape
+    chosen, out = way(depth, (k, kh, kw), padding), depth_out(depth, k, stride[0], padding[0])
+    if chosen in ("folded", "band"):
+        kernel = _Band.apply(weight, depth, out, stride[0], padding[0], dtype)  # (out, O, kh, kw, depth, I)
+        if chosen == "folded":
+            kernel = kernel.flatten(4).flatten(0, 1).permute(0, 3, 1, 2)
+        else:
+            kernel = kernel.flatten(0, 1)[:, 0, 0].permute(0, 2, 1).unsqueeze(3).contiguous()
+        bias = None if bias is None else bias.repeat(out)
+    else:
+        kernel = {"points": weight.flatten(3), "slices": weight.squeeze(2), "columns": weight.flatten(3)}.get(chosen, weight).to(dtype)
+    return Prepared(chosen, kernel, None if bias is None else bias.to(dtype), stride, padding, out)
+
+
+def convolve(x: Tensor, kernel: Prepared) -> Tensor:
+    """A 3D convolution.
+
+    Parameters
+    ----------
+    x : float (B, I, D, H, W), of the dtype and depth that the kernel was prepared for
+
+    Returns
+    -------
+    float (B, O, D', H', W'), dense with adjacent channels
+    """
+    s, plane, margin = kernel.stride[0], kernel.stride[1:], kernel.padding[1:]
+    if kernel.way == "folded":
+        y = F.conv2d(folded(x).flatten(3).permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, margin)
+        y = y.permute(0, 2, 3, 1).contiguous()
+        return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
+    if kernel.way == "plain":
+        return _plain(x.contiguous(memory_format=torch.channels_last_3d), kernel)
+    if kernel.way == "slices":
+        slices = by_slices(x[:, :, ::s])
+        y = F.conv2d(slices.flatten(0, 1).permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, margin)
+        y = y.permute(0, 2, 3, 1).contiguous()
+        return y.unflatten(0, slices.shape[:2]).permute(BY_SLICES_BACK)
+    if kernel.way == "points":
+        kept = x[:, :, ::s, :: plane[0], :: plane[1]]
+        order, back = memory_order(kept)
+        points = kept.permute(order).contiguous()
+        y = F.linear(points, kernel.weight.flatten(1), kernel.bias)
+        return y.permute(back)
+    # A kernel without extent in the plane sees a volume as an image whose height is the depth and whose width is all pixels of a slice.
+    columns = by_slices(x[:, :, :, :: plane[0], :: plane[1]])
+    image = columns.flatten(2, 3).permute(0, 3, 1, 2)
+    if kernel.way == "columns":
+        y = F.conv2d(image, kernel.weight, kernel.bias, (s, 1), (kernel.padding[0], 0))
+        y = y.permute(0, 2, 3, 1).contiguous()
+    else:
+        y = F.conv2d(image, kernel.weight, kernel.bias).squeeze(2).unflatten(1, (kernel.depth_out, -1))
+        y = y.permute(0, 1, 3, 2).contiguous()
+    return y.unflatten(2, columns.shape[2:4]).permute(BY_SLICES_BACK)
+
+
+def _plain(x: Tensor, kernel: Prepared) -> Tensor:
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        # The library has no fast bfloat16 kernel for the backward pass of Conv3d, and at batch 1 the one that it has corrupts memory.
+        bias = None if kernel.bias is None else kernel.bias.float()
+        return F.conv3d(x.float(), kernel.weight.float(), bias, kernel.stride, kernel.padding).to(x.dtype)
+    return F.conv3d(x, kernel.weight, kernel.bias, kernel.stride, kernel.padding)
+
+
+class Conv3d(nn.Conv3d):
+    """``nn.Conv3d`` without bias, groups and dilation, in the cheapest of the ways above. One input channel stands for equal ones.
+
+    `kept` is a kernel that was made ready for use, with what it was made from.
+    """
+
+    kept: tuple[object, Prepared] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = prepare(self.kernel_for(x), None, *self.geometry, x.shape[2], x.dtype)
+        return convolve(x, kernel)
+
+    def kernel_for(self, x: Tensor) -> Tensor:
+        """The weight, summed over its input channels where `x` has one that stands for all of them."""
+        return self.weight.sum(1, keepdim=True) if x.shape[1] == 1 < self.in_channels else self.weight
+
+    @property
+    def geometry(self) -> tuple[Triple, Triple]:
+        """Stride and padding."""
+        assert not isinstance(self.padding, str)
+        (s0, s1, s2), (p0, p1, p2) = self.stride, self.padding
+        return (s0, s1, s2), (p0, p1, p2)
+
+
+class MaxPool3d(nn.MaxPool3d):
+    """3x3x3 max pooling with stride 2 and padding 1 in either memory order: in the plane first, then over the slices of a window."""
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, D = x.shape[:3]
+        order, back = memory_order(x)
+        if order == FOLDED:
+            y = F.max_pool2d(folded(x).flatten(3).permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1).contiguous().unflatten(3, (D, C))
+        else:
+            y = F.max_pool2d(by_slices(x).flatten(0, 1).permute(0, 3, 1, 2), 3, 2, 1)
+            y = y.permute(0, 2, 3, 1).contiguous().unflatten(0, (B, D))
+        slices = y.permute(back).unbind(2)
+        pooled = []
+        for middle in range(0, D, 2):
+            best = slices[max(middle - 1, 0)]
+            for other in slices[max(middle, 1) : middle + 2]:
+                # The first of equal ones wins and takes the whole gradient, as in torch; torch.maximum would halve it.
+                best = torch.where((other > best) | other.isnan(), other, best)
+            pooled.append(best)
+        return torch.stack([part.permute(0, 2, 3, 1) for part in pooled], order.index(2)).permute(back)
+
+
+def shortcut(x: Tensor, width: int, stride: int) -> Tensor:
+    """Identity; where dimensions grow, every `stride`-th voxel with zeros for the new channels (Li et al. 2021, Sec. 2.4).
+
+    x : float (B, C, D, H, W); returns float (B, width, D', H', W'), in the memory order of x
+    """
+    if stride != 1:
+        x = x[:, :, ::stride, ::stride, ::stride]
+    missing = width - x.shape[1]
+    if missing and x.stride(1) == 1:
+        order, back = memory_order(x)
+        return F.pad(x.permute(order), (0, missing)).permute(back)
+    return F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
+
+
+class GlobalAverage(nn.Module):
+    """Mean over depth, height and width, in float32 at least: float (B, C, D, H, W) to (B, C, 1, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3, 4), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _taps(kernel: int, depth: int, out: int, stride: int, padding: int) -> Iterator[tuple[int, int, int]]:
+    """Output slice, input slice, and the tap through which the one sees the other."""
+    for o in range(out):
+        for i in range(depth):
+            tap = i - o * stride + padding
+            if 0 <= tap < kernel:
+                yield o, i, tap
+
+
+class _Band(torch.autograd.Function):
+    """The banded block kernel, (out, O, kh, kw, depth, I) in `dtype`, of a weight (O, I, k, kh, kw)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, depth: int, out: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
+        O, I, k, kh, kw = weight.shape
+        ctx.taps, ctx.like = list(_taps(k, depth, out, stride, padding)), (weight.shape, weight.dtype)
+        full = len(ctx.taps) == out * depth
+        band = (torch.empty if full else torch.zeros)(out, O, kh, kw, depth, I, dtype=dtype, device=weight.device)
+        for o, i, tap in ctx.taps:
+            band[o, :, :, :, i] = weight[:, :, tap].permute(0, 2, 3, 1)
+        return band
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        shape, dtype = ctx.like
+        found = torch.zeros(shape, dtype=dtype, device=gradient.device).contiguous(memory_format=torch.channels_last_3d)
+        for o, i, tap in ctx.taps:
+            found[:, :, tap] += gradient[o, :, :, :, i].permute(0, 3, 1, 2)
+        return found, None, None, None, None, None
