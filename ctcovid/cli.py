@@ -130,7 +130,13 @@ def train(
     depth: Annotated[int | None, typer.Option(min=1, help="Slices per volume; by default the file's.", show_default=False)] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Volumes per step.")] = 32,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Volumes in memory at a time, where a batch does not fit.", show_default=False)
+    ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-12, help="Adam's first rate; a tenth of it every 10 epochs.")] = 1e-3,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Weights to begin with: 3D-ResNets-PyTorch, MedicalNet or torchvision.", show_default=False)
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.", show_default=False)] = "",
     runs: Runs = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run if there is one, else begin it.")] = False,
@@ -235,9 +241,14 @@ def explain(
     _run(ctx)
 
 
-@app.command(epilog="Example: ctcovid models --json")
+@app.command(epilog="Example: ctcovid models --plan r3d18 --depth 4 --size 512")
 def models(
     ctx: typer.Context,
+    plan: Annotated[
+        str, typer.Option(help="Show what each layer of this architecture costs.", autocompletion=_architectures, show_default=False)
+    ] = "",
+    depth: Annotated[int, typer.Option(min=1, help="Slices per volume, for --plan.")] = 4,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice, for --plan.")] = 512,
     runs: Runs = Path("runs"),
     config: Config = None,
     json: Json = False,

@@ -13,9 +13,12 @@ from ctcovid.reports.tables import Cell, Table
 
 @dataclass(frozen=True)
 class Options:
-    """What `ctcovid models` was asked for."""
+    """What `ctcovid models` was asked for: the lists, or the plan of one architecture for volumes of `depth` slices of `size` pixels."""
 
     runs: Path = Path("runs")
+    plan: str = ""
+    depth: int = 4
+    size: int = 512
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,69 @@ class Summary:
         return tables
 
 
-def run(options: Options, console: Console) -> Summary:
-    """List what can be trained and what is trained."""
+@dataclass(frozen=True)
+class Plan:
+    """What each convolution of an architecture costs per volume."""
+
+    options: Options
+    layers: list[dict[str, Any]]
+
+    def document(self) -> dict[str, Any]:
+        return {"architecture": self.options.plan, "depth": self.options.depth, "size": self.options.size, "layers": self.layers}
+
+    def table(self) -> Table:
+        plain, cost = (sum(layer[name] for layer in self.layers) for name in ("gmac_plain", "gmac_chosen"))
+        rows: list[list[Cell]] = [
+            [
+                layer["layer"],
+                "×".join(map(str, layer["shape"])),
+                f"{layer['gmac_plain']:.3f}",
+                f"{layer['gmac_folded']:.3f}",
+                layer["chosen"],
+                f"{layer['share']:.1%}",
+            ]
+            for layer in self.layers
+        ]
+        rows.append(["all", "", f"{plain:.3f}", "", f"{cost:.3f} GMAC", f"{1:.1%}"])
+        depth, size = self.options.depth, self.options.size
+        return Table(
+            ("layer", "output", "GMAC plain", "GMAC folded", "chosen", "share"),
+            rows,
+            f"{self.options.plan} on one {depth}×{size}×{size} volume",
+            text_columns=2,
+        )
+
+
+def run(options: Options, console: Console) -> Summary | Plan:
+    """List what can be trained and what is trained, or show what an architecture's layers cost."""
+    return _plan(options, console) if options.plan else _lists(options, console)
+
+
+def _plan(options: Options, console: Console) -> Plan:
+    from ctcovid.models.plan import plan
+
+    costs = plan(options.plan, options.depth, options.size)
+    total = sum(layer.cost for layer in costs)
+    layers = [
+        {
+            "layer": layer.layer,
+            "shape": list(layer.shape),
+            "gmac_plain": layer.plain,
+            "gmac_folded": layer.folded,
+            "chosen": layer.way,
+            "gmac_chosen": layer.cost,
+            "share": layer.cost / total,
+        }
+        for layer in costs
+    ]
+    made = Plan(options, layers)
+    console.result(made.table(), made.document())
+    console.say("Chosen: folded, a 2D convolution over depth and channels; plain, a 3D one; slices, columns, band and points,")
+    console.say("2D ones for kernels without extent in depth, in the plane (band: as one dense matrix), or in both.")
+    return made
+
+
+def _lists(options: Options, console: Console) -> Summary:
     architectures = [
         {"name": row.name, "family": row.family, "parameters": row.parameters, "source": row.source} for row in ARCHITECTURES.values()
     ]

@@ -13,12 +13,13 @@ from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_file, made_by
-from ctcovid.base.runcard import RunCard, versions
+from ctcovid.base.runcard import RunCard, sha256, versions
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.models.device import device_name
 from ctcovid.models.network import SCALING, Network
+from ctcovid.models.pretrained import load_pretrained
 from ctcovid.reports.figures import curve
 from ctcovid.reports.tables import Cell, Table
 from ctcovid.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
@@ -31,7 +32,7 @@ from ctcovid.volumes.reader import VolumesFile
 
 CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 # What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
-IDENTITY = ("arch", "depth", "batch", "learning_rate", "seed", "precision")
+IDENTITY = ("arch", "depth", "batch", "micro_batch", "learning_rate", "seed", "precision")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Options:
     depth: int = 0
     epochs: int = 20
     batch: int = 32
+    micro_batch: int = 0
     learning_rate: float = 1e-3
+    pretrained: Path | None = None
     name: str = ""
     runs: Path = registry.RUNS
     resume: bool = False
@@ -98,11 +101,13 @@ def run(options: Options, console: Console) -> Summary:
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
     network = registry.place(options.arch, file.classes, options.device, options.precision)
-    recipe = Recipe(options.epochs, options.batch, options.learning_rate, seed=options.seed)
+    recipe = Recipe(options.epochs, options.batch, options.micro_batch, options.learning_rate, seed=options.seed)
     optimiser = recipe.optimiser(network.module)
     settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint}
     settings["precision"] = str(network.precision)
     progress = Progress()
+    if options.pretrained is not None and checkpoint is None:
+        console.say(f"{options.pretrained}: {load_pretrained(network.module, options.pretrained).sentence()}")
     if checkpoint is not None:
         _require_same(checkpoint["settings"], settings, folder)
         progress = restore(checkpoint, network.module, optimiser)
@@ -117,6 +122,8 @@ def run(options: Options, console: Console) -> Summary:
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
     card.content["device"] = device_name(network.device)
     card.input(options.data, file.fingerprint)
+    if options.pretrained is not None:
+        card.input(options.pretrained)
     workers = options.workers or min(cpus.allowed(), 8)
     with card.recording(), StopRequest() as stop:
 
@@ -132,12 +139,13 @@ def run(options: Options, console: Console) -> Summary:
             finished = fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep)
         except torch.OutOfMemoryError as error:
             raise UsageError(
-                f"A batch of {options.batch} volumes does not fit into the memory of {card.content['device']}. Lower --batch."
+                f"{options.micro_batch or options.batch} volumes at a time do not fit into the memory of {card.content['device']}. "
+                f"Add --micro-batch {max(1, (options.micro_batch or options.batch) // 2)}, which keeps the batch and the learning rate."
             ) from error
         if not finished:
             save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
-        _register(folder, network, file, depth, progress, recipe)
+        _register(folder, network, file, depth, progress, recipe, options.pretrained)
         card.output(folder / store.WEIGHTS)
         card.output(folder / store.CARD)
     return _summary(folder, progress, console)
@@ -206,9 +214,8 @@ def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, V
 
 
 def _require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path) -> None:
-    names = {"learning_rate": "--learning-rate", "data": "the volumes file"}
     different = [
-        f"{names.get(name, f'--{name}')} was {before.get(name)} and is {value}"
+        f"{'the volumes file' if name == 'data' else '--' + name.replace('_', '-')} was {before.get(name)} and is {value}"
         for name, value in now_wanted.items()
         if before.get(name) != value
     ]
@@ -255,7 +262,9 @@ def _write_curves(folder: Path, history: list[EpochRow]) -> None:
     )
 
 
-def _register(folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe) -> None:
+def _register(
+    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, pretrained: Path | None
+) -> None:
     """Give the best weights the model's name and write model.json last."""
     if (folder / BEST).exists():
         (folder / BEST).replace(folder / store.WEIGHTS)
@@ -271,6 +280,7 @@ def _register(folder: Path, network: Network, file: VolumesFile, depth: int, pro
             "data": {"path": str(file.path.resolve()), "fingerprint": file.fingerprint},
             "split": {part: sorted({row.patient for row in file.rows if row.split == part}) for part in PARTS},
             "recipe": asdict(recipe),
+            "pretrained": None if pretrained is None else {"path": str(pretrained.resolve()), "sha256": sha256(pretrained)},
             "precision": str(network.precision).removeprefix("torch."),
             "kept": asdict(progress.best) if progress.best else None,
             "versions": versions(),

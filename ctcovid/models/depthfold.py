@@ -82,7 +82,7 @@ def way(depth: int, kernel: Triple, padding: Triple) -> str:
 
 def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, depth: int, dtype: torch.dtype) -> Prepared:
     """Make a Conv3d kernel, float (O, I, k, kh, kw), ready for volumes of `depth` slices and activations of `dtype`."""
-    O, _, k, kh, kw = weight.shape
+    k, kh, kw = weight.shape[2:]
     chosen, out = way(depth, (k, kh, kw), padding), depth_out(depth, k, stride[0], padding[0])
     if chosen in ("folded", "band"):
         kernel = _Band.apply(weight, depth, out, stride[0], padding[0], dtype)  # (out, O, kh, kw, depth, I)
@@ -229,10 +229,10 @@ class _Band(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, depth: int, out: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
-        O, I, k, kh, kw = weight.shape
+        outputs, inputs, k, kh, kw = weight.shape
         ctx.taps, ctx.like = list(_taps(k, depth, out, stride, padding)), (weight.shape, weight.dtype)
         full = len(ctx.taps) == out * depth
-        band = (torch.empty if full else torch.zeros)(out, O, kh, kw, depth, I, dtype=dtype, device=weight.device)
+        band = (torch.empty if full else torch.zeros)(out, outputs, kh, kw, depth, inputs, dtype=dtype, device=weight.device)
         for o, i, tap in ctx.taps:
             band[o, :, :, :, i] = weight[:, :, tap].permute(0, 2, 3, 1)
         return band

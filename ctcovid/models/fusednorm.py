@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ctcovid.models import kernels
-from ctcovid.models.depthfold import BY_SLICES, MaxPool3d, memory_order, shortcut
+from ctcovid.models.depthfold import BY_SLICES, memory_order, shortcut
 
 
 def norm_relu(x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tensor | None = None, stride: int = 1) -> Tensor:
@@ -56,12 +56,10 @@ def forgetful(conv: nn.Module, x: Tensor) -> Tensor:
         return result
     storage = x.untyped_storage().data_ptr()
 
-    def pack(kept: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...], int]:
-        if kept.untyped_storage().data_ptr() != storage:
-            return kept
-        return kept.shape, kept.stride(), kept.storage_offset()
+    def pack(kept: Tensor) -> Any:
+        return (kept.shape, kept.stride(), kept.storage_offset()) if kept.untyped_storage().data_ptr() == storage else kept
 
-    def unpack(kept: Tensor | tuple[torch.Size, tuple[int, ...], int]) -> Tensor:
+    def unpack(kept: Any) -> Tensor:
         return kept if isinstance(kept, Tensor) else again().as_strided(*kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

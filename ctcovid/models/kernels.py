@@ -103,7 +103,7 @@ def pool(x: Tensor, sign: Tensor, measure: bool) -> tuple[Tensor, Tensor, Tensor
     mean, var : float32 (C,), or None
     """
     B, D, H, W, C = x.shape
-    order = sorted(range(5), key=lambda dim: (-x.stride(dim), dim))
+    order = sorted(range(5), key=lambda dim: (-x.stride()[dim], dim))
     sizes = (B, -(-D // 2), -(-H // 2), -(-W // 2), C)
     pooled = x.new_empty([sizes[dim] for dim in order]).permute([order.index(dim) for dim in range(5)])
     tap = torch.empty_like(pooled, dtype=torch.uint8)

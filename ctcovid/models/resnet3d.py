@@ -119,7 +119,7 @@ class Bottleneck(nn.Module):
             y = unit_by_modules(self, 3, y)
             return self.relu(y + (x if self.downsample is None else self.downsample(x)))
         y = fused_unit(self, 2, fused_unit(self, 1, x))
-        residual = x if self.downsample is None else conv_norm_relu(*self.downsample, x, relu=False)
+        residual = x if self.downsample is None else conv_norm_relu(*self.downsample, x, relu=False)  # type: ignore[call-arg, misc]
         return fused_unit(self, 3, y, residual=residual)
 
 

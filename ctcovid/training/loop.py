@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError
@@ -15,7 +18,8 @@ from ctcovid.models.network import Network
 from ctcovid.training.checkpoint import Progress
 from ctcovid.training.history import EpochRow
 from ctcovid.training.recipe import Recipe
-from ctcovid.volumes.batches import VolumeSet, in_order
+from ctcovid.volumes.batches import Batch, VolumeSet, in_order
+from ctcovid.volumes.resident import Resident, resident
 
 
 def fit(
@@ -37,8 +41,9 @@ def fit(
 
     Raises CtcovidError where the loss is no longer finite.
     """
+    feed = resident(train_set, network.device, workers, stop, console)
     while progress.epoch < recipe.epochs:
-        if not _train_epoch(network, optimiser, recipe, train_set, progress, workers, stop, console):
+        if not _train_epoch(network, optimiser, recipe, train_set, feed, progress, workers, stop, console):
             return False
         loss, accuracy = validate(network, valid_set, recipe.batch, workers, stop)
         if stop.received:
@@ -65,41 +70,91 @@ def _train_epoch(
     optimiser: torch.optim.Optimizer,
     recipe: Recipe,
     train_set: VolumeSet,
+    feed: Resident | None,
     progress: Progress,
     workers: int,
     stop: StopRequest,
     console: Console,
 ) -> bool:
-    """The rest of an epoch; False where it was stopped."""
+    """The rest of an epoch, from `feed` or else from disk; False where it was stopped."""
     network.module.train()
     for group in optimiser.param_groups:
         group["lr"] = recipe.rate(progress.epoch)
     order = recipe.order(len(train_set), progress.epoch)[progress.step :]
-    pin = network.device.type == "cuda"
+    batches = train_set.batches(order, workers, pin=network.device.type == "cuda") if feed is None else feed.batches(order)
+    made: _Step | None = None
     with console.progress(sum(map(len, order)), f"Epoch {progress.epoch + 1} of {recipe.epochs}") as advance:
-        for batch in train_set.batches(order, workers, pin):
+        for batch in batches:
             if stop.received:
-                return False
-            torch.manual_seed(recipe.step_seed(progress.epoch, progress.step))
-            labels = batch.labels.to(network.device, non_blocking=True)
-            logits = network.logits(batch.volumes)
-            loss = F.cross_entropy(logits, labels)
-            # Progress is counted only where the step is made, so that a stopped run and an undisturbed one agree.
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise CtcovidError(
-                    f"The loss is {value} in epoch {progress.epoch + 1}, step {progress.step + 1}: the training has diverged. "
-                    "Try a lower --learning-rate."
-                )
-            optimiser.step()
-            progress.step += 1
-            progress.loss_sum += value * len(labels)
-            progress.correct += int((logits.argmax(1) == labels).sum())
-            progress.seen += len(labels)
-            advance(len(labels))
+                break
+            # The step's seed counts the steps that were made, of which the last one may not have been looked at yet.
+            torch.manual_seed(recipe.step_seed(progress.epoch, progress.step + (made is not None)))
+            step = _make_step(network, optimiser, recipe, batch)
+            # A GPU is still at work on this step while the last one's loss is looked at; so it never waits for the program.
+            if made is not None:
+                advance(made.count(progress))
+            made = step
+        if made is not None:
+            advance(made.count(progress))
     return not stop.received
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What came of a step, still on the device: mean loss, volumes classified rightly, and the number of volumes."""
+
+    loss: Tensor
+    correct: Tensor
+    volumes: int
+
+    def count(self, progress: Progress) -> int:
+        """Add the step to `progress`, which so always says what was made; the number of volumes.
+
+        Raises CtcovidError where the loss is not finite.
+        """
+        value = self.loss.item()
+        if not math.isfinite(value):
+            raise CtcovidError(
+                f"The loss is {value} in epoch {progress.epoch + 1}, step {progress.step + 1}: the training has diverged. "
+                "Try a lower --learning-rate."
+            )
+        progress.step += 1
+        progress.loss_sum += value * self.volumes
+        progress.correct += int(self.correct)
+        progress.seen += self.volumes
+        return self.volumes
+
+
+def _make_step(network: Network, optimiser: torch.optim.Optimizer, recipe: Recipe, batch: Batch) -> _Step:
+    """One step of the optimiser. In pieces, the gradient is that of the mean loss over the whole batch."""
+    labels = batch.labels.to(network.device, non_blocking=True)
+    pieces = recipe.pieces(len(labels))
+    loss, correct = torch.zeros((), device=network.device), torch.zeros((), dtype=torch.int64, device=network.device)
+    optimiser.zero_grad(set_to_none=True)
+    with _running_slower(network.module, len(pieces)):
+        for volumes, targets in zip(batch.volumes.split(pieces), labels.split(pieces), strict=True):
+            logits = network.logits(volumes)
+            part = F.cross_entropy(logits, targets) * (len(targets) / len(labels))
+            part.backward()
+            loss += part.detach()
+            correct += (logits.detach().argmax(1) == targets).sum()
+    optimiser.step()
+    return _Step(loss, correct, len(labels))
+
+
+@contextmanager
+def _running_slower(module: nn.Module, pieces: int) -> Iterator[None]:
+    """Let the running statistics of batch norms move as far in `pieces` passes as they otherwise would in one."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    if pieces > 1:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = None if momentum is None else 1 - (1 - momentum) ** (1 / pieces)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 @torch.inference_mode()

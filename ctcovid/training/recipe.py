@@ -12,11 +12,13 @@ import torch
 class Recipe:
     """How to train (Li et al. 2021, Sec. 2.3; batch size from Table 6).
 
-    Adam at `learning_rate`, which falls by `decay` every `decay_every` epochs, `epochs` in all, `batch` volumes to a step.
+    Adam at `learning_rate`, which falls by `decay` every `decay_every` epochs, `epochs` in all, `batch` volumes to a step, of which at
+    most `micro_batch` are in memory at a time (0: all of them).
     """
 
     epochs: int = 20
     batch: int = 32
+    micro_batch: int = 0
     learning_rate: float = 1e-3
     decay: float = 0.1
     decay_every: int = 10
@@ -33,6 +35,11 @@ class Recipe:
     def step_seed(self, epoch: int, step: int) -> int:
         """Seed of what a network itself draws in a step, such as dropout, so that a resumed run draws the same."""
         return int(np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)[0])
+
+    def pieces(self, volumes: int) -> list[int]:
+        """Sizes of the pieces in which so many volumes of a step go through the network, as equal as can be."""
+        count = -(-volumes // self.micro_batch) if self.micro_batch else 1
+        return [volumes // count + (number < volumes % count) for number in range(count)]
 
     def order(self, volumes: int, epoch: int) -> list[list[int]]:
         """The batches of an epoch, which depend on the seed and the epoch alone, so that a resumed run draws the same.
