@@ -15,7 +15,7 @@ from ctcovid.base.errors import InputError, OutputExistsError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_file, made_by
 from ctcovid.base.runcard import RunCard, sha256, versions
 from ctcovid.base.signals import StopRequest
-from ctcovid.models import registry, store
+from ctcovid.models import kernels, registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.models.device import device_name
 from ctcovid.models.network import SCALING, Network
@@ -32,7 +32,7 @@ from ctcovid.volumes.reader import VolumesFile
 
 CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 # What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
-IDENTITY = ("arch", "depth", "batch", "micro_batch", "learning_rate", "seed", "precision")
+IDENTITY = ("arch", "depth", "batch", "learning_rate", "seed", "precision")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def run(options: Options, console: Console) -> Summary:
     optimiser = recipe.optimiser(network.module)
     settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint}
     settings["precision"] = str(network.precision)
+    settings["pretrained"] = _pretrained(options, checkpoint)
     progress = Progress()
     if options.pretrained is not None and checkpoint is None:
         console.say(f"{options.pretrained}: {load_pretrained(network.module, options.pretrained).sentence()}")
@@ -122,7 +123,7 @@ def run(options: Options, console: Console) -> Summary:
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
     card.content["device"] = device_name(network.device)
     card.input(options.data, file.fingerprint)
-    if options.pretrained is not None:
+    if options.pretrained is not None and checkpoint is None:
         card.input(options.pretrained)
     workers = options.workers or min(cpus.allowed(), 8)
     with card.recording(), StopRequest() as stop:
@@ -138,14 +139,13 @@ def run(options: Options, console: Console) -> Summary:
         try:
             finished = fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep)
         except torch.OutOfMemoryError as error:
-            raise UsageError(
-                f"{options.micro_batch or options.batch} volumes at a time do not fit into the memory of {card.content['device']}. "
-                f"Add --micro-batch {max(1, (options.micro_batch or options.batch) // 2)}, which keeps the batch and the learning rate."
-            ) from error
+            most = options.micro_batch or options.batch
+            way_out = f"Add --micro-batch {most // 2}; the batch stays." if most > 1 else "Choose a smaller --depth or --arch."
+            raise UsageError(f"Volumes do not fit into the memory of {card.content['device']}, {most} at a time. {way_out}") from error
         if not finished:
             save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
-        _register(folder, network, file, depth, progress, recipe, options.pretrained)
+        _register(folder, network, file, depth, progress, recipe, settings["pretrained"])
         card.output(folder / store.WEIGHTS)
         card.output(folder / store.CARD)
     return _summary(folder, progress, console)
@@ -213,11 +213,25 @@ def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, V
     return train_set, valid_set
 
 
+def _pretrained(options: Options, checkpoint: dict[str, Any] | None) -> dict[str, str] | None:
+    """Which weights the run began with. A resumed one has them in its checkpoint; the file is not needed again.
+
+    Raises UsageError where another file is named.
+    """
+    given = options.pretrained
+    if checkpoint is None:
+        return None if given is None else {"path": str(given.resolve()), "sha256": sha256(given)} if given.is_file() else {}
+    before: dict[str, str] | None = checkpoint["settings"].get("pretrained")
+    if given is not None and given.is_file() and (before is None or before["sha256"] != sha256(given)):
+        raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
+    return before
+
+
 def _require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path) -> None:
     different = [
         f"{'the volumes file' if name == 'data' else '--' + name.replace('_', '-')} was {before.get(name)} and is {value}"
         for name, value in now_wanted.items()
-        if before.get(name) != value
+        if name != "pretrained" and before.get(name) != value
     ]
     if different:
         raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
@@ -239,6 +253,8 @@ def _announce(
         f"Training {network.architecture.name} on {len(train_set):,} volumes of {depth}×{file.size}×{file.size} "
         f"({len(valid_set):,} to validate), {device_name(network.device)}, {precision}, into {folder}/."
     )
+    if network.device.type == "cpu" and kernels.library is None:
+        console.say("ctcovid was installed without a C++ compiler at hand: training takes longer, with the same result.")
     if progress.epoch or progress.step:
         console.say(f"Resuming after {progress.epoch} epochs and {progress.step} steps of {recipe.epochs} epochs.")
 
@@ -263,7 +279,7 @@ def _write_curves(folder: Path, history: list[EpochRow]) -> None:
 
 
 def _register(
-    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, pretrained: Path | None
+    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, pretrained: dict[str, str] | None
 ) -> None:
     """Give the best weights the model's name and write model.json last."""
     if (folder / BEST).exists():
@@ -280,7 +296,7 @@ def _register(
             "data": {"path": str(file.path.resolve()), "fingerprint": file.fingerprint},
             "split": {part: sorted({row.patient for row in file.rows if row.split == part}) for part in PARTS},
             "recipe": asdict(recipe),
-            "pretrained": None if pretrained is None else {"path": str(pretrained.resolve()), "sha256": sha256(pretrained)},
+            "pretrained": pretrained,
             "precision": str(network.precision).removeprefix("torch."),
             "kept": asdict(progress.best) if progress.best else None,
             "versions": versions(),

@@ -153,7 +153,13 @@ class Conv3d(nn.Conv3d):
 
     kept: tuple[object, Prepared] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "kept"}
+
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing():
+            # A trace, as for export, is of operations that every runtime knows.
+            return F.conv3d(x, self.kernel_for(x), None, *self.geometry)
         kernel = prepare(self.kernel_for(x), None, *self.geometry, x.shape[2], x.dtype)
         return convolve(x, kernel)
 
@@ -176,6 +182,8 @@ class MaxPool3d(nn.MaxPool3d):
         super().__init__(3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_tracing():
+            return super().forward(x)
         B, C, D = x.shape[:3]
         order, back = memory_order(x)
         if order == FOLDED:
@@ -199,11 +207,11 @@ def shortcut(x: Tensor, width: int, stride: int) -> Tensor:
 
     x : float (B, C, D, H, W); returns float (B, width, D', H', W'), in the memory order of x
     """
+    order, back = memory_order(x)
     if stride != 1:
         x = x[:, :, ::stride, ::stride, ::stride]
     missing = width - x.shape[1]
     if missing and x.stride(1) == 1:
-        order, back = memory_order(x)
         return F.pad(x.permute(order), (0, missing)).permute(back)
     return F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else x
 

@@ -32,12 +32,13 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tens
             y = y + shortcut(residual, x.shape[1], stride)
         return y.relu_() if relu else y
     _require_several(x)
-    y, mean, var, scale, shift = _NormRelu.apply(x, norm.weight, norm.bias, residual, stride, norm.eps, relu)
+    order, back = memory_order(x)
+    rows, mean, var, scale, shift = _NormRelu.apply(x, norm.weight, norm.bias, residual, stride, norm.eps, relu)
+    y = rows.permute(back)
     _remember(norm, mean, var, x.numel() // x.shape[1])
     if residual is None:
 
         def made_again() -> Tensor:
-            order, _ = memory_order(x)
             return kernels.normalise(x.detach().permute(order).contiguous(), scale, shift, relu)
 
         y.made_again = made_again
@@ -48,7 +49,8 @@ def forgetful(conv: nn.Module, x: Tensor) -> Tensor:
     """``conv(x)``; where `x` can be made again from what is kept in any case, it is not kept for the backward pass.
 
     Between two convolutions only the output of the first is kept, and the values behind its batch norm and ReLU, which the gradient of
-    the second one's weight needs, are computed twice. That is one pass over memory, for half of what a training step keeps.
+    the second one's weight needs, are computed twice. That is one pass over memory, for half of what a training step keeps. Hooks for
+    saved tensors that somebody has set outside do not see those of this convolution.
     """
     again = getattr(x, "made_again", None)
     if again is None:
@@ -75,8 +77,9 @@ def norm_relu_pool(x: Tensor, norm: nn.BatchNorm3d, maxpool: nn.MaxPool3d) -> Te
     if not kernels.usable(x):
         return maxpool(F.relu(_batch_norm(x, norm), inplace=True))
     _require_several(x)
-    y, mean, var = _NormReluPool.apply(x, norm.weight, norm.bias, norm.eps)
+    pooled, mean, var = _NormReluPool.apply(x, norm.weight, norm.bias, norm.eps)
     _remember(norm, mean, var, x.numel() // x.shape[1])
+    y: Tensor = pooled.permute(memory_order(x)[1])
     return y
 
 
@@ -85,7 +88,8 @@ def relu_pool(x: Tensor, maxpool: nn.MaxPool3d) -> Tensor:
     if kernels.usable(x) and not (torch.is_grad_enabled() and x.requires_grad):
         order, _ = memory_order(x)
         rows = _logical(x.permute(order).contiguous(), order)
-        return kernels.pool(rows, torch.ones(x.shape[1]), measure=False)[0].permute(0, 4, 1, 2, 3).relu_()
+        ones = torch.ones(x.shape[1], dtype=torch.float32, device=x.device)
+        return kernels.pool(rows, ones, measure=False)[0].permute(0, 4, 1, 2, 3).relu_()
     return F.relu(maxpool(x))
 
 
@@ -118,6 +122,8 @@ def _momentum(norm: nn.BatchNorm3d) -> float:
 def _remember(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor, count: int) -> None:
     """Move the running statistics as torch does, with the unbiased variance."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    if not count:
+        return
     norm.num_batches_tracked.add_(1)
     momentum = _momentum(norm)
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
@@ -166,13 +172,13 @@ class _NormRelu(torch.autograd.Function):
         ctx.order, ctx.back, ctx.relu, ctx.stride = order, back, relu, stride
         ctx.residual = None if residual is None else (residual.shape, residual.dtype)
         ctx.mark_non_differentiable(mean, var, scale, shift)
-        return out.permute(back), mean, var, scale, shift
+        return out, mean, var, scale, shift
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         rows, out, mean, scale, shift, inverse = ctx.saved_tensors
-        g = gradient.permute(ctx.order).contiguous()
+        g = gradient.contiguous()
         total, dot = kernels.reduce(g, rows, out, scale, shift, mean, ctx.relu)
         factors = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
         wanted = ctx.needs_input_grad[3]
@@ -183,7 +189,7 @@ class _NormRelu(torch.autograd.Function):
             shape, dtype = ctx.residual
             if gr.shape != shape:
                 s, order = ctx.stride, ctx.order
-                wide = torch.zeros([shape[dim] for dim in order], dtype=dtype).permute(ctx.back)
+                wide = g.new_zeros([shape[dim] for dim in order]).permute(ctx.back)
                 wide[:, :, ::s, ::s, ::s] = gr[:, : shape[1]]
                 gr = wide
             gr = gr.to(dtype)
@@ -195,7 +201,7 @@ class _NormReluPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         order, back = memory_order(x)
         rows = _logical(x.permute(order).contiguous(), order)
-        sign = torch.where(weight < 0, -1.0, 1.0)
+        sign = 1 - 2 * (weight < 0).float()
         pooled, tap, mean, var = kernels.pool(rows, sign, measure=True)
         assert mean is not None and var is not None
         scale, shift, inverse = _affine(weight, bias, mean, var, eps)
@@ -204,13 +210,13 @@ class _NormReluPool(torch.autograd.Function):
         ctx.save_for_backward(rows, dense, tap, mean, scale, shift, inverse)
         ctx.order, ctx.back = order, back
         ctx.mark_non_differentiable(mean, var)
-        return out.permute(back), mean, var
+        return out, mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         rows, dense, tap, mean, scale, shift, inverse = ctx.saved_tensors
-        g = gradient.permute(ctx.order).contiguous()
+        g = gradient.contiguous()
         total, dot = kernels.reduce(g, dense, None, scale, shift, mean, relu=True)
         a, b, k = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
         nothing = torch.zeros_like(a)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+# Raised with every change of a function's parameters, here and there: a checkout may have moved on since it was last compiled.
+_INTERFACE = 1
 
 
 class _Grid(ctypes.Structure):
@@ -25,12 +27,13 @@ class _Place(ctypes.Structure):
 
 
 def _load() -> ctypes.CDLL | None:
-    for suffix in (*EXTENSION_SUFFIXES, ".so"):
+    for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.is_file():
             try:
-                return ctypes.CDLL(str(path))
-            except OSError:
+                found = ctypes.CDLL(str(path))
+                return found if found.interface() == _INTERFACE else None
+            except (OSError, AttributeError):
                 # Built for another machine, or against libraries that are not here: torch's own operations do the same.
                 return None
     return None
@@ -41,7 +44,9 @@ library = _load()
 
 def usable(x: Tensor) -> bool:
     """Whether the compiled passes are there and take this tensor."""
-    return library is not None and x.device.type == "cpu" and x.dtype in _TYPES and not torch.compiler.is_compiling()
+    # Tensors of other types, as in tracing, have no memory to work on.
+    real = type(x) in (Tensor, torch.nn.Parameter) and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
+    return library is not None and real and x.device.type == "cpu" and x.dtype in _TYPES
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +68,8 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor, relu: bool, residual: Ten
     out = torch.empty_like(x)
     grid, fewer = None, 0
     if residual is not None:
+        if residual.shape[:4] != x.shape[:4] or residual.shape[4] > x.shape[4] or residual.dtype != x.dtype:
+            raise ValueError(f"A residual of shape {tuple(residual.shape)} cannot be added to one of {tuple(x.shape)}.")
         grid, fewer = _Grid((ctypes.c_int64 * 4)(*residual.shape[:4]), (ctypes.c_int64 * 4)(*residual.stride()[:4])), residual.shape[4]
     _call("normalise", x, x, residual, grid, x.numel() // x.shape[-1], x.shape[-1], fewer, scale, shift, relu, out)
     return out
@@ -115,13 +122,14 @@ def pool(x: Tensor, sign: Tensor, measure: bool) -> tuple[Tensor, Tensor, Tensor
 def unpool(g: Tensor, tap: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
     """``slope * x + level``, plus each `g` at the voxel that `tap` says; shapes as in `pool`."""
     gx = torch.empty_like(x)
-    g = torch.empty_like(tap, dtype=g.dtype).copy_(g)
+    if g.stride() != tap.stride():
+        g = torch.empty_like(tap, dtype=g.dtype).copy_(g)
     _call("unpool", x, g, tap, _place(tap), x, _place(x), slope, level, gx)
     return gx
 
 
 def _channels(x: Tensor) -> Tensor:
-    return torch.empty(x.shape[-1], dtype=torch.float32)
+    return torch.empty(x.shape[-1], dtype=torch.float32, device=x.device)
 
 
 def _place(x: Tensor) -> _Place:
@@ -140,6 +148,8 @@ def _convert(argument: Tensor | _Grid | _Place | int | None) -> object:
     if argument is None:
         return ctypes.c_void_p(None)
     if isinstance(argument, Tensor):
+        if argument.device.type != "cpu":
+            raise ValueError(f"The compiled passes take tensors on the CPU, not on {argument.device}.")
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, (_Grid, _Place)):
         return ctypes.byref(argument)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctcovid.base.errors import InputError, ModelRefusedError
-from ctcovid.models.depthfold import Conv3d
 
 # torchvision's names of a residual block's parts, and ours; the (2+1)D ones first.
 _TORCHVISION = (
@@ -56,16 +56,17 @@ def load_pretrained(module: nn.Module, path: Path) -> Match:
 
     Understood are state dicts, bare or under the usual key of a checkpoint, with or without ``module.`` before each name: those of
     3D-ResNets-PyTorch (any number of classes), of MedicalNet (one input channel, which becomes three with a third of the weight each)
-    and of torchvision (whose stem of three taps in depth becomes the middle of ours). A classifier for another number of classes is
-    not used.
+    and of torchvision (whose 3D stem of three taps in depth becomes the middle of ours; its (2+1)D stem has fewer channels and finds no
+    place). A classifier for another number of classes is not used, nor is a batch norm whose convolution did not fit.
 
     Raises InputError where there is no such file, ModelRefusedError where it holds no weights, or none that fit.
     """
     given = _names(_read(path))
     layout = _layout(given)
-    if layout == "torchvision" and any(isinstance(part, Conv3d) for part in module.modules()):
+    own = module.state_dict()
+    if layout == "torchvision" and not any(name.startswith("stem.") for name in own) and "fc.weight" in own:
         given = {_renamed(name, given): tensor for name, tensor in given.items()}
-    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
     taken: dict[str, Tensor] = {}
     adapted: list[str] = []
     unused: list[str] = []
@@ -79,6 +80,9 @@ def load_pretrained(module: nn.Module, path: Path) -> Match:
         taken[name] = fitting
         if how:
             adapted.append(f"{name} ({how})")
+    for name in [name for name in taken if (conv := _convolution_before(name)) in wanted and conv not in taken]:
+        del taken[name]
+        unused.append(f"{name} (its convolution did not fit)")
     convolutions = [name for name in taken if wanted[name].ndim == 5]
     if not convolutions:
         raise ModelRefusedError(
@@ -96,9 +100,10 @@ def _read(path: Path) -> dict[str, object]:
         raise InputError(f"No file {path}. --pretrained takes a file of weights; nothing is downloaded.")
     try:
         content: object = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, struct.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelRefusedError(
-            f"{path} cannot be read as weights ({str(error).splitlines()[0]}). Code in it is never run: "
+            f"{path} cannot be read as weights ({reason}). Code in it is never run: "
             "where it is a trusted checkpoint, save its state_dict alone, and name that file."
         ) from error
     for key in ("state_dict", "model_state_dict", "model"):
@@ -132,6 +137,13 @@ def _renamed(name: str, given: dict[str, Tensor]) -> str:
         suffix = "_t" if f"{block[1]}.conv{block[2]}.0.3.weight" in given else ""
         name = f"{block[1]}.bn{block[2]}{suffix}.{name[block.end() :]}"
     return name
+
+
+def _convolution_before(name: str) -> str:
+    """Name of the weight of the convolution that a batch norm's tensor belongs to; empty where it belongs to none."""
+    module = name.rpartition(".")[0]
+    conv = re.sub(r"(^|\.)bn(\d(_[st])?)$", r"\1conv\2", re.sub(r"downsample\.1$", "downsample.0", module))
+    return "" if conv == module else f"{conv}.weight"
 
 
 def _fitted(name: str, tensor: Tensor, place: Tensor | None) -> tuple[Tensor | None, str]:

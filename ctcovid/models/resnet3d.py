@@ -56,17 +56,22 @@ class ResNet3D(nn.Module):
             return self._logits(x.expand(-1, 3, -1, -1, -1) if x.shape[1] == 1 else x)
         # Which operation is computed in which precision is decided below, operation by operation.
         precision = _precision(x)
-        with torch.autocast("cuda" if x.device.type == "cuda" else "cpu", enabled=False):
+        with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
             return self._logits(x.to(precision))
 
     def _logits(self, x: Tensor) -> Tensor:
-        if self.plain or _watched(module for name, module in self.named_children() if not name.startswith("layer")):
+        stem = [module for name, module in self.named_children() if name.startswith(("conv1", "bn1", "relu", "maxpool"))]
+        if self.plain or _watched(stem) or not _ours(units(self, 1)):
             x = self.maxpool(self.relu(unit_by_modules(self, 1, x)))
         else:
             *before, (conv, norm) = units(self, 1)
             for pair in before:
                 x = conv_norm_relu(*pair, x)
-            x = norm_relu_pool(forgetful(conv, x), norm, self.maxpool) if norm.training else relu_pool(_folded(conv, norm, x), self.maxpool)
+            if norm.training:
+                conv.kept = None
+                x = norm_relu_pool(forgetful(conv, x), norm, self.maxpool)
+            else:
+                x = relu_pool(_folded(conv, norm, x), self.maxpool)
         for number in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{number}")(x)
         pooled: Tensor = self.avgpool(x).flatten(1)
@@ -173,44 +178,63 @@ def conv_norm_relu(
     conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor, relu: bool = True, residual: Tensor | None = None, stride: int = 1
 ) -> Tensor:
     """``relu(norm(conv(x)) + shortcut(residual))``; in use, the batch norm is part of the convolution."""
-    if norm.training:
+    if not _ours([(conv, norm)]):
+        # Somebody has put another layer here, such as a synchronised batch norm.
+        y = norm(conv(x))
+    elif norm.training:
+        conv.kept = None
         return norm_relu(forgetful(conv, x), norm, relu, residual, stride)
-    y = _folded(conv, norm, x)
+    else:
+        y = _folded(conv, norm, x)
     if residual is not None:
-        y = y.add_(shortcut(residual, y.shape[1], stride))
+        y = y + shortcut(residual, y.shape[1], stride)
     return y.relu_() if relu else y
 
 
 def _folded(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
-    """The convolution with the batch norm's running statistics in its kernel, which is kept until a number in it changes."""
-    numbers = [conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    """The convolution with the batch norm's running statistics in its kernel.
+
+    The kernel is kept where the weights are frozen, as those of a trained model are. Where they may learn it is made anew each time:
+    not every optimiser leaves a trace of having changed them.
+    """
     assert norm.running_mean is not None and norm.running_var is not None
+    numbers: list[Tensor] = [conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
 
     def ready() -> Prepared:
         weight, bias = fold_norm(conv.kernel_for(x), norm)
         return prepare(weight, bias, *conv.geometry, x.shape[2], x.dtype)
 
-    learning = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in numbers)
-    if learning or any(tensor is None or tensor.is_inference() for tensor in numbers):
+    if any(tensor.requires_grad or tensor.is_inference() or tensor.is_meta for tensor in numbers):
+        conv.kept = None
         return convolve(x, ready())
-    versions = [(tensor.data_ptr(), tensor._version) for tensor in numbers if tensor is not None]
-    key = (x.shape[1:3], x.dtype, versions)
-    if conv.kept is None or conv.kept[0] != key:
+    key = (x.shape[1:3], x.dtype, [(tensor.data_ptr(), tensor._version) for tensor in numbers])
+    # One look at what is kept: another thread may replace it at any moment.
+    kept = conv.kept
+    if kept is None or kept[0] != key:
         with torch.inference_mode(False), torch.no_grad():
-            conv.kept = (key, ready())
-    return convolve(x, conv.kept[1])
+            kept = (key, ready())
+        conv.kept = kept
+    return convolve(x, kept[1])
+
+
+def _ours(pairs: Iterable[tuple[nn.Module, nn.Module]]) -> bool:
+    """Whether convolution and batch norm are the layers that the fused passes stand for, and no replacements or subclasses."""
+    return all(type(conv) is Conv3d and type(norm) is nn.BatchNorm3d and norm.affine and norm.track_running_stats for conv, norm in pairs)
 
 
 def _watched(modules: Iterable[nn.Module]) -> bool:
-    """Whether somebody has hooks on one of the modules or inside of them, and so wants each of them to be called."""
+    """Whether somebody has hooks on one of the modules or inside of them, or traces them, and so wants each of them to be called."""
+    if torch.jit.is_tracing():
+        return True
     parts = [part for module in modules for part in module.modules()]
     return any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks for part in parts)
 
 
 def _precision(x: Tensor) -> torch.dtype:
-    """What autocast asks for, where it is on."""
+    """What autocast asks for, where it is on; like autocast itself, it leaves float64 alone."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else x.dtype
+    asked = x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if asked else x.dtype
 
 
 def middle_width(channels: int, width: int, kernel: int) -> int:

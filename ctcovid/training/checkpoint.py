@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, struct.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelRefusedError(f"{path} is no checkpoint of ctcovid, or damaged ({reason}). Train again with --overwrite.") from error
     if not isinstance(content, dict) or not {"model", "optimiser", "progress", "settings"} <= set(content):
         raise ModelRefusedError(f"{path} is no checkpoint of ctcovid. Train again with --overwrite.")

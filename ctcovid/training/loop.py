@@ -41,7 +41,7 @@ def fit(
 
     Raises CtcovidError where the loss is no longer finite.
     """
-    feed = resident(train_set, network.device, workers, stop, console)
+    feed = resident(train_set, network.device, workers, stop, console) if progress.epoch < recipe.epochs else None
     while progress.epoch < recipe.epochs:
         if not _train_epoch(network, optimiser, recipe, train_set, feed, progress, workers, stop, console):
             return False
@@ -110,7 +110,7 @@ class _Step:
     def count(self, progress: Progress) -> int:
         """Add the step to `progress`, which so always says what was made; the number of volumes.
 
-        Raises CtcovidError where the loss is not finite.
+        Raises CtcovidError where the loss is not finite. The weights are then of no use any more; none of them is saved.
         """
         value = self.loss.item()
         if not math.isfinite(value):

@@ -37,8 +37,13 @@ class Recipe:
         return int(np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)[0])
 
     def pieces(self, volumes: int) -> list[int]:
-        """Sizes of the pieces in which so many volumes of a step go through the network, as equal as can be."""
+        """Sizes of the pieces in which so many volumes of a step go through the network, as equal as can be.
+
+        Rather than have batch norm learn from a single volume, a piece takes one more than `micro_batch`, unless that is 1.
+        """
         count = -(-volumes // self.micro_batch) if self.micro_batch else 1
+        if self.micro_batch > 1:
+            count = max(1, min(count, volumes // 2))
         return [volumes // count + (number < volumes % count) for number in range(count)]
 
     def order(self, volumes: int, epoch: int) -> list[list[int]]:

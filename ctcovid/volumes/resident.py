@@ -12,14 +12,14 @@ from ctcovid.base.console import Console
 from ctcovid.base.signals import StopRequest
 from ctcovid.volumes.batches import Batch, VolumeSet, in_order
 
-# Share of what is free that the volumes may take; activations, and whatever else the job does, need the rest.
-SHARE = 0.5
+# Share of what is free that the volumes may take: the paper's 21.7 GB fit on a card of 80 GB, and activations have the rest.
+SHARE = 0.3
 # Volumes that are read at a time while memory is filled.
 READ_AT_ONCE = 32
 
 
 class Resident:
-    """The volumes of a set in one uint8 tensor (N, D, H, W), on the GPU or in pinned memory of the host, and batches of them.
+    """The volumes of a set in one uint8 tensor (N, D, H, W), in the memory of the GPU or of the host, and batches of them.
 
     Each slice is there once: volumes do not overlap.
     """
@@ -31,10 +31,11 @@ class Resident:
         """The batches that `order` lists by index, on the device."""
         for batch in order:
             indices = torch.tensor(batch)
-            if self.volumes.device == self.device:
-                volumes = self.volumes[indices.to(self.device)]
+            if self.volumes.device.type == self.device.type:
+                volumes = self.volumes[indices.to(self.volumes.device)]
             else:
-                # The host's allocator does not hand pinned memory out again before the copy from it is done.
+                # Pinned batch by batch: torch would round the whole up to the next power of two. Its allocator does not hand pinned
+                # memory out again before the copy from it is done.
                 volumes = self.volumes[indices].pin_memory().to(self.device, non_blocking=True)
             yield Batch(volumes, self.labels[indices], indices)
 
@@ -49,14 +50,12 @@ def resident(volumes: VolumeSet, device: torch.device, workers: int, stop: StopR
     place = where(size, device)
     if place is None:
         return None
-    kept = "on the GPU" if place == "gpu" else "in pinned memory"
+    if stop.received:
+        return None
+    kept = "on the GPU" if place == "gpu" else "in the host's memory"
     console.say(f"The {count:,} training volumes ({size / 1e9:.1f} GB) are read once and kept {kept}.")
-    pixels = torch.empty(
-        (count, volumes.depth, volumes.file.size, volumes.file.size),
-        dtype=torch.uint8,
-        device=device if place == "gpu" else "cpu",
-        pin_memory=place == "host",
-    )
+    shape = (count, volumes.depth, volumes.file.size, volumes.file.size)
+    pixels = torch.empty(shape, dtype=torch.uint8, device=device if place == "gpu" else "cpu")
     with console.progress(count, "Reading volumes") as advance:
         for batch in volumes.batches(in_order(count, READ_AT_ONCE), workers, pin=place == "gpu"):
             if stop.received:
@@ -67,7 +66,7 @@ def resident(volumes: VolumeSet, device: torch.device, workers: int, stop: StopR
 
 
 def where(size: int, device: torch.device) -> str | None:
-    """``gpu``, pinned memory of the ``host``, or None, for so many bytes. On a CPU reading is hidden behind the computation."""
+    """``gpu``, ``host``, or None, for so many bytes. On a CPU reading is hidden behind the computation."""
     if device.type != "cuda":
         return None
     if size <= SHARE * torch.cuda.mem_get_info(device)[0]:
@@ -81,11 +80,23 @@ def free_memory() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         found += [int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
-    # A batch system gives a job less than the node has.
+    # A batch system gives a job less than the node has, and sets the limit on one of the groups that the job is in.
     groups = Path("/proc/self/cgroup")
-    named = [line.split(":", 2)[2].strip("/") for line in groups.read_text().splitlines()] if groups.is_file() else []
-    for group in {"", *named}:
-        limit, used = (Path("/sys/fs/cgroup", group, name) for name in ("memory.max", "memory.current"))
-        if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-            found.append(int(limit.read_text()) - int(used.read_text()))
+    for line in groups.read_text().splitlines() if groups.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        old = "memory" in controllers.split(",")
+        if old or not controllers:
+            root = Path("/sys/fs/cgroup/memory" if old else "/sys/fs/cgroup")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
+            own = root / path.strip("/")
+            found += [room for group in (own, *own.parents) if group.is_relative_to(root) and (room := _room(group, *names)) is not None]
     return max(0, min(found, default=0))
+
+
+def _room(group: Path, limit: str, used: str) -> int | None:
+    """Bytes that are left under a group's limit; None where it has none."""
+    try:
+        most = (group / limit).read_text().strip()
+        return None if most == "max" else int(most) - int((group / used).read_text())
+    except (OSError, ValueError):
+        return None

@@ -17,6 +17,8 @@ LAYOUTS = ("folded", "by slices", "contiguous")
 # With and without a length that fills the processor's registers; more channels than the passes take at a time.
 SHAPES = [(2, 5, 4, 7, 6), (1, 64, 2, 9, 9), (3, 70, 1, 5, 8), (2, 16, 3, 1, 1), (1, 130, 5, 4, 3)]
 
+NORMALISE = kernels.normalise
+
 needs_compiled = pytest.mark.skipif(kernels.library is None, reason="no compiler was at hand when ctcovid was installed")
 
 
@@ -170,19 +172,51 @@ def test_a_single_value_per_channel_cannot_be_normalised(passes: str) -> None:
 
 
 @needs_compiled
-def test_values_between_two_convolutions_are_made_again_and_not_kept() -> None:
-    """The same gradients, with the smaller part of the activations kept for the backward pass."""
-    gradients, kept = [], []
+def test_values_between_two_convolutions_are_made_again_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gradients, with one more pass in the backward one, which has nothing else to get them from."""
+    results, made_again = [], []
     for remember in (True, False):
         torch.manual_seed(0)
         conv, x = Conv3d(8, 8, 3, padding=1, bias=False), random(2, 8, 2, 6, 6).requires_grad_()
         made = norm_relu(x, norm(8))
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, to=sizes: (to.append(tensor.numel()), tensor)[1], lambda t: t):
-            y = conv(made) if remember else forgetful(conv, made)
+        y = conv(made) if remember else forgetful(conv, made)
+        calls = []
+        monkeypatch.setattr(kernels, "normalise", lambda *arguments, to=calls, make=NORMALISE: (to.append(1), make(*arguments))[1])
+        del made
         y.square().sum().backward()
-        gradients.append([x.grad, conv.weight.grad])
-        kept.append(y)
-    assert torch.equal(kept[0], kept[1])
-    for ours, right in zip(*gradients, strict=True):
+        monkeypatch.setattr(kernels, "normalise", NORMALISE)
+        results.append([y, x.grad, conv.weight.grad])
+        made_again.append(len(calls))
+    assert made_again == [0, 1]
+    for ours, right in zip(*results, strict=True):
         torch.testing.assert_close(ours, right)
+
+
+@needs_compiled
+def test_a_block_can_be_changed_in_place_by_whoever_gets_it() -> None:
+    x = random(2, 8, 2, 6, 6).requires_grad_()
+    norm_relu(x, norm(8)).mul_(2).sum().backward()
+    other = random(2, 8, 2, 6, 6).requires_grad_()
+    (norm_relu(other, norm(8)) * 2).sum().backward()
+    torch.testing.assert_close(x.grad, other.grad)
+
+
+@needs_compiled
+def test_what_does_not_fit_together_is_refused_before_memory_is_touched() -> None:
+    x = random(2, 4, 2, 6, 6)
+    with pytest.raises(ValueError, match="cannot be added"):
+        norm_relu(x, norm(4), residual=random(2, 4, 2, 3, 3))
+    with pytest.raises(ValueError, match="cannot be added"):
+        norm_relu(x, norm(4), residual=random(2, 5, 2, 6, 6))
+
+
+@needs_compiled
+def test_another_default_type_of_numbers_changes_nothing() -> None:
+    x = laid_out(random(1, 4, 4, 6, 6), "folded")
+    expected = norm_relu_pool(x, norm(4), MaxPool3d())
+    made = norm(4)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(norm_relu_pool(x, made, MaxPool3d()), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

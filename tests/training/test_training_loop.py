@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctcovid.models import kernels, registry
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
 from ctcovid.training.loop import _make_step
@@ -58,7 +59,28 @@ def test_running_statistics_move_as_far_in_pieces_as_in_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("micro_batch", "volumes", "expected"), [(0, 32, [32]), (8, 32, [8, 8, 8, 8]), (8, 9, [5, 4]), (40, 32, [32]), (1, 3, [1, 1, 1])]
+    ("micro_batch", "volumes", "expected"),
+    [(0, 32, [32]), (8, 32, [8, 8, 8, 8]), (8, 9, [5, 4]), (40, 32, [32]), (1, 3, [1, 1, 1]), (2, 3, [3]), (2, 5, [3, 2])],
 )
 def test_pieces_are_as_equal_as_can_be(micro_batch: int, volumes: int, expected: list[int]) -> None:
     assert Recipe(micro_batch=micro_batch).pieces(volumes) == expected
+
+
+@pytest.mark.parametrize("passes", ["compiled", "torch"])
+def test_validation_sees_the_weights_of_the_last_step(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused optimiser changes weights without a trace; kernels that were made ready before must not outlive that."""
+    if passes == "torch":
+        monkeypatch.setattr(kernels, "library", None)
+    torch.manual_seed(0)
+    network = registry.place("r3d18", ["a", "b", "c"], "cpu", "float32")
+    plain = registry.create("r3d18", plain=True)
+    recipe = Recipe(batch=4, learning_rate=1e-2)
+    optimiser = recipe.optimiser(network.module)
+    volumes = torch.randint(0, 256, (4, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        network.module.train()
+        _make_step(network, optimiser, recipe, Batch(volumes, torch.arange(4) % 3, torch.arange(4)))
+        plain.load_state_dict(network.module.state_dict())
+        with torch.inference_mode():
+            expected = plain.eval()(network.scale(volumes)).double().softmax(1).numpy()
+        assert network.probabilities(volumes) == pytest.approx(expected, abs=1e-4)

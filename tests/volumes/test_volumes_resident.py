@@ -41,8 +41,8 @@ def test_on_a_cpu_workers_read() -> None:
     assert where(1, CPU) is None
 
 
-@pytest.mark.parametrize(("size", "expected"), [(50, "gpu"), (51, "host"), (500, "host"), (501, None)])
-def test_volumes_go_where_they_take_at_most_half_of_what_is_free(size: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size", "expected"), [(30, "gpu"), (31, "host"), (300, "host"), (301, None)])
+def test_volumes_go_where_they_take_at_most_three_tenths_of_what_is_free(size: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
     monkeypatch.setattr(resident_module, "free_memory", lambda: 1000)
     assert where(size, torch.device("cuda")) == expected
