@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
@@ -16,8 +15,8 @@ from ctcovid.base.errors import InputError, UsageError, did_you_mean, listing
 from ctcovid.base.files import RUN_CARD, atomic, claim_folder, fresh_folder, write_json
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.aggregation import scan_probabilities
-from ctcovid.explanation.activations import Activations, find_layer
-from ctcovid.explanation.smooth_gradcampp import METHOD, smooth_gradcampp
+from ctcovid.explanation.activations import find_layer
+from ctcovid.explanation.smooth_gradcampp import METHOD, saliency_maps
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
 from ctcovid.models.device import device_name
@@ -134,7 +133,8 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     probabilities = scan_probabilities(model.network.probabilities(volumes))
     predicted = int(probabilities.argmax())
     target = predicted if options.target is None else model.classes.index(options.target)
-    native = _saliency(volumes, model, layer, target, scan.id, options, console)
+    with console.progress(len(volumes), f"Explaining {scan.id}") as advance:
+        native = saliency_maps(model.network, volumes, layer, target, options.samples, options.noise, options.seed, advance)
     slices = volumes.reshape(-1, model.size, model.size)
     saliency = to_slices(native, model.depth, model.size).reshape(slices.shape)
     lowest, highest = float(saliency.min()), float(saliency.max())
@@ -168,20 +168,6 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16))
     write_json(building / "manifest.json", manifest)
     return manifest
-
-
-def _saliency(
-    volumes: np.ndarray, model: TrainedModel, layer: str, target: int, name: str, options: Options, console: Console
-) -> np.ndarray:
-    """Native saliency maps of all volumes of a scan, float32 (N, d, h, w)."""
-    found = []
-    with Activations(model.network, layer) as activations, console.progress(len(volumes), f"Explaining {name}") as advance:
-        for some, count in model.network.passes(volumes):
-            targets = torch.full((len(some),), target, device=model.network.device)
-            maps = smooth_gradcampp(activations, model.network.scale(some), targets, options.samples, options.noise, options.seed)
-            found.append(maps[:count].cpu().numpy())
-            advance(count)
-    return np.concatenate(found)
 
 
 def _draw(folder: Path, scan: Scan, slices: np.ndarray, saliency: np.ndarray, manifest: dict[str, Any]) -> None:

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from ctcovid.explanation.activations import Activations
+from ctcovid.models.network import Network
 
 METHOD = "Smooth Grad-CAM++"
+
+
+def saliency_maps(
+    network: Network,
+    volumes: np.ndarray,
+    layer: str,
+    target: int,
+    samples: int,
+    noise: float,
+    seed: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> np.ndarray:
+    """Smooth Grad-CAM++ maps of uint8 volumes (N, D, H, W) for one class, float32 (N, d, h, w) at the layer's own resolution.
+
+    `advance` is called with the number of volumes that are done; the other parameters are those of `smooth_gradcampp`.
+    """
+    found = []
+    with Activations(network, layer) as activations:
+        for some, count in network.passes(volumes):
+            targets = torch.full((len(some),), target, device=network.device)
+            maps = smooth_gradcampp(activations, network.scale(some), targets, samples, noise, seed)
+            found.append(maps[:count].cpu().numpy())
+            advance(count)
+    return np.concatenate(found)
 
 
 def smooth_gradcampp(activations: Activations, scaled: Tensor, targets: Tensor, samples: int, noise: float, seed: int) -> Tensor:

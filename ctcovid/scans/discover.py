@@ -13,6 +13,8 @@ from ctcovid.base.errors import InputError, did_you_mean, listing
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 # The archive's own names, in the paper's order of tables and figures.
 CLASS_ORDER = ("NCP", "CP", "Normal")
+# Lesion masks beside the class folders of a synthetic data set, no class of their own.
+TRUTH = "truth"
 LAYOUT = "CLASS/patient/scan/slices, as in NCP/16/1164/0000.png"
 
 
@@ -46,7 +48,7 @@ def find_dataset(root: Path) -> tuple[list[Scan], list[str]]:
     _require_folder(root)
     scans: list[Scan] = []
     problems: list[str] = []
-    for class_folder in _folders(root):
+    for class_folder in (folder for folder in _folders(root) if folder.name != TRUTH):
         before = len(scans)
         earlier = len(problems)
         for patient_folder in _folders(class_folder):
