@@ -50,6 +50,7 @@ class Anatomy:
     muscle: float
     breast: float
     heart: float
+    thymus: float
     dome_right: float
     dome_left: float
     spine: float
@@ -68,16 +69,17 @@ class Anatomy:
         def normal(mean: float, spread: float) -> float:
             return float(mean + spread * np.clip(generator.normal(), -2.2, 2.2))
 
-        right = normal(0.66, 0.035)
+        right = normal(0.695, 0.035)
         return Anatomy(
             length=normal(255, 20),
-            half_width=normal(131, 8),
-            half_depth=normal(88, 7),
-            power=normal(2.35, 0.15),
-            fat=float(np.clip(generator.lognormal(2.4, 0.6), 3, 42)),
+            half_width=normal(135, 8),
+            half_depth=normal(93, 7),
+            power=normal(2.12, 0.1),
+            fat=float(np.clip(generator.lognormal(2.2, 0.65), 3, 40)),
             muscle=normal(1.0, 0.14),
             breast=float(max(0.0, generator.uniform(-1.0, 1.0))),
             heart=normal(1.0, 0.07),
+            thymus=float(generator.uniform(2, 17)),
             dome_right=right,
             dome_left=right + normal(0.035, 0.02),
             spine=normal(1.0, 0.07),
@@ -93,9 +95,9 @@ class Anatomy:
     def axes(self, z: Any) -> tuple[Any, Any, Any]:
         """Half width, half depth and centre in y of the chest cavity."""
         u = z / self.length
-        grown = np.sqrt(np.clip(1 - (1 - np.clip(u / 0.55, 0, 1)) ** 2.2, 0, 1))
-        wide = self.half_width * (0.47 + 0.53 * grown + 0.03 * ramp(u, 0.6, 0.9))
-        deep = self.half_depth * (0.55 + 0.45 * grown)
+        grown = np.sqrt(np.clip(1 - (1 - np.clip(u / 0.44, 0, 1)) ** 2.2, 0, 1))
+        wide = self.half_width * (0.42 + 0.58 * grown + 0.03 * ramp(u, 0.6, 0.9))
+        deep = self.half_depth * (0.46 + 0.54 * grown)
         return wide, deep, 12.0 * (1 - grown)
 
     def spine_y(self, z: Any) -> Any:
@@ -106,30 +108,35 @@ class Anatomy:
     def cavity(self, x: Any, y: Any, z: Any) -> Any:
         """Distance from the inner side of the rib cage."""
         wide, deep, middle = self.axes(z)
-        # Broader behind than in front.
-        taper = 1 + 0.0011 * (y - middle)
-        return ellipse(x / taper, y - middle, wide, deep, self.power)
+        # Two halves beside each other, so that spine and sternum stand in; broader behind than in front.
+        taper = 1 + 0.0009 * (y - middle)
+        out = 0.33 * wide
+        return ellipse(np.sqrt(x * x + 9.0) / taper - out, y - middle, wide - out, deep, self.power)
 
     def mediastinum(self, x: Any, y: Any, z: Any) -> Any:
         """Distance from all that lies between the lungs: heart, great vessels and the fat around them, spine."""
         u = z / self.length
         d = np.abs(x - 3.0 - 5.0 * ramp(u, 0.3, 0.6)) - 1.8
         core_x = 23.0 + 7.0 * bump(u, 0.27, 0.12) - 5.0 * ramp(u, 0.5, 0.8)
+        thymus = ellipse(x - 3.0, y + 44.0, 3.0 + self.thymus * bump(u, 0.38, 0.25), 50.0)
+        d = union(d, thymus, 16.0)
         core = ellipse(x - 2.0, y - 8.0 - 12.0 * ramp(u, 0.35, 0.6), core_x, 44.0 - 12.0 * ramp(u, 0.4, 0.7))
         d = union(d, core, 14.0)
         d = union(d, self.heart_wall(x, y, z) - 3.5, 9.0)
         d = union(d, self.tubes(x, y, z) - 2.0, 6.0)
+        # The middle of the diaphragm, on which the heart lies, and the fat in front of it.
+        d = union(d, ellipsoid(x - 4.0, y + 34.0, z - 0.86 * self.length, 66.0, 52.0, 46.0), 10.0)
         spine = ellipse(x, y - self.spine_y(z) - 16.0, 21.0 * self.spine, 33.0)
         return union(d, spine, 10.0)
 
     def heart_wall(self, x: Any, y: Any, z: Any) -> Any:
         """Distance from the heart: two chambers' worth of ellipsoids, apex to the patient's left and front."""
         k = self.heart
-        h = z - 0.62 * self.length
+        h = z - 0.63 * self.length
         c, s = np.cos(0.55), np.sin(0.55)
         left_x, left_y = x - 26.0 * k, y + 26.0
-        a = ellipsoid(c * left_x - s * left_y, s * left_x + c * left_y, h - 6.0 - 0.25 * left_x, 50.0 * k, 35.0 * k, 50.0 * k)
-        b = ellipsoid(x + 14.0 * k, y + 22.0, h, 36.0 * k, 36.0 * k, 48.0 * k)
+        a = ellipsoid(c * left_x - s * left_y, s * left_x + c * left_y, h - 6.0 - 0.25 * left_x, 50.0 * k, 35.0 * k, 54.0 * k)
+        b = ellipsoid(x + 14.0 * k, y + 22.0, h, 36.0 * k, 36.0 * k, 54.0 * k)
         atrium = ellipsoid(x - 2.0, y - 10.0, h + 18.0, 34.0 * k, 19.0 * k, 24.0 * k)
         return union(union(a, b, 14.0), atrium, 8.0)
 
@@ -164,8 +171,8 @@ class Anatomy:
 
     def lungs(self, x: Any, y: Any, z: Any) -> Any:
         """Distance from the pleura of either lung."""
-        radius = 34.0
-        ax, ay = np.abs(x) - 0.36 * self.half_width, y - 14.0
+        radius = 62.0
+        ax, ay = 1.2 * (np.abs(x) - 0.36 * self.half_width), 0.85 * (y - 14.0)
         rho2 = ax * ax + ay * ay
         apex = (rho2 / (2 * radius) - z) / np.sqrt(1 + rho2 / radius**2)
         d = common(self.cavity(x, y, z), -self.mediastinum(x, y, z), 9.0)
@@ -180,7 +187,7 @@ class Anatomy:
         u = z / self.length
         high = float(ramp(u, 0.62, 0.30))
         thick = 10.0 + 22.0 * high * bump(angle, 0.30, 0.13) + 14.0 * high * bump(angle, 0.80, 0.10)
-        thick = thick + 22.0 * bump(angle, 0.06, 0.09) + (9.0 + 4.0 * high) * bump(angle, 0.44, 0.10)
+        thick = thick + 20.0 * bump(angle, 0.04, 0.10) + (9.0 + 4.0 * high) * bump(angle, 0.44, 0.10)
         d = cavity - thick * self.muscle
         up = float(ramp(u, 0.24, -0.12))
         if up > 0:
@@ -192,10 +199,11 @@ class Anatomy:
         """Distance from the skin."""
         u = z / self.length
         thick = self.fat * (0.75 + 0.45 * bump(angle, 0.85, 0.25) + 0.2 * bump(angle, 0.3, 0.15) + 0.5 * float(ramp(u, 0.6, 1.2)))
+        thick = thick + 6.0 * bump(angle, 0.0, 0.035)
         d = wall - 2.0 - thick
         if self.breast > 0 and 0.1 < u < 0.95:
             side = np.abs(x) - 0.58 * self.half_width
             front = y + self.half_depth * 0.98 + 12.0
-            size = 22.0 + 38.0 * self.breast
+            size = 18.0 + 30.0 * self.breast
             d = union(d, ellipsoid(side, front, z - 0.52 * self.length, size * 1.25, size * 0.75, size * 1.35), 22.0)
         return d

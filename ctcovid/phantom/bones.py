@@ -57,7 +57,10 @@ def _spine(anatomy: Anatomy, x: Any, y: Any, z: float) -> Any:
     phase = (z / (0.92 * anatomy.rib_spacing)) % 1.0
     body = ellipse(x, down, 17.0 * k, 14.0 * k, 2.4) + 6.0 * float(bump(phase, 0.5, 0.06))
     canal = ellipse(x, down - 22.0 * k, 9.0, 8.0)
-    arch = np.maximum(ellipse(x, down - 22.0 * k, 13.5, 13.0), -canal) + 5.0 * float(bump(phase, 0.5, 0.1))
+    side = np.abs(x)
+    laminae = capsule(side, down, 0.0, (13.5, 20.0 * k, 0.0), (1.5, 33.0 * k, 0.0), 2.8)
+    pedicles = capsule(side, down, 0.0, (12.5, 9.0 * k, 0.0), (13.5, 20.0 * k, 0.0), 3.4) + 8.0 * float(bump(phase, 0.7, 0.14))
+    arch = np.minimum(laminae + 5.0 * float(bump(phase, 0.62, 0.1)), pedicles)
     process = capsule(x, down, 0.0, (0.0, 33.0 * k, 0.0), (0.0, (42.0 + 10.0 * phase) * k, 0.0), 3.2)
-    wing = capsule(np.abs(x), down, 0.0, (13.0, 20.0 * k, 0.0), (30.0 * k, 28.0 * k, 0.0), 4.0) + 7.0 * abs(phase - 0.1)
+    wing = capsule(side, down, 0.0, (13.0, 20.0 * k, 0.0), (30.0 * k, 28.0 * k, 0.0), 4.0) + 7.0 * abs(phase - 0.1)
     return np.minimum(np.minimum(np.maximum(body, -canal - 1.0), arch), np.minimum(process, wing))

@@ -75,7 +75,7 @@ def _covid(anatomy: Anatomy, contrast: float, size: float, generator: np.random.
     for number in range(int(generator.integers(4, 12))):
         side = (-1) ** number if both else only
         centre, inwards = _place(anatomy, side, (1.0, 9.0), True, generator)
-        radius = size * generator.uniform(10, 23)
+        radius = size * generator.uniform(11, 25)
         radii = radius * np.array([0.62, generator.uniform(0.9, 1.45), generator.uniform(0.9, 1.3)])
         opacity = min(contrast * generator.uniform(190, 360), 620)
         net = generator.uniform(0.5, 1.0) if paving else 0.0
@@ -89,10 +89,10 @@ def _covid(anatomy: Anatomy, contrast: float, size: float, generator: np.random.
 
 def _pneumonia(anatomy: Anatomy, contrast: float, size: float, generator: np.random.Generator) -> list[Blob]:
     blobs = []
-    for _ in range(int(generator.integers(1, 5))):
+    for _ in range(int(generator.integers(1, 4))):
         side = int(generator.choice((-1, 1)))
         centre, inwards = _place(anatomy, side, (9.0, 34.0), False, generator)
-        radius = size * generator.uniform(11, 22)
+        radius = size * generator.uniform(10, 20)
         radii = radius * generator.uniform(0.75, 1.35, 3)
         opacity = min(contrast * generator.uniform(0.65, 0.95), 1.0)
         frame = _frame(inwards)

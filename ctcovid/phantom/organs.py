@@ -14,7 +14,7 @@ def organs(anatomy: Anatomy, x: Any, y: Any, z: float, cavity: Any, below: Any) 
     """Distance from liver, spleen and stomach wall, mm; `below` is the distance above the diaphragm."""
     u = z / anatomy.length
     reach = 55.0 - 60.0 * float(ramp(u, 0.9, 1.4))
-    liver = np.maximum(x + 0.25 * y - reach, common(y - 62.0 + 0.12 * x, -62.0 - y - 0.1 * x, 8.0))
+    liver = ellipse(x + 0.55 * anatomy.half_width, y + 12.0 + 0.15 * x, reach + 0.55 * anatomy.half_width, 78.0, 2.3)
     spleen = ellipsoid(x - 0.62 * anatomy.half_width, y - 34.0, z - 1.02 * anatomy.length, 30.0, 46.0, 62.0)
     d = np.minimum(np.minimum(liver, spleen), stomach(anatomy, x, y, z))
     return common(common(d, cavity + 4.0, 6.0), -below + 2.0, 4.0)

@@ -15,7 +15,7 @@ from ctcovid.phantom.texture import Field, Reticulation, ScannerNoise
 
 COARSE = 128
 # Hounsfield units.
-AIR, FAT, TISSUE, BLOOD, MARROW, CORTEX = -1000.0, -104.0, 48.0, 42.0, 110.0, 420.0
+AIR, FAT, TISSUE, BLOOD, MARROW, CORTEX = -1000.0, -104.0, 48.0, 42.0, 90.0, 420.0
 
 
 class Renderer:
@@ -66,8 +66,8 @@ class Renderer:
         body = a.body(x, y, z, wall, angle)
         lung = a.lungs(x, y, z)
         has_lung = bool((lung < 2).any())
-        rough = self.field(x, y, z, 0.55)
-        soft = self._soft(z, cavity, wall, rough)
+        rough, patches = self.field(x, y, z, 0.55), self.field(x, y, z, 2.0)
+        soft = self._soft(z, cavity, wall, rough, patches)
         bone = bones(a, x, y, z, cavity, angle)
         fields = [body, soft, bone]
         if has_lung:
@@ -75,7 +75,7 @@ class Renderer:
             edge = np.full_like(lung, self.pixel)
             if z > 0.45 * a.length:
                 edge += (p.thickness + 1.5) * np.clip(np.abs(lung - a.lungs(x, y, z - 1.0)), 0, 1)
-            fields += [lung, edge, self._parenchyma(z, lung, rough)]
+            fields += [lung, edge, self._parenchyma(z, lung, rough, patches)]
         big = self.enlarge(np.stack(fields).astype(np.float32))
         body, soft, bone = big[:3]
         hu = self._outside(z, body)
@@ -96,11 +96,12 @@ class Renderer:
         self._tubes(hu, z)
         return hu, lesion, inside
 
-    def _soft(self, z: float, cavity: np.ndarray, wall: np.ndarray, rough: np.ndarray) -> np.ndarray:
+    def _soft(self, z: float, cavity: np.ndarray, wall: np.ndarray, rough: np.ndarray, patches: np.ndarray) -> np.ndarray:
         """Distance from muscle, heart, vessels and organs; the rest of the body is fat."""
         a, x, y = self.anatomy, self.x, self.y
-        # Planes of fat between the muscles.
-        muscle = np.maximum(np.maximum(wall, -cavity + 1.0), 1.5 - 5.0 * np.abs(rough + 0.3) - 0.05 * np.abs(cavity - 12.0))
+        # Planes of fat between the layers of muscle run along the ribs.
+        planes = np.minimum(np.abs(cavity - 13.0 - 6.0 * patches), np.abs(cavity - 29.0 - 11.0 * patches - 5.0 * rough))
+        muscle = np.maximum(np.maximum(wall, -cavity + 1.0), 1.1 + 0.5 * rough - planes)
         d = np.minimum(muscle, np.minimum(a.tubes(x, y, z), a.heart_wall(x, y, z)))
         below = a.diaphragm(x, y, z)
         if z > 0.5 * a.length:
@@ -111,10 +112,9 @@ class Renderer:
         neck = 12.0 * float(ramp(z / a.length, 0.14, -0.04))
         return np.minimum(d, 3.0 - neck - 2.6 * rough + 0.02 * np.maximum(-cavity, 0) + 30.0 * (cavity > 0))
 
-    def _parenchyma(self, z: float, lung: np.ndarray, rough: np.ndarray) -> np.ndarray:
+    def _parenchyma(self, z: float, lung: np.ndarray, rough: np.ndarray, patches: np.ndarray) -> np.ndarray:
         """HU of the lung without vessels and lesions: denser at the back, where the blood is, and uneven."""
         p, x, y = self.protocol, self.x, self.y
-        patches = self.field(x, y, z, 1.2)
         hu = p.lung + 0.32 * y + 11.0 * patches + 8.0 * rough
         behind = ramp(y, 20.0, 70.0) * ramp(lung, -22.0 + 8.0 * patches, -1.0)
         return hu + p.dependent * behind * ramp(z / self.anatomy.length, 0.15, 0.7)
@@ -177,7 +177,7 @@ class Renderer:
         p = self.protocol
         hu = _three(_three(hu, p.blur), p.blur)
         u = z / self.anatomy.length
-        streak = 0.55 * float(ramp(u, 0.10, -0.08)) + 0.12
+        streak = 0.7 * float(ramp(u, 0.10, -0.08)) + 0.08
         sigma = np.float32(p.noise) * (np.float32(0.62) + np.float32(0.38) * np.clip((hu + 1000) / 900, 0, 1))
         hu += sigma * self.noise.slice(streak)
         grey = (hu - np.float32(p.level - p.width / 2)) * np.float32(255 / p.width)

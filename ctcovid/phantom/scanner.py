@@ -43,20 +43,20 @@ class Protocol:
         top, bottom = -uniform(8, 45), anatomy.length + uniform(-12, 60)
         spacing = (bottom - top) / slices
         # Three kernels in four are soft to medium; a sharp one is noisier.
-        cut_off = uniform(0.17, 0.30) if generator.random() < 0.7 else uniform(0.30, 0.42)
-        sharp = (cut_off - 0.17) / 0.25
+        cut_off = uniform(0.25, 0.31) if generator.random() < 0.7 else uniform(0.31, 0.44)
+        sharp = (cut_off - 0.25) / 0.19
         round_view = generator.random() < 0.3
         return Protocol(
-            view=float(body * uniform(0.93, 1.14)),
+            view=float(body * uniform(0.9, 1.1)),
             shift_x=float(generator.normal(0, 7)),
             shift_y=float(uniform(0, 26)),
             turn=float(generator.normal(0, 0.035)),
             top=float(top),
             bottom=float(bottom),
             thickness=float(min(spacing * 1.1, uniform(1.0, 5.5))),
-            noise=float(uniform(14, 24) * (1 + 0.9 * sharp)),
+            noise=float(uniform(15, 24) * (1 + 0.6 * sharp)),
             cut_off=float(cut_off),
-            blur=float(0.24 - 0.30 * sharp * uniform(0.3, 1)),
+            blur=float(0.34 - 0.40 * sharp * uniform(0.3, 1)),
             level=-600.0 if usual_window else float(uniform(-640, -520)),
             width=1500.0 if usual_window else float(uniform(1350, 1600)),
             round_view=bool(round_view),
@@ -64,7 +64,7 @@ class Protocol:
             table=int(generator.integers(0, 3)),
             table_y=float(uniform(1, 9)),
             blanket=float(max(0.0, uniform(-0.5, 1.0))),
-            lung=float(generator.normal(-862, 22)),
+            lung=float(generator.normal(-862, 19)),
             dependent=float(max(0.0, uniform(-60, 190))),
             motion=float(max(0.0, uniform(-4.0, 4.0))),
         )

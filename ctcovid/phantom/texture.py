@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from scipy.fft import irfftn, rfftn
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 
 def coloured(shape: tuple[int, ...], response: Any, generator: np.random.Generator) -> np.ndarray:
@@ -70,12 +70,14 @@ class ScannerNoise:
     TILES = 3
 
     def __init__(self, size: int, cut_off: float, generator: np.random.Generator) -> None:
-        """cut_off : cycles per pixel at which the kernel has fallen to 1/e, about 0.2 (soft) to 0.4 (sharp)."""
+        """cut_off : cycles per pixel at which the kernel has fallen to 1/e, about 0.25 (soft) to 0.45 (sharp)."""
         side = size + 64
         tiles = [coloured((side, side), lambda f: (f + 0.02) ** 0.6 * np.exp(-((f / cut_off) ** 2)), generator) for _ in range(self.TILES)]
         self.tiles, self.size, self.generator = np.stack(tiles), size, generator
-        row = coloured((side,), lambda f: np.exp(-((f / 0.15) ** 2)), generator)
-        self.streaks = (coloured((side, 8), lambda f: f * 0 + 1, generator).mean(1) + row)[:, None]
+        # Through the shoulders the beam is weak: streaks from side to side.
+        band = coloured((side, side), lambda f: np.exp(-((f / 0.12) ** 2)), generator)
+        band = gaussian_filter1d(band, size / 7, axis=1, mode="wrap")
+        self.streaks = (band / band.std()).astype(np.float32)
 
     def slice(self, streak: float) -> np.ndarray:
         """Noise of standard deviation 1, float32 (size, size), and horizontal streaks of strength `streak`."""
@@ -83,5 +85,5 @@ class ScannerNoise:
         top, left = (int(value) for value in self.generator.integers(0, 64, 2))
         noise = self.tiles[which, top : top + self.size, left : left + self.size]
         if streak > 0:
-            noise = noise + np.float32(streak) * self.streaks[left : left + self.size]
+            noise = noise + np.float32(streak) * self.streaks[top : top + self.size, left : left + self.size]
         return noise

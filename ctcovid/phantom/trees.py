@@ -45,8 +45,8 @@ def grow(anatomy: Anatomy, generator: np.random.Generator) -> tuple[Pieces, Piec
     vessels, airways = [], []
     for side in (-1, 1):
         hilum = np.array([side * 36.0, 8.0, 0.44 * anatomy.length])
-        artery = _tree(_inside(anatomy, side, 900, generator), hilum, 0.50, generator)
-        vein = _tree(_inside(anatomy, side, 750, generator), hilum + np.array([0, -4, 0.07 * anatomy.length]), 0.48, generator)
+        artery = _tree(_inside(anatomy, side, 900, generator), hilum, 0.46, generator)
+        vein = _tree(_inside(anatomy, side, 750, generator), hilum + np.array([0, -4, 0.07 * anatomy.length]), 0.44, generator)
         vessels += [artery, vein]
         large = artery[artery.radius > 1.9]
         # Beside the artery, never inside it.
@@ -59,9 +59,9 @@ def grow(anatomy: Anatomy, generator: np.random.Generator) -> tuple[Pieces, Piec
 def _windpipe(anatomy: Anatomy) -> Pieces:
     length = anatomy.length
     points = [(0.0, 8.0, -0.3), (0.0, 10.0, 0.1), (-2.0, 13.0, 0.34), (-3.0, 14.0, 0.375)]
-    lines = [(*pair, 8.2) for pair in pairwise(points)]
-    lines += [(points[-1], (-22.0, 15.0, 0.43), 6.8), ((-22.0, 15.0, 0.43), (-34.0, 12.0, 0.50), 5.0)]
-    lines += [(points[-1], (22.0, 18.0, 0.45), 6.0), ((22.0, 18.0, 0.45), (38.0, 17.0, 0.485), 5.2)]
+    lines = [(*pair, 7.6) for pair in pairwise(points)]
+    lines += [(points[-1], (-22.0, 15.0, 0.43), 5.8), ((-22.0, 15.0, 0.43), (-34.0, 12.0, 0.50), 4.4)]
+    lines += [(points[-1], (22.0, 18.0, 0.45), 5.2), ((22.0, 18.0, 0.45), (38.0, 17.0, 0.485), 4.4)]
     lines += [((-24.0, 15.0, 0.435), (-42.0, 8.0, 0.41), 4.0), ((30.0, 16.0, 0.465), (42.0, 4.0, 0.46), 3.8)]
     scale = np.array([1.0, 1.0, length])
     start = np.array([line[0] for line in lines]) * scale
@@ -92,7 +92,7 @@ def _tree(targets: np.ndarray, root: np.ndarray, tip: float, generator: np.rando
         end = start + (middle - start) * part
         length = np.sqrt(((end - start) ** 2).sum(1, keepdims=True))
         bend = (start + end) / 2 + generator.normal(0, 0.07, start.shape) * length
-        radius = tip * counts**0.38
+        radius = tip * counts**0.42
         starts += [start, bend]
         ends += [bend, end]
         radii += [radius, radius * 0.96]
