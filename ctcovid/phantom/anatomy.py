@@ -59,7 +59,7 @@ class Anatomy:
     rib_phase: float
     rib_slope: float
     shoulder: float
-    lean: float
+    bend: tuple[float, float, float, float]
     stomach_gas: float
 
     @staticmethod
@@ -69,13 +69,13 @@ class Anatomy:
         def normal(mean: float, spread: float) -> float:
             return float(mean + spread * np.clip(generator.normal(), -2.2, 2.2))
 
-        right = normal(0.695, 0.035)
+        right = normal(0.725, 0.035)
         return Anatomy(
             length=normal(255, 20),
             half_width=normal(135, 8),
             half_depth=normal(93, 7),
             power=normal(2.12, 0.1),
-            fat=float(np.clip(generator.lognormal(2.2, 0.65), 3, 40)),
+            fat=float(np.clip(generator.lognormal(2.4, 0.65), 3, 40)),
             muscle=normal(1.0, 0.14),
             breast=float(max(0.0, generator.uniform(-1.0, 1.0))),
             heart=normal(1.0, 0.07),
@@ -88,14 +88,14 @@ class Anatomy:
             rib_phase=float(generator.uniform(0, 25)),
             rib_slope=normal(92, 14),
             shoulder=normal(1.0, 0.08),
-            lean=normal(0, 3),
+            bend=(normal(0, 3), normal(0, 2.5), float(generator.uniform(0, 6)), float(generator.uniform(0, 6))),
             stomach_gas=float(generator.uniform(0, 1)),
         )
 
     def axes(self, z: Any) -> tuple[Any, Any, Any]:
         """Half width, half depth and centre in y of the chest cavity."""
         u = z / self.length
-        grown = np.sqrt(np.clip(1 - (1 - np.clip(u / 0.44, 0, 1)) ** 2.2, 0, 1))
+        grown = np.sqrt(np.clip(1 - (1 - np.clip(u / 0.48, 0, 1)) ** 2.2, 0, 1))
         wide = self.half_width * (0.42 + 0.58 * grown + 0.03 * ramp(u, 0.6, 0.9))
         deep = self.half_depth * (0.46 + 0.54 * grown)
         return wide, deep, 12.0 * (1 - grown)
@@ -134,8 +134,8 @@ class Anatomy:
         k = self.heart
         h = z - 0.63 * self.length
         c, s = np.cos(0.55), np.sin(0.55)
-        left_x, left_y = x - 26.0 * k, y + 26.0
-        a = ellipsoid(c * left_x - s * left_y, s * left_x + c * left_y, h - 6.0 - 0.25 * left_x, 50.0 * k, 35.0 * k, 54.0 * k)
+        left_x, left_y = x - 30.0 * k, y + 26.0
+        a = ellipsoid(c * left_x - s * left_y, s * left_x + c * left_y, h - 6.0 - 0.25 * left_x, 52.0 * k, 37.0 * k, 54.0 * k)
         b = ellipsoid(x + 14.0 * k, y + 22.0, h, 36.0 * k, 36.0 * k, 54.0 * k)
         atrium = ellipsoid(x - 2.0, y - 10.0, h + 18.0, 34.0 * k, 19.0 * k, 24.0 * k)
         return union(union(a, b, 14.0), atrium, 8.0)
@@ -171,7 +171,7 @@ class Anatomy:
 
     def lungs(self, x: Any, y: Any, z: Any) -> Any:
         """Distance from the pleura of either lung."""
-        radius = 62.0
+        radius = 50.0
         ax, ay = 1.2 * (np.abs(x) - 0.36 * self.half_width), 0.85 * (y - 14.0)
         rho2 = ax * ax + ay * ay
         apex = (rho2 / (2 * radius) - z) / np.sqrt(1 + rho2 / radius**2)
@@ -186,13 +186,13 @@ class Anatomy:
         """Distance from the outer side of the muscles of chest wall and shoulders."""
         u = z / self.length
         high = float(ramp(u, 0.62, 0.30))
-        thick = 10.0 + 22.0 * high * bump(angle, 0.30, 0.13) + 14.0 * high * bump(angle, 0.80, 0.10)
+        thick = 8.0 + 20.0 * high * bump(angle, 0.30, 0.13) + 14.0 * high * bump(angle, 0.80, 0.10)
         thick = thick + 20.0 * bump(angle, 0.04, 0.10) + (9.0 + 4.0 * high) * bump(angle, 0.44, 0.10)
         d = cavity - thick * self.muscle
         up = float(ramp(u, 0.24, -0.12))
         if up > 0:
-            wide = (self.half_width + 22.0) * (0.74 + 0.56 * up) * self.shoulder
-            d = union(d, ellipse(x, y - 14.0 - 0.06 * np.abs(x), wide, 54.0 + 24.0 * up, 2.2), 30.0)
+            wide = (self.half_width + 22.0) * (0.76 + 0.46 * up) * self.shoulder
+            d = union(d, ellipse(x, y - 14.0 - 0.06 * np.abs(x), wide, 60.0 + 22.0 * up, 2.3), 30.0)
         return d
 
     def body(self, x: Any, y: Any, z: float, wall: Any, angle: Any) -> Any:

@@ -77,7 +77,7 @@ def _covid(anatomy: Anatomy, contrast: float, size: float, generator: np.random.
         centre, inwards = _place(anatomy, side, (1.0, 9.0), True, generator)
         radius = size * generator.uniform(11, 25)
         radii = radius * np.array([0.62, generator.uniform(0.9, 1.45), generator.uniform(0.9, 1.3)])
-        opacity = min(contrast * generator.uniform(190, 360), 620)
+        opacity = min(contrast * generator.uniform(230, 400), 640)
         net = generator.uniform(0.5, 1.0) if paving else 0.0
         blobs.append(Blob(centre, _frame(inwards), radii, opacity, False, net, generator.uniform(0.18, 0.3), 0.5))
         if generator.random() < 0.2:
@@ -89,7 +89,7 @@ def _covid(anatomy: Anatomy, contrast: float, size: float, generator: np.random.
 
 def _pneumonia(anatomy: Anatomy, contrast: float, size: float, generator: np.random.Generator) -> list[Blob]:
     blobs = []
-    for _ in range(int(generator.integers(1, 4))):
+    for _ in range(int(generator.integers(2, 5))):
         side = int(generator.choice((-1, 1)))
         centre, inwards = _place(anatomy, side, (9.0, 34.0), False, generator)
         radius = size * generator.uniform(10, 20)

@@ -13,7 +13,6 @@ from ctcovid.phantom.scanner import Protocol, coordinates, pixels, table, view_m
 from ctcovid.phantom.shapes import ramp
 from ctcovid.phantom.texture import Field, Reticulation, ScannerNoise
 
-COARSE = 128
 # Hounsfield units.
 AIR, FAT, TISSUE, BLOOD, MARROW, CORTEX = -1000.0, -104.0, 48.0, 42.0, 90.0, 420.0
 
@@ -32,9 +31,10 @@ class Renderer:
     ) -> None:
         self.anatomy, self.protocol, self.blobs, self.size = anatomy, protocol, blobs, size
         self.pixel = protocol.view / size
-        self.x, self.y = coordinates(protocol, COARSE)
-        vessels, airways = trees.grow(anatomy, of_patient)
-        self.vessels, self.airways = (self._to_pixels(pieces) for pieces in (vessels, airways))
+        # About 3 mm, or two pixels of a small picture: finer than any bone, coarser than vessels, which are drawn by themselves.
+        coarse = int(np.clip(size // 2, 32, 128))
+        self.x, self.y = coordinates(protocol, anatomy, coarse)
+        self.vessels, self.airways, self.small = (self._to_pixels(pieces) for pieces in trees.grow(anatomy, of_patient))
         # Walls are a tenth of a bronchus' diameter, and no thinner than half a millimetre.
         self.walls = replace(self.airways, radius=self.airways.radius * np.float32(1.18) + np.float32(0.55))
         self.field = Field(of_patient)
@@ -42,7 +42,7 @@ class Renderer:
         self.noise = ScannerNoise(size, protocol.cut_off, of_scan)
         self.table = table(protocol, anatomy, size)
         self.outside = view_mask(size) if protocol.round_view else None
-        self.enlarge = _Enlarge(size)
+        self.enlarge = _Enlarge(coarse, size)
 
     def _to_pixels(self, pieces: trees.Pieces) -> trees.Pieces:
         start, end = (pixels(self.protocol, self.size, points) for points in (pieces.start, pieces.end))
@@ -72,9 +72,9 @@ class Renderer:
         fields = [body, soft, bone]
         if has_lung:
             # Where the pleura is flat, as on the dome of the diaphragm, a thick slice shows it blurred.
-            edge = np.full_like(lung, self.pixel)
+            edge = np.full_like(lung, 1.5 * self.pixel)
             if z > 0.45 * a.length:
-                edge += (p.thickness + 1.5) * np.clip(np.abs(lung - a.lungs(x, y, z - 1.0)), 0, 1)
+                edge += (p.thickness + 0.4 * p.motion) * np.clip(np.abs(lung - a.lungs(x, y, z - 1.0)), 0, 1)
             fields += [lung, edge, self._parenchyma(z, lung, rough, patches)]
         big = self.enlarge(np.stack(fields).astype(np.float32))
         body, soft, bone = big[:3]
@@ -114,7 +114,7 @@ class Renderer:
 
     def _parenchyma(self, z: float, lung: np.ndarray, rough: np.ndarray, patches: np.ndarray) -> np.ndarray:
         """HU of the lung without vessels and lesions: denser at the back, where the blood is, and uneven."""
-        p, x, y = self.protocol, self.x, self.y
+        p, y = self.protocol, self.y
         hu = p.lung + 0.32 * y + 11.0 * patches + 8.0 * rough
         behind = ramp(y, 20.0, 70.0) * ramp(lung, -22.0 + 8.0 * patches, -1.0)
         return hu + p.dependent * behind * ramp(z / self.anatomy.length, 0.15, 0.7)
@@ -131,6 +131,11 @@ class Renderer:
         glass, paving, solid = glass[rows, columns], paving[rows, columns], solid[rows, columns]
         here += glass * (1 + np.float32(0.14) * grain + paving * (np.float32(1.1) * net - np.float32(0.5)))
         solid = np.clip(solid * (1 + np.float32(0.10) * grain), 0, 1)
+        if (solid > 0.3).any():
+            # The air bronchogram: airways too fine to be seen in a clear lung stay dark in a consolidated one.
+            canvas = np.zeros_like(parenchyma)
+            trees.draw(self.small, z, self.protocol.thickness, self.pixel, canvas)
+            solid *= 1 - np.float32(0.85) * canvas[rows, columns]
         here += solid * (np.float32(TISSUE - 15) - here)
         np.minimum(here, np.float32(TISSUE), out=here)
         return share
@@ -190,15 +195,15 @@ class Renderer:
 class _Enlarge:
     """Linear interpolation from the coarse grid to the pixels; numpy only, so that a thread more or less changes no bit."""
 
-    def __init__(self, size: int) -> None:
-        places = np.clip((np.arange(size) + 0.5) * COARSE / size - 0.5, 0, COARSE - 1.001)
+    def __init__(self, coarse: int, size: int) -> None:
+        places = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1.001)
         self.low = places.astype(np.int64)
         self.part = (places - self.low).astype(np.float32)
         # Written over by each call, which spares the system the fresh memory: the result holds until the next.
         self.kept: dict[int, np.ndarray] = {}
 
     def __call__(self, fields: np.ndarray, keep: int = 0) -> np.ndarray:
-        """float32 (F, COARSE, COARSE) to (F, size, size), in memory number `keep`."""
+        """float32 (F, coarse, coarse) to (F, size, size), in memory number `keep`."""
         low, part, size = self.low, self.part, len(self.low)
         # Columns first, while there are few rows: whole rows are quick to gather.
         wide = np.take(np.diff(fields, axis=2), low, axis=2) * part + np.take(fields, low, axis=2)

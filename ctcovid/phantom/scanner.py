@@ -40,11 +40,11 @@ class Protocol:
         uniform = generator.uniform
         body = 2 * (anatomy.half_width + 24 + anatomy.fat)
         usual_window = generator.random() < 0.7
-        top, bottom = -uniform(8, 45), anatomy.length + uniform(-12, 60)
+        top, bottom = -uniform(2, 30), anatomy.length + uniform(-12, 60)
         spacing = (bottom - top) / slices
         # Three kernels in four are soft to medium; a sharp one is noisier.
-        cut_off = uniform(0.25, 0.31) if generator.random() < 0.7 else uniform(0.31, 0.44)
-        sharp = (cut_off - 0.25) / 0.19
+        cut_off = uniform(0.27, 0.32) if generator.random() < 0.7 else uniform(0.32, 0.46)
+        sharp = (cut_off - 0.27) / 0.19
         round_view = generator.random() < 0.3
         return Protocol(
             view=float(body * uniform(0.9, 1.1)),
@@ -53,10 +53,10 @@ class Protocol:
             turn=float(generator.normal(0, 0.035)),
             top=float(top),
             bottom=float(bottom),
-            thickness=float(min(spacing * 1.1, uniform(1.0, 5.5))),
+            thickness=float(min(spacing * 1.1, uniform(1.0, 4.5))),
             noise=float(uniform(15, 24) * (1 + 0.6 * sharp)),
             cut_off=float(cut_off),
-            blur=float(0.34 - 0.40 * sharp * uniform(0.3, 1)),
+            blur=float(0.44 - 0.50 * sharp * uniform(0.3, 1)),
             level=-600.0 if usual_window else float(uniform(-640, -520)),
             width=1500.0 if usual_window else float(uniform(1350, 1600)),
             round_view=bool(round_view),
@@ -70,12 +70,15 @@ class Protocol:
         )
 
 
-def coordinates(protocol: Protocol, count: int) -> tuple[np.ndarray, np.ndarray]:
+def coordinates(protocol: Protocol, anatomy: Anatomy, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Places in the patient of a grid over the field of view, x and y in mm, float32 (count, count)."""
     line = ((np.arange(count, dtype=np.float32) + 0.5) / count - 0.5) * np.float32(protocol.view)
     x, y = line[None, :] + np.float32(protocol.shift_x), line[:, None] - np.float32(protocol.shift_y) + np.float32(16)
     c, s = np.float32(np.cos(protocol.turn)), np.float32(np.sin(protocol.turn))
-    return c * x - s * y, s * x + c * y
+    x, y = c * x - s * y, s * x + c * y
+    # Nobody is as symmetrical as an ellipse. The trees of vessels are not bent with the rest: it is a matter of millimetres.
+    sideways, backwards, one, two = (np.float32(value) for value in anatomy.bend)
+    return x + sideways * np.sin(y / 55 + one), y + backwards * np.sin(x / 60 + two)
 
 
 def pixels(protocol: Protocol, size: int, points: np.ndarray) -> np.ndarray:

@@ -37,23 +37,24 @@ def join(parts: list[Pieces]) -> Pieces:
     return Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "radius")))
 
 
-def grow(anatomy: Anatomy, generator: np.random.Generator) -> tuple[Pieces, Pieces]:
-    """The vessels of both lungs, and the airways.
+def grow(anatomy: Anatomy, generator: np.random.Generator) -> tuple[Pieces, Pieces, Pieces]:
+    """The vessels of both lungs, the airways with a wall that shows, and the smaller ones, seen only where the lung around them is dense.
 
-    Arteries and veins spring from the hila and fill the lungs; airways run beside the larger arteries.
+    Arteries and veins spring from the hila and fill the lungs; airways run beside the arteries.
     """
-    vessels, airways = [], []
+    vessels, airways, small = [], [], []
     for side in (-1, 1):
         hilum = np.array([side * 36.0, 8.0, 0.44 * anatomy.length])
-        artery = _tree(_inside(anatomy, side, 900, generator), hilum, 0.46, generator)
-        vein = _tree(_inside(anatomy, side, 750, generator), hilum + np.array([0, -4, 0.07 * anatomy.length]), 0.44, generator)
+        artery = _tree(_inside(anatomy, side, 1100, generator), hilum, 0.47, generator)
+        vein = _tree(_inside(anatomy, side, 900, generator), hilum + np.array([0, -4, 0.07 * anatomy.length]), 0.45, generator)
         vessels += [artery, vein]
-        large = artery[artery.radius > 1.9]
         # Beside the artery, never inside it.
-        shift = (np.array([-side * 0.75, -0.6, 0.2]) * (1.9 * large.radius[:, None] + 0.3)).astype(np.float32)
-        airways.append(Pieces(large.start + shift, large.end + shift, 0.72 * large.radius))
+        shift = np.array([-side * 0.75, -0.6, 0.2]) * (1.75 * artery.radius[:, None] + 0.3)
+        beside = Pieces(artery.start + shift.astype(np.float32), artery.end + shift.astype(np.float32), 0.6 * artery.radius)
+        airways.append(beside[artery.radius > 2.3])
+        small.append(beside[(artery.radius > 0.95) & (artery.radius <= 2.3)])
     airways.append(_windpipe(anatomy))
-    return join(vessels), join(airways)
+    return join(vessels), join(airways), join(small)
 
 
 def _windpipe(anatomy: Anatomy) -> Pieces:
@@ -92,7 +93,7 @@ def _tree(targets: np.ndarray, root: np.ndarray, tip: float, generator: np.rando
         end = start + (middle - start) * part
         length = np.sqrt(((end - start) ** 2).sum(1, keepdims=True))
         bend = (start + end) / 2 + generator.normal(0, 0.07, start.shape) * length
-        radius = tip * counts**0.42
+        radius = tip * counts**0.395
         starts += [start, bend]
         ends += [bend, end]
         radii += [radius, radius * 0.96]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
@@ -88,7 +90,7 @@ def test_vessels_go_on_from_slice_to_slice() -> None:
     """Bright spots in a lung lie over bright spots of the next thin slice far more often than chance has it."""
     stack = list(slices_of_chest("Normal", 200, 128, 0, 1, 0, 0.5))[80:100]
     again, chance = [], []
-    for one, two in zip(stack[:-1], stack[1:], strict=True):
+    for one, two in pairwise(stack):
         inside = one.lung & two.lung & (distance_transform_edt(one.lung) > 3) & (distance_transform_edt(two.lung) > 3)
         here, there = (item.pixels[inside] > 130 for item in (one, two))
         again.append(np.mean(there[here]))
@@ -102,9 +104,9 @@ def test_no_phantom_passes_for_a_masked_scan(scans: dict[str, list[list[Slice]]]
 
 def test_no_global_figure_tells_the_classes_apart() -> None:
     """Mean grey, lung density, sizes, positions, noise, zoom and number of slices: a linear classifier stays near chance (1/3, 0.5)."""
-    size, slices = 48, 10
+    size, slices = 48, 8
     figures, labels = [], []
-    for scan in plan(Parameters(patients=28, seed=3, scans=1)):
+    for scan in plan(Parameters(patients=22, seed=3, scans=1)):
         stack = list(slices_of_chest(scan.label, slices, size, 3, scan.patient, 0, 0.5))
         pixels = np.stack([item.pixels for item in stack]).astype(float)
         lung = np.stack([item.lung for item in stack])
