@@ -72,11 +72,11 @@ def _covid(anatomy: Anatomy, contrast: float, size: float, generator: np.random.
     only = int(generator.choice((-1, 1)))
     paving = generator.random() < 0.45
     blobs = []
-    for number in range(int(generator.integers(4, 12))):
+    for number in range(int(generator.integers(6, 14))):
         side = (-1) ** number if both else only
         centre, inwards = _place(anatomy, side, (1.0, 9.0), True, generator)
-        radius = size * generator.uniform(11, 25)
-        radii = radius * np.array([0.62, generator.uniform(0.9, 1.45), generator.uniform(0.9, 1.3)])
+        radius = size * generator.uniform(11, 24)
+        radii = radius * np.array([0.72, generator.uniform(0.9, 1.45), generator.uniform(0.9, 1.3)])
         opacity = min(contrast * generator.uniform(230, 400), 640)
         net = generator.uniform(0.5, 1.0) if paving else 0.0
         blobs.append(Blob(centre, _frame(inwards), radii, opacity, False, net, generator.uniform(0.18, 0.3), 0.5))
@@ -92,7 +92,7 @@ def _pneumonia(anatomy: Anatomy, contrast: float, size: float, generator: np.ran
     for _ in range(int(generator.integers(2, 5))):
         side = int(generator.choice((-1, 1)))
         centre, inwards = _place(anatomy, side, (9.0, 34.0), False, generator)
-        radius = size * generator.uniform(10, 20)
+        radius = size * generator.uniform(11, 20)
         radii = radius * generator.uniform(0.75, 1.35, 3)
         opacity = min(contrast * generator.uniform(0.65, 0.95), 1.0)
         frame = _frame(inwards)

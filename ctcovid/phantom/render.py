@@ -161,11 +161,12 @@ class Renderer:
         hu = self.table.copy()
         blanket = self.protocol.blanket
         if blanket > 0:
-            folds = self.field(self.x, self.y, 0.4 * z, 1.4).astype(np.float32)
-            upper = np.clip((20 - self.y) / 60, 0, 1)
-            lines = self.enlarge(np.stack([folds, upper]), 2)
-            near = np.exp(-(((body - 14) / 26) ** 2)) * lines[1]
-            hu += np.float32(150 * blanket) * near * np.exp(-((lines[0] / np.float32(0.05)) ** 2))
+            # Only in front of the patient.
+            rows = int(np.searchsorted(self.y[:, 0], 20.0)) * self.size // len(self.y)
+            folds = np.stack([self.field(self.x, self.y, 0.4 * z, 1.4), np.clip((20 - self.y) / 60, 0, 1)])
+            fold, upper = self.enlarge(folds, 2)[:, :rows]
+            near = np.clip(1 - np.abs(body[:rows] - 16) / 44, 0, 1) * upper
+            hu[:rows] += np.float32(150 * blanket) * near * np.clip(1 - np.abs(fold) / np.float32(0.08), 0, 1)
         return hu
 
     def _motion(self, hu: np.ndarray, z: float) -> None:
@@ -214,14 +215,17 @@ class _Enlarge:
         for out, step, row in zip(big, steps, wide, strict=True):
             np.take(step, low, axis=0, out=out, mode="clip")
             out *= part[:, None]
-            out += row[low]
+            out += np.take(row, low, axis=0)
         return big
 
 
 def _lay(hu: np.ndarray, distance: np.ndarray, value: float, edge: float) -> None:
     """Lay a material of `value` HU over what is there, where the distance in mm is below 0."""
-    share = np.clip(np.float32(0.5) - distance / np.float32(edge), 0, 1)
-    hu += share * (np.float32(value) - hu)
+    share = distance * np.float32(-1 / edge)
+    share += np.float32(0.5)
+    np.clip(share, 0, 1, out=share)
+    share *= np.float32(value) - hu
+    hu += share
 
 
 def _three(picture: np.ndarray, side: float) -> np.ndarray:

@@ -45,8 +45,8 @@ def grow(anatomy: Anatomy, generator: np.random.Generator) -> tuple[Pieces, Piec
     vessels, airways, small = [], [], []
     for side in (-1, 1):
         hilum = np.array([side * 36.0, 8.0, 0.44 * anatomy.length])
-        artery = _tree(_inside(anatomy, side, 1100, generator), hilum, 0.47, generator)
-        vein = _tree(_inside(anatomy, side, 900, generator), hilum + np.array([0, -4, 0.07 * anatomy.length]), 0.45, generator)
+        artery = _tree(_inside(anatomy, side, 1400, generator), hilum, 0.37, generator)
+        vein = _tree(_inside(anatomy, side, 1150, generator), hilum + np.array([0, -4, 0.07 * anatomy.length]), 0.36, generator)
         vessels += [artery, vein]
         # Beside the artery, never inside it.
         shift = np.array([-side * 0.75, -0.6, 0.2]) * (1.75 * artery.radius[:, None] + 0.3)
@@ -93,7 +93,7 @@ def _tree(targets: np.ndarray, root: np.ndarray, tip: float, generator: np.rando
         end = start + (middle - start) * part
         length = np.sqrt(((end - start) ** 2).sum(1, keepdims=True))
         bend = (start + end) / 2 + generator.normal(0, 0.07, start.shape) * length
-        radius = tip * counts**0.395
+        radius = tip * counts**0.42
         starts += [start, bend]
         ends += [bend, end]
         radii += [radius, radius * 0.96]
