@@ -64,7 +64,7 @@ def run(options: Options, console: Console) -> Summary:
 
 
 def _run(options: Options, folder: Path, data: Path, volumes: Path, runs: Path, explanations: Path, console: Console) -> Summary:
-    parameters = Parameters(PATIENTS, SIZE, options.seed, slices=(16, 24), scans=2)
+    parameters = Parameters(PATIENTS, SIZE, options.seed, difficulty=0.0, slices=(16, 24), scans=2)
     with console.progress(len(plan(parameters)), "Making synthetic scans") as advance:
         write_dataset(data, parameters, options.workers, advance, truth=folder / TRUTH)
 

@@ -8,7 +8,7 @@ scans that the phantom is compared with (tests/phantom/compare.py), and spread o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,18 @@ TUBES = (
     ((-34.0, 10.0, 0.50), (-10.0, 16.0, 0.53), 8.0),  # lower pulmonary veins
     ((42.0, 16.0, 0.50), (14.0, 18.0, 0.53), 8.0),
 )
+
+
+class Level(NamedTuple):
+    """Distances that several others are made from, at places x, y, z."""
+
+    x: Any
+    y: Any
+    z: Any
+    cavity: Any
+    heart: Any
+    tubes: Any
+    below: Any
 
 
 @dataclass(frozen=True)
@@ -113,8 +125,13 @@ class Anatomy:
         out = 0.33 * wide
         return ellipse(np.sqrt(x * x + 9.0) / taper - out, y - middle, wide - out, deep, self.power)
 
-    def mediastinum(self, x: Any, y: Any, z: Any) -> Any:
+    def level(self, x: Any, y: Any, z: Any) -> Level:
+        """What is needed more than once at the same places."""
+        return Level(x, y, z, self.cavity(x, y, z), self.heart_wall(x, y, z), self.tubes(x, y, z), self.diaphragm(x, y, z))
+
+    def mediastinum(self, level: Level) -> Any:
         """Distance from all that lies between the lungs: heart, great vessels and the fat around them, spine."""
+        x, y, z = level[:3]
         u = z / self.length
         d = np.abs(x - 3.0 - 5.0 * ramp(u, 0.3, 0.6)) - 1.8
         core_x = 23.0 + 7.0 * bump(u, 0.27, 0.12) - 5.0 * ramp(u, 0.5, 0.8)
@@ -122,8 +139,8 @@ class Anatomy:
         d = union(d, thymus, 16.0)
         core = ellipse(x - 2.0, y - 8.0 - 12.0 * ramp(u, 0.35, 0.6), core_x, 44.0 - 12.0 * ramp(u, 0.4, 0.7))
         d = union(d, core, 14.0)
-        d = union(d, self.heart_wall(x, y, z) - 3.5, 9.0)
-        d = union(d, self.tubes(x, y, z) - 2.0, 6.0)
+        d = union(d, level.heart - 3.5, 9.0)
+        d = union(d, level.tubes - 2.0, 6.0)
         # The middle of the diaphragm, on which the heart lies, and the fat in front of it.
         d = union(d, ellipsoid(x - 4.0, y + 34.0, z - 0.86 * self.length, 66.0, 52.0, 46.0), 10.0)
         spine = ellipse(x, y - self.spine_y(z) - 16.0, 21.0 * self.spine, 33.0)
@@ -143,9 +160,9 @@ class Anatomy:
     def tubes(self, x: Any, y: Any, z: Any) -> Any:
         """Distance from the nearest great vessel or the gullet."""
         d: Any = 1e3
-        level = float(np.mean(z)) / self.length if np.ndim(z) == 0 else None
+        u = float(z) / self.length if np.ndim(z) == 0 else None
         for start, end, radius in TUBES:
-            if level is not None and not min(start[2], end[2]) - 0.1 < level < max(start[2], end[2]) + 0.1:
+            if u is not None and not min(start[2], end[2]) - 0.1 < u < max(start[2], end[2]) + 0.1:
                 continue
             a = (start[0], start[1], start[2] * self.length)
             b = (end[0], end[1], end[2] * self.length)
@@ -163,20 +180,21 @@ class Anatomy:
             py = np.where(py > 0, py, 0.82 * py)
             rho2 = px * px + py * py
             drop = 0.23 + 0.10 * ramp(y, -20.0, 70.0)
-            level = (top + drop * rho2 / (1 + 0.12 * rho2)) * self.length
+            dome = (top + drop * rho2 / (1 + 0.12 * rho2)) * self.length
             slope = 2 * drop * self.length * np.sqrt(rho2) / (0.7 * self.half_width)
-            half = (np.minimum(z - level, 300.0)) / np.sqrt(1 + slope * slope)
+            half = (np.minimum(z - dome, 300.0)) / np.sqrt(1 + slope * slope)
             d = np.where((x < 0) == (side < 0), half, d)
         return np.maximum(d, z - self.length)
 
-    def lungs(self, x: Any, y: Any, z: Any) -> Any:
+    def lungs(self, level: Level) -> Any:
         """Distance from the pleura of either lung."""
+        x, y, z = level[:3]
         radius = 50.0
         ax, ay = 1.2 * (np.abs(x) - 0.36 * self.half_width), 0.85 * (y - 14.0)
         rho2 = ax * ax + ay * ay
         apex = (rho2 / (2 * radius) - z) / np.sqrt(1 + rho2 / radius**2)
-        d = common(self.cavity(x, y, z), -self.mediastinum(x, y, z), 9.0)
-        return common(common(d, self.diaphragm(x, y, z), 5.0), apex, 5.0)
+        d = common(level.cavity, -self.mediastinum(level), 9.0)
+        return common(common(d, level.below, 5.0), apex, 5.0)
 
     def angle(self, x: Any, y: Any, z: Any) -> Any:
         """0 at the back, 1 at the front."""

@@ -101,7 +101,7 @@ def _pneumonia(anatomy: Anatomy, contrast: float, size: float, generator: np.ran
         for _ in range(int(generator.integers(0, 9))):
             # Nodules in the middle of lobules around it.
             near = centre + generator.normal(0, 1.6, 3) * radius
-            if anatomy.lungs(*near) < -5:
+            if anatomy.lungs(anatomy.level(*near)) < -5:
                 blobs.append(Blob(near, np.eye(3), np.full(3, generator.uniform(2.5, 5.0)), opacity * 0.8, True, 0.0, 0.25, 0.7))
     for _ in range(int(generator.integers(0, 4))):
         centre, inwards = _place(anatomy, int(generator.choice((-1, 1))), (4.0, 34.0), False, generator)
@@ -120,18 +120,19 @@ def _place(
     wide, deep = anatomy.half_width, anatomy.half_depth
     points = generator.uniform((8, -deep, 0.08 * anatomy.length), (wide, deep, 0.97 * anatomy.length), (1500, 3))
     points[:, 0] *= side
-    d = anatomy.lungs(*points.T)
+    level = anatomy.level(*points.T)
+    d = anatomy.lungs(level)
     good = (d < -depth[0]) & (d > -depth[1])
     if low:
         # Under the ribs and the diaphragm, not along the heart.
-        good &= anatomy.mediastinum(*points.T) > 16
+        good &= anatomy.mediastinum(level) > 16
     points = points[good]
     weight = np.ones(len(points))
     if low:
         weight = (0.25 + (points[:, 2] / anatomy.length) ** 2) * (0.35 + (points[:, 1] > 0))
     centre = points[generator.choice(len(points), p=weight / weight.sum())]
-    step = 1.5 * np.eye(3)
-    slope = np.array([float(anatomy.lungs(*(centre - one)) - anatomy.lungs(*(centre + one))) for one in step])
+    around = anatomy.lungs(anatomy.level(*(centre + 1.5 * np.concatenate([-np.eye(3), np.eye(3)])).T))
+    slope = around[:3] - around[3:]
     return centre, slope / (np.sqrt(slope @ slope) + 1e-9)
 
 

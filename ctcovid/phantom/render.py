@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ctcovid.phantom import lesions, organs, trees
-from ctcovid.phantom.anatomy import Anatomy
+from ctcovid.phantom.anatomy import Anatomy, Level
 from ctcovid.phantom.bones import bones
 from ctcovid.phantom.scanner import Protocol, coordinates, pixels, table, view_mask
 from ctcovid.phantom.shapes import ramp
@@ -34,7 +34,9 @@ class Renderer:
         # About 3 mm, or two pixels of a small picture: finer than any bone, coarser than vessels, which are drawn by themselves.
         coarse = int(np.clip(size // 2, 32, 128))
         self.x, self.y = coordinates(protocol, anatomy, coarse)
-        self.vessels, self.airways, self.small = (self._to_pixels(pieces) for pieces in trees.grow(anatomy, of_patient))
+        self.vessels, self.airways, self.small = (
+            self._to_pixels(pieces) for pieces in trees.grow(anatomy, 1400 if size >= 256 else 350, of_patient)
+        )
         # Walls are a tenth of a bronchus' diameter, and no thinner than half a millimetre.
         self.walls = replace(self.airways, radius=self.airways.radius * np.float32(1.18) + np.float32(0.55))
         self.field = Field(of_patient)
@@ -61,20 +63,22 @@ class Renderer:
     def _patient(self, z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """HU without noise, share of lesion, share of lung, float32 (size, size)."""
         a, x, y, p = self.anatomy, self.x, self.y, self.protocol
-        cavity, angle = a.cavity(x, y, z), a.angle(x, y, z)
+        level, angle = a.level(x, y, z), a.angle(x, y, z)
+        cavity = level.cavity
         wall = a.wall(x, y, z, cavity, angle)
         body = a.body(x, y, z, wall, angle)
-        lung = a.lungs(x, y, z)
+        lung = a.lungs(level)
         has_lung = bool((lung < 2).any())
         rough, patches = self.field(x, y, z, 0.55), self.field(x, y, z, 2.0)
-        soft = self._soft(z, cavity, wall, rough, patches)
+        soft = self._soft(level, wall, rough, patches)
         bone = bones(a, x, y, z, cavity, angle)
         fields = [body, soft, bone]
         if has_lung:
             # Where the pleura is flat, as on the dome of the diaphragm, a thick slice shows it blurred.
             edge = np.full_like(lung, 1.5 * self.pixel)
             if z > 0.45 * a.length:
-                edge += (p.thickness + 0.4 * p.motion) * np.clip(np.abs(lung - a.lungs(x, y, z - 1.0)), 0, 1)
+                flat = np.clip(level.below - a.diaphragm(x, y, z - 1.0), 0, 1) * (level.below > lung - 4.0)
+                edge += (p.thickness + 0.4 * max(p.motion, 0)) * flat
             fields += [lung, edge, self._parenchyma(z, lung, rough, patches)]
         big = self.enlarge(np.stack(fields).astype(np.float32))
         body, soft, bone = big[:3]
@@ -96,14 +100,13 @@ class Renderer:
         self._tubes(hu, z)
         return hu, lesion, inside
 
-    def _soft(self, z: float, cavity: np.ndarray, wall: np.ndarray, rough: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    def _soft(self, level: Level, wall: np.ndarray, rough: np.ndarray, patches: np.ndarray) -> np.ndarray:
         """Distance from muscle, heart, vessels and organs; the rest of the body is fat."""
-        a, x, y = self.anatomy, self.x, self.y
+        a, (x, y, z, cavity, heart, tubes, below) = self.anatomy, level
         # Planes of fat between the layers of muscle run along the ribs.
         planes = np.minimum(np.abs(cavity - 13.0 - 6.0 * patches), np.abs(cavity - 29.0 - 11.0 * patches - 5.0 * rough))
         muscle = np.maximum(np.maximum(wall, -cavity + 1.0), 1.1 + 0.5 * rough - planes)
-        d = np.minimum(muscle, np.minimum(a.tubes(x, y, z), a.heart_wall(x, y, z)))
-        below = a.diaphragm(x, y, z)
+        d = np.minimum(muscle, np.minimum(tubes, heart))
         if z > 0.5 * a.length:
             d = np.minimum(d, organs.organs(a, x, y, z, cavity, below))
             # The diaphragm itself.

@@ -10,6 +10,9 @@ import numpy as np
 
 from ctcovid.phantom.anatomy import Anatomy
 
+# A branch's radius grows with this power of the number of ends it supplies; Murray's law has 1/3, the lung's arteries rather more.
+MURRAY = 0.42
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -37,16 +40,20 @@ def join(parts: list[Pieces]) -> Pieces:
     return Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "radius")))
 
 
-def grow(anatomy: Anatomy, generator: np.random.Generator) -> tuple[Pieces, Pieces, Pieces]:
+def grow(anatomy: Anatomy, tips: int, generator: np.random.Generator) -> tuple[Pieces, Pieces, Pieces]:
     """The vessels of both lungs, the airways with a wall that shows, and the smaller ones, seen only where the lung around them is dense.
 
-    Arteries and veins spring from the hila and fill the lungs; airways run beside the arteries.
+    Arteries and veins spring from the hila and fill the lungs; airways run beside the arteries. `tips` is how many ends the arteries of
+    a lung have: the more, the finer, while the large branches stay as wide as they are.
     """
     vessels, airways, small = [], [], []
+    tip = 0.37 * (1400 / tips) ** MURRAY
     for side in (-1, 1):
         hilum = np.array([side * 36.0, 8.0, 0.44 * anatomy.length])
-        artery = _tree(_inside(anatomy, side, 1400, generator), hilum, 0.37, generator)
-        vein = _tree(_inside(anatomy, side, 1150, generator), hilum + np.array([0, -4, 0.07 * anatomy.length]), 0.36, generator)
+        artery = _tree(_inside(anatomy, side, tips, generator), hilum, tip, generator)
+        vein = _tree(
+            _inside(anatomy, side, round(0.82 * tips), generator), hilum + np.array([0, -4, 0.07 * anatomy.length]), 0.97 * tip, generator
+        )
         vessels += [artery, vein]
         # Beside the artery, never inside it.
         shift = np.array([-side * 0.75, -0.6, 0.2]) * (1.75 * artery.radius[:, None] + 0.3)
@@ -75,13 +82,13 @@ def _inside(anatomy: Anatomy, side: int, count: int, generator: np.random.Genera
     wide, deep = anatomy.half_width, anatomy.half_depth
     points = generator.uniform((0, -deep, 4), (wide, deep, anatomy.length), (5 * count, 3))
     points[:, 0] *= side
-    return points[anatomy.lungs(*points.T) < -2.5][:count]
+    return points[anatomy.lungs(anatomy.level(*points.T)) < -2.5][:count]
 
 
 def _tree(targets: np.ndarray, root: np.ndarray, tip: float, generator: np.random.Generator) -> Pieces:
     """A tree from `root` to all `targets`: a branch runs part of the way to the middle of what it supplies, then splits that in two.
 
-    A branch's radius follows Murray's law from the number of its tips, each of radius `tip` mm.
+    A branch's radius follows from the number of its tips, each of radius `tip` mm.
     """
     starts, ends, radii = [], [], []
     # All branches of one generation at once: the targets of each lie together, `counts` of them.
@@ -93,7 +100,7 @@ def _tree(targets: np.ndarray, root: np.ndarray, tip: float, generator: np.rando
         end = start + (middle - start) * part
         length = np.sqrt(((end - start) ** 2).sum(1, keepdims=True))
         bend = (start + end) / 2 + generator.normal(0, 0.07, start.shape) * length
-        radius = tip * counts**0.42
+        radius = tip * counts**MURRAY
         starts += [start, bend]
         ends += [bend, end]
         radii += [radius, radius * 0.96]
