@@ -13,7 +13,7 @@ from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.models.store import read_card
-from ctcovid.phantom.dataset import write_dataset
+from ctcovid.phantom.dataset import TRUTH, Parameters, plan, write_dataset
 from ctcovid.reports.tables import Table
 
 # Twice as fast as the default one, and small enough that all is over in a minute or two on a few CPU cores.
@@ -55,16 +55,18 @@ def run(options: Options, console: Console) -> Summary:
     folder = options.folder
     data, volumes, runs, explanations = (folder / name for name in ("CC-CCII", "volumes.h5", "runs", "explanations"))
     claim_folder(folder, options.overwrite, "demo")
-    if data.exists():
-        shutil.rmtree(data)
+    for earlier in (data, folder / TRUTH):
+        if earlier.exists():
+            shutil.rmtree(earlier)
     card = RunCard(folder / RUN_CARD, "demo", asdict(options), options.sources)
     with card.recording():
         return _run(options, folder, data, volumes, runs, explanations, console)
 
 
 def _run(options: Options, folder: Path, data: Path, volumes: Path, runs: Path, explanations: Path, console: Console) -> Summary:
-    with console.progress(3 * PATIENTS, "Making synthetic scans") as advance:
-        write_dataset(data, PATIENTS, SIZE, options.seed, advance)
+    parameters = Parameters(PATIENTS, SIZE, options.seed, difficulty=0.0, slices=(16, 24), scans=2)
+    with console.progress(len(plan(parameters)), "Making synthetic scans") as advance:
+        write_dataset(data, parameters, options.workers, advance, truth=folder / TRUTH)
 
     # The commands' own results would mix with this command's one result on stdout.
     inner = Console(quiet=console.quiet, verbose=console.verbose, results=False)

@@ -1,52 +1,60 @@
-"""A simple chest CT phantom in the lung window: body, lungs, vessels, and lesions of each class.
-
-It is for showing that the way works, not for learning radiology. Where the classes differ follows the paper's Sec. 3.4: COVID-19 has
-ground glass under the pleura, common pneumonia blocks of consolidation, normal lungs neither.
-"""
+"""A chest CT in the lung window, slice by slice, whose lesions are known."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
-# Grey values of the lung window (level -600, width 1500).
-AIR, LUNG, GROUND_GLASS, CONSOLIDATION, TISSUE = 10.0, 75.0, 140.0, 205.0, 235.0
+from ctcovid.phantom.anatomy import Anatomy
+from ctcovid.phantom.lesions import draw_lesions
+from ctcovid.phantom.render import Renderer
+from ctcovid.phantom.scanner import Protocol
+from ctcovid.scans.discover import CLASS_ORDER
 
 
-def chest(label: str, slices: int, size: int, generator: np.random.Generator) -> np.ndarray:
-    """A scan of a phantom, head to feet, uint8 (slices, size, size).
+@dataclass(frozen=True)
+class Slice:
+    """One slice. pixels : uint8 (size, size). lesion, lung : bool (size, size); lesions lie inside the lungs."""
+
+    pixels: np.ndarray
+    lesion: np.ndarray
+    lung: np.ndarray
+
+
+def chest(
+    label: str, slices: int, size: int, seed: int = 0, patient: int = 0, scan: int = 0, difficulty: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """A scan, head to feet: pixels uint8 (slices, size, size), and where lesions are, bool of the same shape.
 
     Parameters
     ----------
     label : "NCP", "CP" or "Normal"
+    seed, patient, scan : the same three numbers give the same scan; scans of one patient share anatomy and lesions
+    difficulty : 0 (large, dense lesions) to 1 (small, faint ones)
     """
-    z, y, x = np.meshgrid(np.linspace(-1, 1, slices), np.linspace(-1, 1, size), np.linspace(-1, 1, size), indexing="ij")
-    x = (x - generator.uniform(-0.05, 0.05)) / generator.uniform(0.9, 1.05)
-    y = (y - generator.uniform(-0.05, 0.05)) / generator.uniform(0.9, 1.05)
-    volume = np.where((x / 0.92) ** 2 + (y / 0.68) ** 2 < 1, TISSUE, AIR)
-    for side in (-1, 1):
-        # 1 at the pleura, 0 at the middle of the lung.
-        radius = ((x - side * 0.42) / 0.33) ** 2 + (y / 0.5) ** 2 + (0.55 * z) ** 2
-        lung = radius < 1
-        volume[lung] = LUNG
-        _vessels(volume, lung, generator)
-        _lesions(volume, lung, radius, label, generator)
-    noise = gaussian_filter(generator.normal(0, 1, volume.shape), (0, 0.7, 0.7))
-    volume += noise * generator.uniform(8, 14) / noise.std()
-    return np.clip(np.rint(gaussian_filter(volume, (0.3, 0.5, 0.5))), 0, 255).astype(np.uint8)
+    stack = list(slices_of_chest(label, slices, size, seed, patient, scan, difficulty))
+    return np.stack([item.pixels for item in stack]), np.stack([item.lesion for item in stack])
 
 
-def _vessels(volume: np.ndarray, lung: np.ndarray, generator: np.random.Generator) -> None:
-    texture = gaussian_filter(generator.normal(0, 1, volume.shape), (2.0, 1.0, 1.0))
-    volume[lung & (texture > 2.2 * texture.std())] = 190
+def slices_of_chest(label: str, slices: int, size: int, seed: int, patient: int, scan: int, difficulty: float) -> Iterator[Slice]:
+    """The slices of `chest` one after the other, so that a long scan needs little memory.
 
-
-def _lesions(volume: np.ndarray, lung: np.ndarray, radius: np.ndarray, label: str, generator: np.random.Generator) -> None:
-    if label == "Normal":
-        return
-    texture = gaussian_filter(generator.normal(0, 1, volume.shape), (2.5, *2 * (volume.shape[1] / 22,)))
-    texture /= texture[lung].std()
-    if label == "NCP":
-        volume[lung & (texture > 0.3) & (radius > 0.55)] = GROUND_GLASS
-    else:
-        volume[lung & (texture > 0.6) & (radius < 0.6)] = CONSOLIDATION
+    Raises ValueError for another label, and for a size below 16.
+    """
+    if label not in CLASS_ORDER:
+        raise ValueError(f"label {label!r}: one of {', '.join(CLASS_ORDER)}")
+    if size < 16:
+        raise ValueError(f"size {size}: at least 16")
+    # Anatomy and lesions draw from generators of their own, so that another class is the same patient with other lesions.
+    anatomy = Anatomy.draw(np.random.default_rng([seed, patient, 0]))
+    blobs = draw_lesions(label, anatomy, difficulty, np.random.default_rng([seed, patient, 1]))
+    of_scan = np.random.default_rng([seed, patient, 2, scan])
+    protocol = Protocol.draw(anatomy, slices, of_scan)
+    # Small pictures are drawn larger and averaged, as a real slice is made smaller.
+    factor = max(1, -(-180 // size))
+    renderer = Renderer(anatomy, protocol, blobs, size * factor, np.random.default_rng([seed, patient, 3]), of_scan)
+    spacing = (protocol.bottom - protocol.top) / slices
+    for number in range(slices):
+        yield Slice(*renderer.slice(protocol.top + (number + 0.5) * spacing, factor))

@@ -1,28 +1,193 @@
-"""A small synthetic data set in the CC-CCII layout."""
+"""A synthetic data set in the CC-CCII layout, with its irregularities and its side files, whose truth is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ctcovid.phantom.chest import chest
+from ctcovid.base.signals import ignore_stopping
+from ctcovid.phantom import distributions
+from ctcovid.phantom.chest import slices_of_chest
+from ctcovid.phantom.defects import Defects, damage, odd_size, order_of
 from ctcovid.scans.discover import CLASS_ORDER
 
+SCANS, LESIONS, DEFECTS, TRUTH = "unzip_filenames.csv", "lesions_slices.csv", "defects.csv", "truth"
 
-def write_dataset(root: Path, patients: int, size: int, seed: int, advance: Callable[[int], None]) -> int:
-    """Write `patients` patients of each class, one scan each, as CLASS/patient/scan/0000.png, and call `advance` after each.
 
-    Returns the number of scans. The same arguments write the same pixels.
+@dataclass(frozen=True)
+class Parameters:
+    """What a synthetic data set is like.
+
+    patients : of each class
+    size : pixels of a side
+    difficulty : of the lesions, 0 (large and dense) to 1 (small and faint)
+    slices : fewest and most slices of a scan, or None for CC-CCII's own distribution (16 to 664)
+    scans : most scans of a patient
+    extension : for all files, or None for CC-CCII's mix
     """
-    for number in range(patients * len(CLASS_ORDER)):
-        label = CLASS_ORDER[number % len(CLASS_ORDER)]
-        generator = np.random.default_rng([seed, number])
-        folder = root / label / str(number) / str(1000 + number)
-        folder.mkdir(parents=True)
-        for position, pixels in enumerate(chest(label, int(generator.integers(16, 25)), size, generator)):
-            Image.fromarray(pixels).save(folder / f"{position:04d}.png")
-        advance(1)
-    return patients * len(CLASS_ORDER)
+
+    patients: int
+    size: int = 512
+    seed: int = 0
+    difficulty: float = 0.5
+    slices: tuple[int, int] | None = None
+    scans: int = 14
+    extension: str | None = None
+    defects: Defects = field(default_factory=Defects)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.difficulty <= 1:
+            raise ValueError(f"difficulty {self.difficulty}: from 0 to 1")
+        if self.slices is not None and not 2 <= self.slices[0] <= self.slices[1]:
+            raise ValueError(f"slices {self.slices}: fewest and most, at least 2")
+
+
+@dataclass(frozen=True)
+class PlannedScan:
+    """One scan to be written; `number` counts the scans of its patient."""
+
+    label: str
+    patient: int
+    scan: int
+    number: int
+    slices: int
+    extension: str
+    defect: str
+
+    def folder(self, root: Path) -> Path:
+        return root / self.label / str(self.patient) / str(self.scan)
+
+
+@dataclass(frozen=True)
+class WrittenScan:
+    """What the side files say about a scan: its files, those with a lesion, and its defect in words."""
+
+    files: int
+    lesions: list[str]
+    detail: str
+
+
+def plan(parameters: Parameters) -> list[PlannedScan]:
+    """All scans of a data set, by class and patient. Patients have one class, numbers without padding, and one of them is 0."""
+    generator = np.random.default_rng([parameters.seed, 5])
+    count = parameters.patients * len(CLASS_ORDER)
+    numbers = generator.permutation(np.append(0, 1 + generator.choice(4 * count, count - 1, replace=False)))
+    scans = []
+    # Scans are numbered through as in the archive, with gaps.
+    scan = int(generator.integers(90, 400))
+    for place, patient in enumerate(numbers.tolist()):
+        label = CLASS_ORDER[place // parameters.patients]
+        for number in range(distributions.draw_scans(generator, parameters.scans)):
+            slices = distributions.draw_slices(generator, parameters.slices)
+            extension = parameters.extension or distributions.draw_extension(generator)
+            scans.append(PlannedScan(label, patient, scan, number, slices, extension, ""))
+            scan += int(generator.integers(1, 4))
+    dealt = parameters.defects.deal(len(scans), generator)
+    return [PlannedScan(**{**vars(item), "defect": kind}) for item, kind in zip(scans, dealt, strict=True)]
+
+
+def write_dataset(
+    root: Path, parameters: Parameters, workers: int = 1, advance: Callable[[int], None] | None = None, truth: Path | None = None
+) -> list[PlannedScan]:
+    """Write a data set as CLASS/patient/scan/0000.png and so on, and the side files; `advance(1)` is called after each scan.
+
+    Beside the class folders lie `unzip_filenames.csv` and `lesions_slices.csv` as in CC-CCII, and `defects.csv` (kind, class,
+    patient, scan, detail). Lesions lie in the folder `truth`, by default `root/truth`, as CLASS/patient/scan/0000.png, white on black,
+    of the same size as the slices. Returns the scans. The same arguments write the same bytes with any number of `workers`.
+    """
+    scans = plan(parameters)
+    write = partial(_write_scan, root, truth or root / TRUTH, parameters)
+    written = []
+    for one in _each(write, scans, workers):
+        written.append(one)
+        if advance is not None:
+            advance(1)
+    both = list(zip(scans, written, strict=True))
+    rows = [(f"{scan.label}-1.zip", scan.label, scan.patient, scan.scan, one.files) for scan, one in both]
+    _write_csv(root / SCANS, ("zip_file", "label", "patient_id", "scan_id", "n_slice"), rows)
+    _write_csv(root / LESIONS, ("imgpath",), [(name,) for _, one in both for name in one.lesions])
+    found = [(scan.defect, scan.label, scan.patient, scan.scan, one.detail) for scan, one in both if scan.defect]
+    _write_csv(root / DEFECTS, ("kind", "class", "patient", "scan", "detail"), found)
+    return scans
+
+
+def _each(write: Callable[[PlannedScan], WrittenScan], scans: list[PlannedScan], workers: int) -> Iterator[WrittenScan]:
+    if workers <= 1:
+        yield from map(write, scans)
+        return
+    # Fresh processes: a copied one would inherit threads and open files.
+    with ProcessPoolExecutor(workers, get_context("spawn"), ignore_stopping) as pool:
+        try:
+            yield from pool.map(write, scans)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write_scan(root: Path, truth: Path, parameters: Parameters, scan: PlannedScan) -> WrittenScan:
+    generator = np.random.default_rng([parameters.seed, scan.patient, 4, scan.number])
+    order, detail = order_of(scan.defect, scan.slices, generator)
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(order):
+        places.setdefault(number, []).append(place)
+    # Some scans come as colour pictures with three equal channels.
+    colour = scan.extension.lower() in ("jpg", "jpeg") and bool(generator.random() < 0.5)
+    folder, masks = scan.folder(root), scan.folder(truth)
+    folder.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    files, lesions = 0, []
+    drawn = slices_of_chest(scan.label, scan.slices, parameters.size, parameters.seed, scan.patient, scan.number, parameters.difficulty)
+    for number, item in enumerate(drawn):
+        pixels = item.pixels
+        if scan.defect == "masked":
+            if not item.lung.any():
+                continue
+            pixels, places[number] = pixels * item.lung, [files]
+        picture, mask = Image.fromarray(pixels), Image.fromarray(item.lesion.astype(np.uint8) * 255).convert("1")
+        if scan.defect == "odd_size":
+            picture, mask = odd_size(picture), odd_size(mask)
+        if colour:
+            picture = picture.convert("RGB")
+        for place in places[number]:
+            path = folder / f"{place:04d}.{scan.extension}"
+            _save(picture, path)
+            mask.save(masks / f"{place:04d}.png", compress_level=1)
+            files += 1
+            if item.lesion.any():
+                lesions.append(path.relative_to(root).as_posix())
+    if scan.defect == "corrupt":
+        chosen = f"{int(generator.integers(files)):04d}.{scan.extension}"
+        detail = damage(folder / chosen, generator)
+    elif scan.defect == "masked":
+        detail = f"{scan.slices - files} slices without lung left out"
+    elif scan.defect == "odd_size":
+        detail = f"{picture.width}×{picture.height}"
+    return WrittenScan(files, sorted(lesions), detail)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    kind = path.suffix.lower()
+    if kind in (".jpg", ".jpeg"):
+        picture.save(path, "JPEG", quality=92)
+    elif kind == ".png":
+        # More would take longer than to draw the slice, and noise does not shrink.
+        picture.save(path, "PNG", compress_level=1)
+    elif kind == ".tif":
+        picture.save(path, "TIFF", compression="tiff_adobe_deflate")
+    else:
+        picture.save(path)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
