@@ -88,6 +88,13 @@ Model = Annotated[
         "--model", "-m", help="Trained model, by name or path; by default the newest.", autocompletion=_models, show_default=False
     ),
 ]
+
+
+def Share(what: str) -> Any:  # noqa: N802
+    """An option that gives a share of the scans of a synthetic data set."""
+    return typer.Option(min=0, max=1, help=f"Share of the scans {what}.")
+
+
 Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, or trees of such folders.", show_default=False)]
 
 
@@ -259,10 +266,25 @@ def models(
     _run(ctx)
 
 
-@app.command(epilog="Example: ctcovid demo")
+@app.command(epilog="Example: ctcovid demo --data-only synthetic --patients 50 --size 256")
 def demo(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("ctcovid-demo"),
+    data_only: Annotated[bool, typer.Option("--data-only", help="Make the synthetic data set, and nothing else.")] = False,
+    patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="16, or 20")] = None,
+    size: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels per side of a slice.", show_default="96, or 512")] = None,
+    slices: Annotated[
+        str | None, typer.Option(help="Fewest and most slices of a scan.", show_default="16-24, or as in CC-CCII", metavar="N-M")
+    ] = None,
+    difficulty: Annotated[
+        float | None, typer.Option(min=0, max=1, help="From large, dense lesions to small, faint ones.", show_default="0, or 0.5")
+    ] = None,
+    repeated: Annotated[float, Share("whose stack lies there twice")] = 0.0,
+    shuffled: Annotated[float, Share("whose slices have changed places")] = 0.0,
+    reversed: Annotated[float, Share("stored feet first")] = 0.0,  # noqa: A002
+    masked: Annotated[float, Share("black outside the lungs")] = 0.0,
+    corrupt: Annotated[float, Share("with a damaged file")] = 0.0,
+    odd_size: Annotated[float, Share("that are not square")] = 0.0,
     device: Device = "auto",
     seed: Seed = 0,
     workers: Workers = None,

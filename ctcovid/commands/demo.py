@@ -1,94 +1,175 @@
-"""ctcovid demo: a small synthetic CC-CCII through all five commands."""
+"""ctcovid demo: a small synthetic CC-CCII through all five commands, or a synthetic data set of any size alone."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from ctcovid.base import cpus
 from ctcovid.base.console import Console
+from ctcovid.base.errors import UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
+from ctcovid.explanation.pointing import Pointing, pointing
+from ctcovid.explanation.smooth_gradcampp import saliency_maps
+from ctcovid.explanation.upsample import to_slices
+from ctcovid.models import registry
+from ctcovid.models.network import Network
 from ctcovid.models.store import read_card
-from ctcovid.phantom.dataset import TRUTH, Parameters, plan, write_dataset
+from ctcovid.phantom.dataset import Parameters, plan, write_dataset
+from ctcovid.phantom.defects import Defects
 from ctcovid.reports.tables import Table
+from ctcovid.scans.discover import CLASS_ORDER, TRUTH, Scan, find_dataset
+from ctcovid.scans.read import read_volumes
 
-# Twice as fast as the default one, and small enough that all is over in a minute or two on a few CPU cores.
-ARCH = "r2plus1d18"
+ARCH = "r3d18"
 # At this size the last layer sees the chest as 3 by 3 places.
 LAYER = "layer2"
-PATIENTS, SIZE, EPOCHS, BATCH = 16, 96, 12, 16
+EPOCHS, BATCH, DEPTH = 12, 16, 4
+# Few patients and small pictures want lesions that are easy to see.
+PATIENTS, SIZE, SLICES, DIFFICULTY = 16, 96, (16, 24), 0.0
+# Scans of unseen patients whose maps are held against the lesions, and noisy copies of each volume.
+POINTED, SAMPLES = 8, 5
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `ctcovid demo` was asked for; `sources` says where each value came from."""
+    """What `ctcovid demo` was asked for; `sources` says where each value came from.
+
+    `patients` (of each class), `size`, `slices` ("20-40") and `difficulty` that are not given are the demo's own small and easy ones; with
+    `data_only`, 20 patients at 512 pixels, CC-CCII's own numbers of slices, and 0.5. The defects are shares of the scans.
+    """
 
     folder: Path = Path("ctcovid-demo")
+    data_only: bool = False
+    patients: int = 0
+    size: int = 0
+    slices: str = ""
+    difficulty: float | None = None
+    repeated: float = 0.0
+    shuffled: float = 0.0
+    reversed: float = 0.0
+    masked: float = 0.0
+    corrupt: float = 0.0
+    odd_size: float = 0.0
     device: str = "auto"
     seed: int = 0
     workers: int = 0
     overwrite: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
+    def parameters(self) -> Parameters:
+        """What the data set is like. Raises UsageError where that cannot be."""
+        defects = {item.name: getattr(self, item.name) for item in fields(Defects)}
+        limits = _limits(self.slices) if self.slices else None if self.data_only else SLICES
+        patients, size, difficulty = (20, 512, 0.5) if self.data_only else (PATIENTS, SIZE, DIFFICULTY)
+        try:
+            return Parameters(
+                self.patients or patients,
+                self.size or size,
+                self.seed,
+                difficulty if self.difficulty is None else self.difficulty,
+                limits,
+                scans=14 if self.data_only else 2,
+                defects=Defects(**defects),
+            )
+        except ValueError as error:
+            raise UsageError(f"No such data set can be made: {error}.") from error
+
 
 @dataclass(frozen=True)
 class Summary:
-    """What the demo left behind."""
+    """What the demo left behind; `points` has the pointing games of the trained and of an untrained network."""
 
     folder: Path
     evaluation: evaluate.Summary
     montage: Path
+    points: dict[str, Pointing]
 
     def document(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "montage": str(self.montage), "evaluation": self.evaluation.document()}
+        points = {name: asdict(found) for name, found in self.points.items()}
+        return {"folder": str(self.folder), "montage": str(self.montage), "evaluation": self.evaluation.document(), "pointing": points}
 
     def table(self) -> Table:
         return self.evaluation.table()
 
 
-def run(options: Options, console: Console) -> Summary:
+@dataclass(frozen=True)
+class Data:
+    """A synthetic data set that was written, and nothing else done."""
+
+    folder: Path
+    rows: list[list[Any]]
+
+    def document(self) -> dict[str, Any]:
+        names = ("class", "patients", "scans", "slices", "defects")
+        return {"folder": str(self.folder), "classes": [dict(zip(names, row, strict=True)) for row in self.rows]}
+
+    def table(self) -> Table:
+        return Table(("class", "patients", "scans", "slices", "with a defect"), self.rows)
+
+
+def run(options: Options, console: Console) -> Summary | Data:
     """Make the data, then run each command with the line that a person would type."""
-    folder = options.folder
-    data, volumes, runs, explanations = (folder / name for name in ("CC-CCII", "volumes.h5", "runs", "explanations"))
+    folder, parameters = options.folder, options.parameters()
     claim_folder(folder, options.overwrite, "demo")
-    for earlier in (data, folder / TRUTH):
+    data = folder if options.data_only else folder / "CC-CCII"
+    for earlier in (*(data / label for label in CLASS_ORDER), folder / TRUTH):
         if earlier.exists():
             shutil.rmtree(earlier)
     card = RunCard(folder / RUN_CARD, "demo", asdict(options), options.sources)
     with card.recording():
-        return _run(options, folder, data, volumes, runs, explanations, console)
+        with console.progress(len(plan(parameters)), "Making synthetic scans") as advance:
+            scans = write_dataset(data, parameters, options.workers or cpus.allowed(), advance, truth=folder / TRUTH)
+        if not options.data_only:
+            return _five_commands(options, parameters, data, console)
+        rows = []
+        for label in CLASS_ORDER:
+            mine = [scan for scan in scans if scan.label == label]
+            patients, defects = len({scan.patient for scan in mine}), sum(bool(scan.defect) for scan in mine)
+            rows.append([label, patients, len(mine), sum(scan.slices for scan in mine), defects])
+    made = Data(folder, rows)
+    console.result(made.table(), made.document())
+    console.say(f"The lesions are in {folder / TRUTH}, the defects in {folder / 'defects.csv'}.")
+    console.say(f"Next:  ctcovid prepare {shlex.quote(str(folder))} --depth {DEPTH} --size {parameters.size}")
+    return made
 
 
-def _run(options: Options, folder: Path, data: Path, volumes: Path, runs: Path, explanations: Path, console: Console) -> Summary:
-    parameters = Parameters(PATIENTS, SIZE, options.seed, difficulty=0.0, slices=(16, 24), scans=2)
-    with console.progress(len(plan(parameters)), "Making synthetic scans") as advance:
-        write_dataset(data, parameters, options.workers, advance, truth=folder / TRUTH)
-
+def _five_commands(options: Options, parameters: Parameters, data: Path, console: Console) -> Summary:
+    folder, size = options.folder, parameters.size
+    volumes, runs, explanations = (folder / name for name in ("volumes.h5", "runs", "explanations"))
     # The commands' own results would mix with this command's one result on stdout.
     inner = Console(quiet=console.quiet, verbose=console.verbose, results=False)
     common: dict[str, Any] = {"seed": options.seed, "overwrite": options.overwrite}
     machine: dict[str, Any] = {"device": options.device}
-    _show(console, "prepare", data, "--depth", 4, "--size", SIZE, "--output", volumes)
-    prepared = prepare.run(prepare.Options(data, 4, SIZE, volumes, workers=options.workers, **common), inner)
+    _show(console, "prepare", data, "--depth", DEPTH, "--size", size, "--output", volumes)
+    prepared = prepare.run(prepare.Options(data, DEPTH, size, volumes, workers=options.workers, **common), inner)
     console.say(prepared.table.text())
     _show(console, "train", "--arch", ARCH, "--data", volumes, "--runs", runs, "--epochs", EPOCHS, "--batch", BATCH)
     training = train.Options(volumes, ARCH, epochs=EPOCHS, batch=BATCH, runs=runs, workers=options.workers, **machine, **common)
     trained = train.run(training, inner)
     _show(console, "evaluate", "--runs", runs)
     evaluated = evaluate.run(evaluate.Options(runs=runs, workers=options.workers, **machine, **common), inner)
-    scan = _test_scan(data, trained.folder)
-    _show(console, "predict", scan, "--runs", runs)
-    predicted = predict.run(predict.Options((scan,), runs=runs, **machine), inner)
+    unseen = _unseen_lesions(data, trained.folder)
+    _show(console, "predict", unseen[0].folder, "--runs", runs)
+    predicted = predict.run(predict.Options((unseen[0].folder,), runs=runs, **machine), inner)
     console.say(predicted.table().text())
-    _show(console, "explain", scan, "--layer", LAYER, "--runs", runs, "--output", explanations)
-    explained = explain.run(explain.Options((scan,), layer=LAYER, runs=runs, output=explanations, **machine, **common), inner)
+    _show(console, "explain", unseen[0].folder, "--layer", LAYER, "--runs", runs, "--output", explanations)
+    explaining = explain.Options((unseen[0].folder,), layer=LAYER, runs=runs, output=explanations, **machine, **common)
+    explained = explain.run(explaining, inner)
+    points = _pointing(options, unseen[:POINTED], trained.folder, console)
 
-    summary = Summary(folder, evaluated, Path(explained.explained[0]["folder"]) / "montage.png")
+    summary = Summary(folder, evaluated, Path(explained.explained[0]["folder"]) / "montage.png", points)
     console.result(summary.table(), summary.document())
+    console.say(_points_table(points).text())
     console.say(
         f"\nThe scans were synthetic, so the figures say that the way works and nothing about patients.\n"
         f"Look at {summary.montage} and {trained.folder / 'accuracy.png'}.\n"
@@ -101,7 +182,50 @@ def _show(console: Console, command: str, *words: object) -> None:
     console.say(f"\n$ ctcovid {command} {shlex.join(map(str, words))}")
 
 
-def _test_scan(data: Path, run_folder: Path) -> Path:
-    """A scan with COVID-19 of a patient whom the model has not seen."""
+def _limits(slices: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", slices)
+    if found is None:
+        raise UsageError(f"--slices {slices}: give the fewest and the most slices of a scan, as in --slices 20-40.")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _unseen_lesions(data: Path, run_folder: Path) -> list[Scan]:
+    """Scans with COVID-19 or pneumonia, in turn, of patients whom the model has not seen."""
     test = set(read_card(run_folder)["split"]["test"])
-    return next(scan for scan in sorted((data / "NCP").glob("*/*")) if scan.parent.name in test)
+    scans = [scan for scan in find_dataset(data)[0] if scan.patient in test]
+    by_class = [[scan for scan in scans if scan.label == label] for label in ("NCP", "CP")]
+    paired = [scan for pair in zip(*by_class, strict=False) for scan in pair]
+    return paired + [scan for scan in scans if scan not in paired and scan.label != "Normal"]
+
+
+def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Console) -> dict[str, Pointing]:
+    """The pointing games of the trained network and of one with random weights, on scans of unseen patients."""
+    trained = registry.load(run_folder.name, options.device, runs=run_folder.parent)
+    torch.manual_seed(options.seed)
+    untrained = registry.place(ARCH, trained.classes, options.device)
+    truth = {scan.source: scan for scan in find_dataset(options.folder / TRUTH)[0]}
+    workers = options.workers or cpus.allowed()
+    maps: dict[str, list[np.ndarray]] = {"trained": [], "untrained": []}
+    lesions = []
+    with console.progress(len(scans), "Holding maps against lesions") as advance:
+        for scan in scans:
+            volumes = read_volumes(scan, trained.depth, trained.size, workers)
+            masks = replace(truth[scan.source], label=scan.label)
+            lesions.append(read_volumes(masks, trained.depth, trained.size, workers).reshape(-1, trained.size, trained.size) > 127)
+            for name, network in (("trained", trained.network), ("untrained", untrained)):
+                maps[name].append(_maps(network, volumes, trained.classes.index(scan.label), options.seed))
+            advance(1)
+    found = {name: pointing(np.concatenate(parts), np.concatenate(lesions)) for name, parts in maps.items()}
+    return {name: points for name, points in found.items() if points is not None}
+
+
+def _maps(network: Network, volumes: np.ndarray, target: int, seed: int) -> np.ndarray:
+    native = saliency_maps(network, volumes, LAYER, target, SAMPLES, 0.1, seed)
+    return to_slices(native, volumes.shape[1], volumes.shape[2]).reshape(-1, *volumes.shape[2:])
+
+
+def _points_table(points: dict[str, Pointing]) -> Table:
+    rows: list[list[Any]] = [[name, found.hits, found.energy, found.chance, found.slices] for name, found in points.items()]
+    return Table(
+        ("network", "most salient in a lesion", "saliency in lesions", "by chance", "slices"), rows, "Do maps point into the lesions?"
+    )

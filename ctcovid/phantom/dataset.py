@@ -17,9 +17,9 @@ from ctcovid.base.signals import ignore_stopping
 from ctcovid.phantom import distributions
 from ctcovid.phantom.chest import slices_of_chest
 from ctcovid.phantom.defects import Defects, damage, odd_size, order_of
-from ctcovid.scans.discover import CLASS_ORDER
+from ctcovid.scans.discover import CLASS_ORDER, TRUTH
 
-SCANS, LESIONS, DEFECTS, TRUTH = "unzip_filenames.csv", "lesions_slices.csv", "defects.csv", "truth"
+SCANS, LESIONS, DEFECTS = "unzip_filenames.csv", "lesions_slices.csv", "defects.csv"
 
 
 @dataclass(frozen=True)
