@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ctcovid.phantom.anatomy import Anatomy
-from ctcovid.phantom.lesions import draw_lesions
+from ctcovid.phantom.lesions import draw_lesions, mean_added
 from ctcovid.phantom.render import Renderer
 from ctcovid.phantom.scanner import Protocol
 from ctcovid.scans.discover import CLASS_ORDER
@@ -52,6 +52,8 @@ def slices_of_chest(label: str, slices: int, size: int, seed: int, patient: int,
     blobs = draw_lesions(label, anatomy, difficulty, np.random.default_rng([seed, patient, 1]))
     of_scan = np.random.default_rng([seed, patient, 2, scan])
     protocol = Protocol.draw(anatomy, slices, of_scan)
+    # Half of what the lesions add to the mean of the lungs is taken from the rest of them, lest the mean tell the class.
+    protocol = replace(protocol, lung=protocol.lung - 0.5 * mean_added(blobs, anatomy))
     # Small pictures are drawn larger and averaged, as a real slice is made smaller.
     factor = max(1, -(-180 // size))
     renderer = Renderer(anatomy, protocol, blobs, size * factor, np.random.default_rng([seed, patient, 3]), of_scan)

@@ -144,6 +144,14 @@ def _frame(first: np.ndarray) -> np.ndarray:
     return np.stack([first, second, np.cross(first, second)])
 
 
+def mean_added(blobs: list[Blob], anatomy: Anatomy) -> float:
+    """About how many HU the lesions add to the mean of the lungs."""
+    lungs = 1.6 * anatomy.half_width * anatomy.half_depth * anatomy.length
+    # A solid blob lies in a glass one, and a part of each lies outside the lungs.
+    hu = [(700.0 if blob.solid else 1.0) * blob.opacity * 2.6 * float(np.prod(blob.radii)) for blob in blobs]
+    return sum(hu) / lungs
+
+
 def shares(blobs: list[Blob], x: Any, y: Any, z: float, field: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """What the lesions do in one level: ground glass in HU, its paving, consolidation, and the share of any lesion; None where nothing.
 
