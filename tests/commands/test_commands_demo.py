@@ -1,0 +1,62 @@
+"""ctcovid demo: a synthetic data set that the other commands take, and bad wishes in one sentence."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import OutputExistsError, UsageError
+from ctcovid.commands import demo, prepare
+
+
+def quiet() -> Console:
+    return Console(quiet=True, results=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "synthetic"
+    options = demo.Options(folder, data_only=True, patients=3, size=32, slices="8-10", corrupt=0.1, repeated=0.2, workers=1)
+    summary = demo.run(options, quiet())
+    assert [row["class"] for row in summary.document()["classes"]] == ["NCP", "CP", "Normal"]
+    return folder
+
+
+def test_the_data_set_alone_is_what_prepare_takes(made: Path, tmp_path: Path) -> None:
+    """With lesion masks beside the class folders that are no class, and a damaged file that is named and left out."""
+    summary = prepare.run(prepare.Options(made, 4, 32, tmp_path / "volumes.h5", workers=1), quiet())
+    assert {row[0] for row in summary.table.rows} == {"NCP", "CP", "Normal", "all"}
+    with (made / "defects.csv").open(newline="") as file:
+        defects = list(csv.DictReader(file))
+    corrupt = [f"{row['class']}/{row['patient']}/{row['scan']}" for row in defects if row["kind"] == "corrupt"]
+    assert corrupt and len(summary.failed) == len(corrupt)
+    assert all(any(name in sentence for sentence in summary.failed) for name in corrupt)
+
+
+def test_another_wish_does_not_overwrite_the_data(made: Path) -> None:
+    with pytest.raises(OutputExistsError):
+        demo.run(demo.Options(made, data_only=True), quiet())
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"slices": "many"}, "--slices"),
+        ({"slices": "40-20"}, "fewest and most"),
+        ({"repeated": 0.6, "masked": 0.6}, "together at most 1"),
+    ],
+)
+def test_a_data_set_that_cannot_be_made_is_a_usage_error(wish: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        demo.run(demo.Options(tmp_path / "out", data_only=True, **wish), quiet())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_small_data_set_of_the_demo_is_easier_than_the_one_by_itself() -> None:
+    assert demo.Options().parameters().difficulty == 0.0
+    alone = demo.Options(data_only=True).parameters()
+    assert (alone.difficulty, alone.size, alone.slices) == (0.5, 512, None)
+    assert demo.Options(data_only=True, difficulty=0.0).parameters().difficulty == 0.0
