@@ -274,11 +274,9 @@ def demo(
     patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="16, or 20")] = None,
     size: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels per side of a slice.", show_default="96, or 512")] = None,
     slices: Annotated[
-        str | None, typer.Option(help="Fewest and most slices of a scan.", show_default="16-24, or as in CC-CCII", metavar="N-M")
+        str | None, typer.Option(help="Fewest and most slices of a scan.", show_default="as in CC-CCII", metavar="N-M")
     ] = None,
-    difficulty: Annotated[
-        float | None, typer.Option(min=0, max=1, help="From large, dense lesions to small, faint ones.", show_default="0, or 0.5")
-    ] = None,
+    difficulty: Annotated[float, typer.Option(min=0, max=1, help="From large, dense lesions to small, faint ones.")] = 0.5,
     repeated: Annotated[float, Share("whose stack lies there twice")] = 0.0,
     shuffled: Annotated[float, Share("whose slices have changed places")] = 0.0,
     reversed: Annotated[float, Share("stored feet first")] = 0.0,  # noqa: A002

@@ -26,6 +26,7 @@ from ctcovid.models.network import Network
 from ctcovid.models.store import read_card
 from ctcovid.phantom.dataset import Parameters, plan, write_dataset
 from ctcovid.phantom.defects import Defects
+from ctcovid.phantom.simple import write_simple_dataset
 from ctcovid.reports.tables import Table
 from ctcovid.scans.discover import CLASS_ORDER, TRUTH, Scan, find_dataset
 from ctcovid.scans.read import read_volumes
@@ -34,8 +35,7 @@ ARCH = "r3d18"
 # At this size the last layer sees the chest as 3 by 3 places.
 LAYER = "layer2"
 EPOCHS, BATCH, DEPTH = 12, 16, 4
-# Few patients and small pictures want lesions that are easy to see.
-PATIENTS, SIZE, SLICES, DIFFICULTY = 16, 96, (16, 24), 0.0
+PATIENTS, SIZE = 16, 96
 # Scans of unseen patients whose maps are held against the lesions, and noisy copies of each volume.
 POINTED, SAMPLES = 8, 5
 
@@ -44,8 +44,8 @@ POINTED, SAMPLES = 8, 5
 class Options:
     """What `ctcovid demo` was asked for; `sources` says where each value came from.
 
-    `patients` (of each class), `size`, `slices` ("20-40") and `difficulty` that are not given are the demo's own small and easy ones; with
-    `data_only`, 20 patients at 512 pixels, CC-CCII's own numbers of slices, and 0.5. The defects are shares of the scans.
+    `patients` of each class and `size` that are 0 are 16 and 96, with `data_only` 20 and 512. The others are for `data_only`: `slices` of
+    a scan ("20-40"; by default as in CC-CCII), `difficulty`, and the defects as shares of the scans.
     """
 
     folder: Path = Path("ctcovid-demo")
@@ -53,7 +53,7 @@ class Options:
     patients: int = 0
     size: int = 0
     slices: str = ""
-    difficulty: float | None = None
+    difficulty: float = 0.5
     repeated: float = 0.0
     shuffled: float = 0.0
     reversed: float = 0.0
@@ -69,18 +69,9 @@ class Options:
     def parameters(self) -> Parameters:
         """What the data set is like. Raises UsageError where that cannot be."""
         defects = {item.name: getattr(self, item.name) for item in fields(Defects)}
-        limits = _limits(self.slices) if self.slices else None if self.data_only else SLICES
-        patients, size, difficulty = (20, 512, 0.5) if self.data_only else (PATIENTS, SIZE, DIFFICULTY)
+        limits = _limits(self.slices) if self.slices else None
         try:
-            return Parameters(
-                self.patients or patients,
-                self.size or size,
-                self.seed,
-                difficulty if self.difficulty is None else self.difficulty,
-                limits,
-                scans=14 if self.data_only else 2,
-                defects=Defects(**defects),
-            )
+            return Parameters(self.patients or 20, self.size or 512, self.seed, self.difficulty, limits, defects=Defects(**defects))
         except ValueError as error:
             raise UsageError(f"No such data set can be made: {error}.") from error
 
@@ -119,7 +110,8 @@ class Data:
 
 def run(options: Options, console: Console) -> Summary | Data:
     """Make the data, then run each command with the line that a person would type."""
-    folder, parameters = options.folder, options.parameters()
+    folder = options.folder
+    parameters = options.parameters() if options.data_only else None
     claim_folder(folder, options.overwrite, "demo")
     data = folder if options.data_only else folder / "CC-CCII"
     for earlier in (*(data / label for label in CLASS_ORDER), folder / TRUTH):
@@ -127,10 +119,10 @@ def run(options: Options, console: Console) -> Summary | Data:
             shutil.rmtree(earlier)
     card = RunCard(folder / RUN_CARD, "demo", asdict(options), options.sources)
     with card.recording():
+        if parameters is None:
+            return _five_commands(options, data, console)
         with console.progress(len(plan(parameters)), "Making synthetic scans") as advance:
-            scans = write_dataset(data, parameters, options.workers or cpus.allowed(), advance, truth=folder / TRUTH)
-        if not options.data_only:
-            return _five_commands(options, parameters, data, console)
+            scans = write_dataset(data, parameters, options.workers or cpus.allowed(), advance)
         rows = []
         for label in CLASS_ORDER:
             mine = [scan for scan in scans if scan.label == label]
@@ -143,8 +135,10 @@ def run(options: Options, console: Console) -> Summary | Data:
     return made
 
 
-def _five_commands(options: Options, parameters: Parameters, data: Path, console: Console) -> Summary:
-    folder, size = options.folder, parameters.size
+def _five_commands(options: Options, data: Path, console: Console) -> Summary:
+    folder, patients, size = options.folder, options.patients or PATIENTS, options.size or SIZE
+    with console.progress(patients * len(CLASS_ORDER), "Making synthetic scans") as advance:
+        write_simple_dataset(data, folder / TRUTH, patients, size, options.seed, advance)
     volumes, runs, explanations = (folder / name for name in ("volumes.h5", "runs", "explanations"))
     # The commands' own results would mix with this command's one result on stdout.
     inner = Console(quiet=console.quiet, verbose=console.verbose, results=False)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import OutputExistsError, UsageError
 from ctcovid.commands import demo, prepare
+from ctcovid.phantom.simple import simple_chest
 
 
 def quiet() -> Console:
@@ -55,8 +57,10 @@ def test_a_data_set_that_cannot_be_made_is_a_usage_error(wish: dict[str, object]
     assert not (tmp_path / "out").exists()
 
 
-def test_the_small_data_set_of_the_demo_is_easier_than_the_one_by_itself() -> None:
-    assert demo.Options().parameters().difficulty == 0.0
-    alone = demo.Options(data_only=True).parameters()
-    assert (alone.difficulty, alone.size, alone.slices) == (0.5, 512, None)
-    assert demo.Options(data_only=True, difficulty=0.0).parameters().difficulty == 0.0
+def test_the_simple_phantom_has_lesions_in_the_sick_alone() -> None:
+    for label in ("NCP", "CP", "Normal"):
+        pixels, lesions = simple_chest(label, 16, 48, np.random.default_rng(3))
+        assert pixels.shape == lesions.shape == (16, 48, 48)
+        assert lesions.any() == (label != "Normal")
+        again, _ = simple_chest(label, 16, 48, np.random.default_rng(3))
+        assert np.array_equal(again, pixels)
