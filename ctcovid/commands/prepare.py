@@ -15,12 +15,13 @@ from ctcovid.base.errors import InputError, UsageError, listing
 from ctcovid.base.files import claim_file, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
+from ctcovid.base.workers import Workers
 from ctcovid.reports.dataset_table import dataset_table, missing_classes
 from ctcovid.reports.tables import Table
 from ctcovid.scans.discover import Scan, class_order, find_dataset, positive_class
 from ctcovid.scans.kind import SEGMENTED, image_kind
 from ctcovid.scans.read import ScanFormat
-from ctcovid.volumes.encode import BATCH, Chunk, Workers, encode_slices, probe_scan
+from ctcovid.volumes.encode import BATCH, Chunk, encode_slices, probe_scan
 from ctcovid.volumes.layout import ScanRow
 from ctcovid.volumes.reader import VolumesFile
 from ctcovid.volumes.split import parse_shares, read_split_file, split_patients

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ctcovid.base.signals import ignore_stopping
+from ctcovid.base.workers import Workers
 from ctcovid.phantom import distributions
 from ctcovid.phantom.chest import slices_of_chest
 from ctcovid.phantom.defects import Defects, damage, odd_size, order_of
@@ -123,13 +121,8 @@ def _each(write: Callable[[PlannedScan], WrittenScan], scans: list[PlannedScan],
     if workers <= 1:
         yield from map(write, scans)
         return
-    # Fresh processes: a copied one would inherit threads and open files.
-    with ProcessPoolExecutor(workers, get_context("spawn"), ignore_stopping) as pool:
-        try:
-            yield from pool.map(write, scans)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with Workers(workers) as pool:
+        yield from pool.map(write, scans)
 
 
 def _write_scan(root: Path, truth: Path, parameters: Parameters, scan: PlannedScan) -> WrittenScan:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ctcovid.base.errors import CtcovidError, InputError
-from ctcovid.volumes.encode import Workers, encode_slices, probe_scan
+from ctcovid.base.errors import InputError
+from ctcovid.volumes.encode import encode_slices, probe_scan
 
 
 def fletcher32(data: bytes) -> int:
@@ -62,23 +61,3 @@ def test_errors_come_back_as_values_that_name_the_slice(make_scan: Callable[...,
     assert isinstance(found, InputError) and str(folder / "0003.png") in str(found)
     (folder / "0003.png").write_bytes(b"")
     assert isinstance(probe_scan(slices), InputError)
-
-
-def test_results_come_in_the_order_of_tasks_and_tasks_are_drawn_only_as_they_are_needed() -> None:
-    drawn = []
-
-    def tasks() -> Iterator[int]:
-        for number in range(-500, 0):
-            drawn.append(number)
-            yield number
-
-    with Workers(2) as pool:
-        results = pool.map(abs, tasks())
-        assert [next(results) for _ in range(3)] == [500, 499, 498]
-        assert len(drawn) < 20
-        assert list(results) == list(range(497, 0, -1))
-
-
-def test_worker_that_dies_is_an_error_with_a_remedy_and_not_a_hang() -> None:
-    with Workers(1) as pool, pytest.raises(CtcovidError, match=r"worker process died.*--workers"):
-        list(pool.map(os._exit, [1]))
