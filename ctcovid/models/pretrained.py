@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ctcovid.base.errors import InputError, ModelRefusedError
+from ctcovid.models.store import read_tensors
 
 # torchvision's names of a residual block's parts, and ours; the (2+1)D ones first.
 _TORCHVISION = (
@@ -99,11 +98,10 @@ def _read(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise InputError(f"No file {path}. --pretrained takes a file of weights; nothing is downloaded.")
     try:
-        content: object = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, struct.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        content: object = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelRefusedError(
-            f"{path} cannot be read as weights ({reason}). Code in it is never run: "
+            f"{path} cannot be read as weights ({error}). Code in it is never run: "
             "where it is a trusted checkpoint, save its state_dict alone, and name that file."
         ) from error
     for key in ("state_dict", "model_state_dict", "model"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import pickletools
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,17 @@ def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:
     broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if broken:
         raise ModelRefusedError(f"{path} holds values that are not finite, in {broken[0]}. The training diverged; train again.")
+
+
+def read_tensors(path: Path) -> Any:
+    """What torch.save wrote, tensors and plain types alone, on the CPU; code in the file is never run.
+
+    Raises ValueError, with the reason in one line, where it cannot be read so.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, struct.error) as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.base.files import atomic
+from ctcovid.models.store import read_tensors
 from ctcovid.training.history import EpochRow
 
 
@@ -56,10 +55,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises ModelRefusedError where the file is damaged or holds anything but tensors and plain types.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, struct.error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelRefusedError(f"{path} is no checkpoint of ctcovid, or damaged ({reason}). Train again with --overwrite.") from error
+        content = read_tensors(path)
+    except ValueError as error:
+        raise ModelRefusedError(f"{path} is no checkpoint of ctcovid, or damaged ({error}). Train again with --overwrite.") from error
     if not isinstance(content, dict) or not {"model", "optimiser", "progress", "settings"} <= set(content):
         raise ModelRefusedError(f"{path} is no checkpoint of ctcovid. Train again with --overwrite.")
     return content
