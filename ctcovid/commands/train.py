@@ -253,7 +253,7 @@ def _announce(
         f"Training {network.architecture.name} on {len(train_set):,} volumes of {depth}×{file.size}×{file.size} "
         f"({len(valid_set):,} to validate), {device_name(network.device)}, {precision}, into {folder}/."
     )
-    if network.device.type == "cpu" and kernels.library is None:
+    if network.device.type == "cpu" and kernels.compiled is None:
         console.say("ctcovid was installed without a C++ compiler at hand: training takes longer, with the same result.")
     if progress.epoch or progress.step:
         console.say(f"Resuming after {progress.epoch} epochs and {progress.step} steps of {recipe.epochs} epochs.")

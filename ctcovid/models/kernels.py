@@ -39,14 +39,14 @@ def _load() -> ctypes.CDLL | None:
     return None
 
 
-library = _load()
+compiled = _load()
 
 
 def usable(x: Tensor) -> bool:
     """Whether the compiled passes are there and take this tensor."""
     # Tensors of other types, as in tracing, have no memory to work on.
     real = type(x) in (Tensor, torch.nn.Parameter) and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
-    return library is not None and real and x.device.type == "cpu" and x.dtype in _TYPES
+    return compiled is not None and real and x.device.type == "cpu" and x.dtype in _TYPES
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +137,8 @@ def _place(x: Tensor) -> _Place:
 
 
 def _call(name: str, like: Tensor, *arguments: Tensor | _Grid | _Place | int | None) -> None:
-    assert library is not None
-    function = getattr(library, f"{name}_{_TYPES[like.dtype]}")
+    assert compiled is not None
+    function = getattr(compiled, f"{name}_{_TYPES[like.dtype]}")
     # The converted arguments have to live until the call is over.
     converted = [_convert(argument) for argument in arguments]
     function(*converted, ctypes.c_int(torch.get_num_threads()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 # torch drops operator definitions when their library object goes, so these live as long as the process.
-_definitions: list[torch.library.Library] = []
+_definitions: list[library.Library] = []
 
 # The compiled part of torchvision's ordinary package wants the CUDA build of torch. Beside a CPU-only build it does not load, and
 # the import stops at the first of its operators that Python code refers to.
@@ -25,9 +25,9 @@ def import_torchvision() -> object:
             raise
         for name, schema in _OPERATORS.items():
             if not hasattr(torch.ops.torchvision, name):
-                library = torch.library.Library("torchvision", "FRAGMENT")
-                library.define(schema)
-                _definitions.append(library)
+                definition = library.Library("torchvision", "FRAGMENT")
+                definition.define(schema)
+                _definitions.append(definition)
         import torchvision
     return torchvision
 

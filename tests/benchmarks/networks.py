@@ -263,7 +263,7 @@ def main() -> None:
         "processor": platform.processor() or platform.machine(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": torch.__version__,
-        "compiled_passes": kernels.library is not None,
+        "compiled_passes": kernels.compiled is not None,
         "date": time.strftime("%Y-%m-%d"),
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)

@@ -19,14 +19,14 @@ SHAPES = [(2, 5, 4, 7, 6), (1, 64, 2, 9, 9), (3, 70, 1, 5, 8), (2, 16, 3, 1, 1),
 
 NORMALISE = kernels.normalise
 
-needs_compiled = pytest.mark.skipif(kernels.library is None, reason="no compiler was at hand when ctcovid was installed")
+needs_compiled = pytest.mark.skipif(kernels.compiled is None, reason="no compiler was at hand when ctcovid was installed")
 
 
 @pytest.fixture(params=["compiled", "torch"])
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(kernels, "library", None)
-    elif kernels.library is None:
+        monkeypatch.setattr(kernels, "compiled", None)
+    elif kernels.compiled is None:
         pytest.skip("no compiler was at hand when ctcovid was installed")
     return str(request.param)
 

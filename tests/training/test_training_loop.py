@@ -70,7 +70,7 @@ def test_pieces_are_as_equal_as_can_be(micro_batch: int, volumes: int, expected:
 def test_validation_sees_the_weights_of_the_last_step(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fused optimiser changes weights without a trace; kernels that were made ready before must not outlive that."""
     if passes == "torch":
-        monkeypatch.setattr(kernels, "library", None)
+        monkeypatch.setattr(kernels, "compiled", None)
     torch.manual_seed(0)
     network = registry.place("r3d18", ["a", "b", "c"], "cpu", "float32")
     plain = registry.create("r3d18", plain=True)
