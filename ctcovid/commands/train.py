@@ -95,13 +95,13 @@ def run(options: Options, console: Console) -> Summary:
     claim_file(folder / RUN_CARD, overwrite=True)
     checkpoint = _checkpoint(folder, options)
     train_set, valid_set = _sets(file, depth, console)
-    registry.require_fit(options.arch, depth, file.size)
+    recipe = Recipe(options.epochs, options.batch, options.micro_batch, options.learning_rate, seed=options.seed)
+    registry.require_fit(options.arch, depth, file.size, recipe.fewest(len(train_set)))
 
     torch.manual_seed(options.seed)
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
     network = registry.place(options.arch, file.classes, options.device, options.precision)
-    recipe = Recipe(options.epochs, options.batch, options.micro_batch, options.learning_rate, seed=options.seed)
     optimiser = recipe.optimiser(network.module)
     settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint}
     settings["precision"] = str(network.precision)

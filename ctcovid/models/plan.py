@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctcovid.base.errors import UsageError
 from ctcovid.models.depthfold import Conv3d, way
-from ctcovid.models.registry import create
+from ctcovid.models.registry import create, require_fit
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ def plan(name: str, depth: int, size: int) -> list[LayerCost]:
 
     Raises UsageError where there is no such architecture, or it does not take such volumes.
     """
+    require_fit(name, depth, size)
     rows: list[LayerCost] = []
     with torch.device("meta"), torch.inference_mode():
         # The plain network, because there each convolution is one module called once.
@@ -43,10 +43,7 @@ def plan(name: str, depth: int, size: int) -> list[LayerCost]:
         for layer, module in network.named_modules():
             if isinstance(module, nn.Conv3d):
                 module.register_forward_hook(_cost(rows, layer, folds))
-        try:
-            network(torch.empty(1, 1, depth, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise UsageError(f"{name} does not take {depth}×{size}×{size} volumes: {error}. Choose another --depth or --size.") from error
+        network(torch.empty(1, 1, depth, size, size))
     return rows
 
 

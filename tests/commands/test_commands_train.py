@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ctcovid.base.console import Console
+from ctcovid.base.errors import UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.models.registry import load
 
@@ -135,6 +136,16 @@ def test_an_existing_run_is_not_touched(volumes: Path, undisturbed: Path) -> Non
 def test_resuming_with_other_settings_is_refused(volumes: Path, undisturbed: Path) -> None:
     talk = _end(_train(volumes, undisturbed.parent, "--name", "run", "--resume", "--seed", 7), 2)
     assert "--seed was 0 and is 7" in talk
+
+
+@pytest.mark.parametrize("alone", [{"batch": 1}, {"batch": 4, "micro_batch": 1}])
+def test_volumes_that_batch_norm_cannot_learn_from_alone_are_refused_before_anything_is_written(
+    volumes: Path, tmp_path: Path, alone: dict[str, int]
+) -> None:
+    options = train.Options(volumes, epochs=1, runs=tmp_path / "runs", workers=1, **alone)
+    with pytest.raises(UsageError, match="--micro-batch"):
+        train.run(options, Console(quiet=True, results=False))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_another_depth_restacks_the_same_file(volumes: Path, tmp_path: Path) -> None:
