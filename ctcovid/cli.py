@@ -142,7 +142,8 @@ def train(
     ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-12, help="Adam's first rate; a tenth of it every 10 epochs.")] = 1e-3,
     pretrained: Annotated[
-        Path | None, typer.Option(help="Weights to begin with: 3D-ResNets-PyTorch, MedicalNet or torchvision.", show_default=False)
+        Path | None,
+        typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run.", show_default=False),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.", show_default=False)] = "",
     runs: Runs = Path("runs"),
