@@ -68,14 +68,22 @@ def require_fit(name: str, depth: int, size: int, volumes: int = 2) -> None:
     Raises UsageError where it does not, as some of torchvision's models with thin volumes, or batch norm with a single value.
     """
     if not _takes(name, depth, size):
-        larger = [(d, s) for s in (size, *LARGER_SIZES) for d in (depth, *LARGER_DEPTHS) if d >= depth and s >= size and _takes(name, d, s)]
-        way_out = f"--depth {larger[0][0]} --size {larger[0][1]} would do" if larger else "Choose larger volumes"
+        way_out = _larger(name, depth, size)
         raise UsageError(f"{depth}×{size}×{size} volumes are too small for {name}. {way_out}, or choose another --arch.")
     if volumes < 2 and not _takes(name, depth, size, learning=True):
         raise UsageError(
             f"{name} cannot learn from one {depth}×{size}×{size} volume at a time: batch norm would see a single value per channel. "
             "Take two or more at a time (--batch, --micro-batch), or larger volumes."
         )
+
+
+def _larger(name: str, depth: int, size: int) -> str:
+    """Larger volumes that the network takes, in words."""
+    for pixels in (size, *(other for other in LARGER_SIZES if other > size)):
+        for slices in (depth, *(other for other in LARGER_DEPTHS if other > depth)):
+            if _takes(name, slices, pixels):
+                return f"--depth {slices}{'' if pixels == size else f' with slices of {pixels} pixels'} would do"
+    return "Choose larger ones"
 
 
 def _takes(name: str, depth: int, size: int, learning: bool = False) -> bool:

@@ -183,8 +183,8 @@ def test_every_architecture_takes_the_papers_volumes(name: str) -> None:
 
 def test_an_architecture_that_needs_thicker_volumes_says_so() -> None:
     require_fit("tv_s3d", depth=16, size=224)
-    for depth, size in ((4, 224), (4, 32), (16, 32)):
-        with pytest.raises(UsageError, match=f"{depth}×{size}×{size} volumes are too small for tv_s3d. --depth 16 --size 224 would do"):
+    for depth, size, pixels in ((4, 224, ""), (4, 32, " with slices of 224 pixels"), (16, 32, " with slices of 224 pixels")):
+        with pytest.raises(UsageError, match=f"{depth}×{size}×{size} volumes are too small for tv_s3d. --depth 16{pixels} would do"):
             require_fit("tv_s3d", depth, size)
 
 
