@@ -20,6 +20,8 @@ from ctcovid.base.settings import name_environment, read_config, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
 
+# No volume is thicker than the thickest scans.
+MOST_SLICES = 1024
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
 
 app = typer.Typer(
@@ -109,7 +111,7 @@ def root(
 def prepare(
     ctx: typer.Context,
     dataset: Annotated[Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices.", show_default=False)],
-    depth: Annotated[int, typer.Option(min=1, help="Slices per volume.")] = 4,
+    depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice.")] = 512,
     output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 file to write.")] = Path("volumes.h5"),
     split: Annotated[str, typer.Option(help="Shares of the patients to train, validate and test with.")] = "60/20/20",
@@ -134,7 +136,9 @@ def train(
     ctx: typer.Context,
     arch: Annotated[str, typer.Option(help="Architecture; ctcovid models lists them.", autocompletion=_architectures)] = DEFAULT,
     data: Data = Path("volumes.h5"),
-    depth: Annotated[int | None, typer.Option(min=1, help="Slices per volume; by default the file's.", show_default=False)] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume; by default the file's.", show_default=False)
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Volumes per step.")] = 32,
     micro_batch: Annotated[
@@ -142,7 +146,8 @@ def train(
     ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-12, help="Adam's first rate; a tenth of it every 10 epochs.")] = 1e-3,
     pretrained: Annotated[
-        Path | None, typer.Option(help="Weights to begin with: 3D-ResNets-PyTorch, MedicalNet or torchvision.", show_default=False)
+        Path | None,
+        typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run.", show_default=False),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.", show_default=False)] = "",
     runs: Runs = Path("runs"),
@@ -254,7 +259,7 @@ def models(
     plan: Annotated[
         str, typer.Option(help="Show what each layer of this architecture costs.", autocompletion=_architectures, show_default=False)
     ] = "",
-    depth: Annotated[int, typer.Option(min=1, help="Slices per volume, for --plan.")] = 4,
+    depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume, for --plan.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice, for --plan.")] = 512,
     runs: Runs = Path("runs"),
     config: Config = None,

@@ -20,6 +20,7 @@ from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.models.device import device_name
 from ctcovid.models.network import SCALING, Network
 from ctcovid.models.pretrained import load_pretrained
+from ctcovid.models.weightfile import find_weights
 from ctcovid.reports.figures import curve
 from ctcovid.reports.tables import Cell, Table
 from ctcovid.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
@@ -95,22 +96,23 @@ def run(options: Options, console: Console) -> Summary:
     claim_file(folder / RUN_CARD, overwrite=True)
     checkpoint = _checkpoint(folder, options)
     train_set, valid_set = _sets(file, depth, console)
-    registry.require_fit(options.arch, depth, file.size)
+    recipe = Recipe(options.epochs, options.batch, options.micro_batch, options.learning_rate, seed=options.seed)
+    registry.require_fit(options.arch, depth, file.size, recipe.fewest(len(train_set)))
 
     torch.manual_seed(options.seed)
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
     network = registry.place(options.arch, file.classes, options.device, options.precision)
-    recipe = Recipe(options.epochs, options.batch, options.micro_batch, options.learning_rate, seed=options.seed)
     optimiser = recipe.optimiser(network.module)
     settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint}
     settings["precision"] = str(network.precision)
-    settings["pretrained"] = _pretrained(options, checkpoint)
+    settings["micro_batch"] = min(options.micro_batch or options.batch, options.batch)
     progress = Progress()
-    if options.pretrained is not None and checkpoint is None:
-        console.say(f"{options.pretrained}: {load_pretrained(network.module, options.pretrained).sentence()}")
-    if checkpoint is not None:
-        _require_same(checkpoint["settings"], settings, folder)
+    if checkpoint is None:
+        settings["pretrained"] = _pretrained(options.pretrained, folder, network, console)
+    else:
+        settings["pretrained"] = _begun_with(options.pretrained, checkpoint["settings"].get("pretrained"))
+        _require_same(checkpoint["settings"], settings, folder, console)
         progress = restore(checkpoint, network.module, optimiser)
         if progress.epoch >= options.epochs and (folder / store.CARD).is_file():
             console.say(f"{folder} has its {progress.epoch} epochs already; more --epochs would continue it.")
@@ -123,8 +125,9 @@ def run(options: Options, console: Console) -> Summary:
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
     card.content["device"] = device_name(network.device)
     card.input(options.data, file.fingerprint)
-    if options.pretrained is not None and checkpoint is None:
-        card.input(options.pretrained)
+    if settings["pretrained"]:
+        card.content["pretrained"] = settings["pretrained"]
+        card.input(Path(settings["pretrained"]["path"]), f"sha256:{settings['pretrained']['sha256']}")
     workers = options.workers or min(cpus.allowed(), 8)
     with card.recording(), StopRequest() as stop:
 
@@ -213,28 +216,54 @@ def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, V
     return train_set, valid_set
 
 
-def _pretrained(options: Options, checkpoint: dict[str, Any] | None) -> dict[str, str] | None:
-    """Which weights the run began with. A resumed one has them in its checkpoint; the file is not needed again.
+def _pretrained(given: Path | None, folder: Path, network: Network, console: Console) -> dict[str, Any] | None:
+    """Begin with the weights that were `given`, and say which these are and what fitted.
 
-    Raises UsageError where another file is named.
+    Raises UsageError where they lie in the folder that a new run clears.
     """
-    given = options.pretrained
-    if checkpoint is None:
-        return None if given is None else {"path": str(given.resolve()), "sha256": sha256(given)} if given.is_file() else {}
-    before: dict[str, str] | None = checkpoint["settings"].get("pretrained")
-    if given is not None and given.is_file() and (before is None or before["sha256"] != sha256(given)):
+    if given is None:
+        return None
+    file = find_weights(given)
+    if file.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"--pretrained {file} lies in {folder}/, which the new run would clear. Give the new run another --name.")
+    match = load_pretrained(network.module, file)
+    console.say(f"{file}: {match.sentence()}")
+    if match.doubt():
+        console.warn(match.doubt())
+    return {"path": str(file.resolve()), "sha256": sha256(file), **match.record()}
+
+
+def _begun_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Which weights the resumed run began with. It has them in its checkpoint; the file is not needed again.
+
+    Raises UsageError where others are given.
+    """
+    if given is None:
+        return before
+    try:
+        same = before is not None and sha256(find_weights(given)) == before["sha256"]
+    except InputError:
+        same = before is not None and str(given.resolve()) == before["path"]
+    if not same:
         raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
     return before
 
 
-def _require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path) -> None:
+def _require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path, console: Console) -> None:
     different = [
-        f"{'the volumes file' if name == 'data' else '--' + name.replace('_', '-')} was {before.get(name)} and is {value}"
+        f"{'the volumes file' if name == 'data' else '--' + name.replace('_', '-')} was {_word(before.get(name))} and is {_word(value)}"
         for name, value in now_wanted.items()
-        if name != "pretrained" and before.get(name) != value
+        if name not in ("pretrained", "micro_batch") and before.get(name) != value
     ]
     if different:
         raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
+    was, now = before.get("micro_batch"), now_wanted["micro_batch"]
+    if was not in (None, now):
+        console.warn(f"batch norm saw {was} volumes at a time and now {now} (--micro-batch): the run no longer equals an undisturbed one.")
+
+
+def _word(value: object) -> str:
+    return str(value).removeprefix("torch.")
 
 
 def _announce(
@@ -279,7 +308,7 @@ def _write_curves(folder: Path, history: list[EpochRow]) -> None:
 
 
 def _register(
-    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, pretrained: dict[str, str] | None
+    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, pretrained: dict[str, Any] | None
 ) -> None:
     """Give the best weights the model's name and write model.json last."""
     if (folder / BEST).exists():

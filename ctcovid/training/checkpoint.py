@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = read_tensors(path)
     except ValueError as error:
-        raise ModelRefusedError(f"{path} is no checkpoint of ctcovid, or damaged ({error}). Train again with --overwrite.") from error
+        raise ModelRefusedError(f"{path} is no checkpoint of ctcovid: {error}. Train again with --overwrite.") from error
     if not isinstance(content, dict) or not {"model", "optimiser", "progress", "settings"} <= set(content):
         raise ModelRefusedError(f"{path} is no checkpoint of ctcovid. Train again with --overwrite.")
     return content

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import CtcovidError
+from ctcovid.base.errors import CtcovidError, ModelRefusedError
 from ctcovid.base.signals import StopRequest
 from ctcovid.models.network import Network
 from ctcovid.training.checkpoint import Progress
@@ -39,7 +39,7 @@ def fit(
     `epoch_done` is called after each epoch, with `progress` at its end. Returns False where `stop` came first; `progress` then
     stands between two steps, or before the validation of an epoch, from where a later call goes on with the same result.
 
-    Raises CtcovidError where the loss is no longer finite.
+    Raises CtcovidError where the loss is no longer finite, in training or in validation.
     """
     feed = resident(train_set, network.device, workers, stop, console) if progress.epoch < recipe.epochs else None
     while progress.epoch < recipe.epochs:
@@ -48,6 +48,8 @@ def fit(
         loss, accuracy = validate(network, valid_set, recipe.batch, workers, stop)
         if stop.received:
             return False
+        if loss is not None:
+            _require_finite(loss, f"validation loss is {loss} after epoch {progress.epoch + 1}")
         row = EpochRow(
             progress.epoch + 1,
             recipe.rate(progress.epoch),
@@ -113,16 +115,17 @@ class _Step:
         Raises CtcovidError where the loss is not finite. The weights are then of no use any more; none of them is saved.
         """
         value = self.loss.item()
-        if not math.isfinite(value):
-            raise CtcovidError(
-                f"The loss is {value} in epoch {progress.epoch + 1}, step {progress.step + 1}: the training has diverged. "
-                "Try a lower --learning-rate."
-            )
+        _require_finite(value, f"loss is {value} in epoch {progress.epoch + 1}, step {progress.step + 1}")
         progress.step += 1
         progress.loss_sum += value * self.volumes
         progress.correct += int(self.correct)
         progress.seen += self.volumes
         return self.volumes
+
+
+def _require_finite(loss: float, what: str) -> None:
+    if not math.isfinite(loss):
+        raise CtcovidError(f"The {what}: the training has diverged. Try a lower --learning-rate.")
 
 
 def _make_step(network: Network, optimiser: torch.optim.Optimizer, recipe: Recipe, batch: Batch) -> _Step:
@@ -159,12 +162,18 @@ def _running_slower(module: nn.Module, pieces: int) -> Iterator[None]:
 
 @torch.inference_mode()
 def validate(network: Network, valid_set: VolumeSet, batch: int, workers: int, stop: StopRequest) -> tuple[float | None, float | None]:
-    """Mean cross-entropy and accuracy over a set; (None, None) where it is empty. Cut short where `stop` comes."""
+    """Mean cross-entropy and accuracy over a set; (None, None) where it is empty. Cut short where `stop` comes.
+
+    The loss is not a number where the network answers with what is none.
+    """
     if not len(valid_set):
         return None, None
     loss, correct = 0.0, 0
     for some in valid_set.batches(in_order(len(valid_set), batch), workers):
-        probabilities = torch.from_numpy(network.probabilities(some.volumes))
+        try:
+            probabilities = torch.from_numpy(network.probabilities(some.volumes))
+        except ModelRefusedError:
+            return math.nan, 0.0
         loss += float(F.nll_loss(probabilities.clamp_min(1e-300).log(), some.labels, reduction="sum"))
         correct += int((probabilities.argmax(1) == some.labels).sum())
         if stop.received:

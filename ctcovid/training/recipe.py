@@ -46,6 +46,10 @@ class Recipe:
             count = max(1, min(count, volumes // 2))
         return [volumes // count + (number < volumes % count) for number in range(count)]
 
+    def fewest(self, volumes: int) -> int:
+        """The fewest volumes that go through the network at a time in an epoch over so many."""
+        return min(min(self.pieces(len(batch))) for batch in self.order(volumes, 0))
+
     def order(self, volumes: int, epoch: int) -> list[list[int]]:
         """The batches of an epoch, which depend on the seed and the epoch alone, so that a resumed run draws the same.
 

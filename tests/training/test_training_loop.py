@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctcovid.base.console import Console
+from ctcovid.base.errors import CtcovidError
+from ctcovid.base.signals import StopRequest
 from ctcovid.models import kernels, registry
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
-from ctcovid.training.loop import _make_step
+from ctcovid.training import loop
+from ctcovid.training.checkpoint import Progress
+from ctcovid.training.loop import _make_step, fit
 from ctcovid.training.recipe import Recipe
 from ctcovid.volumes.batches import Batch
 
@@ -84,3 +92,28 @@ def test_validation_sees_the_weights_of_the_last_step(passes: str, monkeypatch: 
         with torch.inference_mode():
             expected = plain.eval()(network.scale(volumes)).double().softmax(1).numpy()
         assert network.probabilities(volumes) == pytest.approx(expected, abs=1e-4)
+
+
+class Volumes:
+    """Seven volumes that lie in memory, where a VolumeSet is wanted."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def batches(self, order: list[list[int]], workers: int, pin: bool = False) -> Iterator[Batch]:
+        for indices in order:
+            generator = torch.Generator().manual_seed(1)
+            volumes = torch.randint(0, 256, (len(indices), 2, 8, 8), dtype=torch.uint8, generator=generator)
+            yield Batch(volumes, torch.tensor(indices) % 3, torch.tensor(indices))
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics that are only used in validation can be broken while every training loss is finite."""
+    monkeypatch.setattr(loop, "resident", lambda *_: None)
+    network = Network(Small(normed=True), architecture("r3d18"), ["a", "b", "c"], CPU, torch.float32)
+    network.module.norm.running_var.fill_(-1000)
+    recipe, progress, kept = Recipe(epochs=2, batch=4), Progress(), []
+    data: Any = Volumes()
+    with pytest.raises(CtcovidError, match=r"validation loss is nan after epoch 1.*--learning-rate"):
+        fit(network, recipe.optimiser(network.module), recipe, data, data, progress, 1, StopRequest(), Console(quiet=True), kept.append)
+    assert (progress.epoch, progress.history, kept) == (0, [], [])

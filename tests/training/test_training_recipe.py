@@ -30,6 +30,13 @@ def test_each_epoch_sees_every_volume_once_and_no_batch_of_one(volumes: int) -> 
     assert all(1 < len(batch) <= 33 for batch in batches)
 
 
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "volumes", "fewest"), [(1, 0, 7, 1), (4, 1, 7, 1), (4, 0, 7, 3), (4, 0, 9, 4), (32, 2, 7, 2), (32, 0, 2, 2)]
+)
+def test_fewest_volumes_at_a_time_are_those_of_the_smallest_piece(batch: int, micro_batch: int, volumes: int, fewest: int) -> None:
+    assert Recipe(batch=batch, micro_batch=micro_batch).fewest(volumes) == fewest
+
+
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert Recipe(seed=1).order(50, 3) == Recipe(seed=1, epochs=99).order(50, 3)
     assert Recipe(seed=1).order(50, 3) != Recipe(seed=1).order(50, 4)
