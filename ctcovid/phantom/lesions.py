@@ -155,7 +155,8 @@ def _frame(first: np.ndarray) -> np.ndarray:
 
 def mean_added(blobs: list[Blob], anatomy: Anatomy, lung: float) -> float:
     """How many HU the lesions add to the mean over lungs of `lung` HU, sampled every few millimetres."""
-    y, x = np.meshgrid(*(np.linspace(-side, side, 32, dtype=np.float32) for side in (anatomy.half_depth, anatomy.half_width)), indexing="ij")
+    across, ahead = (np.linspace(-side, side, 32, dtype=np.float32) for side in (anatomy.half_width, anatomy.half_depth))
+    x, y = np.meshgrid(across, ahead)
     added, volume = 0.0, 0
     for z in np.linspace(0.04, 0.96, 12) * anatomy.length:
         inside = anatomy.lungs(anatomy.level(x, y, z)) < 0
