@@ -92,6 +92,8 @@ class Summary:
         }
 
     def table(self) -> Table:
+        if not self.history:
+            return Table(("model",), [[self.folder.name]])
         rows: list[list[Cell]] = []
         for row in self.history:
             valid: list[Cell] = ["-" if value is None else value for value in (row.valid_loss, row.valid_accuracy)]
@@ -148,7 +150,8 @@ def run(options: Options, console: Console) -> Summary:
             more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
             console.say(f"{folder} has its {progress.epoch} epochs already; {more} would continue it.")
             return _summary(folder, progress, console)
-    _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, console)
+    if options.epochs:
+        _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, console)
 
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
