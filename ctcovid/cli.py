@@ -66,6 +66,18 @@ class PrecisionChoice(str, Enum):
     AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
 
 
+class BalanceChoice(str, Enum):
+    """What is done about classes of unequal size."""
+
+    NONE, WEIGHTS, SAMPLER = "none", "weights", "sampler"
+
+
+class ScheduleChoice(str, Enum):
+    """How the learning rate falls."""
+
+    STEP, COSINE = "step", "cosine"
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[PrecisionChoice, typer.Option(help="auto takes bfloat16 where the device is faster with it.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
@@ -95,6 +107,11 @@ Model = Annotated[
 def Share(what: str) -> Any:  # noqa: N802
     """An option that gives a share of the scans of a synthetic data set."""
     return typer.Option(min=0, max=1, help=f"Share of the scans {what}.")
+
+
+def Beyond(what: str, *names: str, **limits: Any) -> Any:  # noqa: N802
+    """An option of training that the paper does not have."""
+    return typer.Option(*names, help=what, rich_help_panel="Beyond the paper's recipe, all off by default", show_default=False, **limits)
 
 
 Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, or trees of such folders.", show_default=False)]
@@ -139,7 +156,7 @@ def train(
     depth: Annotated[
         int | None, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume; by default the file's.", show_default=False)
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 20,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the training part; 0 makes a model of --pretrained as it is.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Volumes per step.")] = 32,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Volumes in memory at a time, where a batch does not fit.", show_default=False)
@@ -149,6 +166,17 @@ def train(
         Path | None,
         typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run.", show_default=False),
     ] = None,
+    augment: Annotated[bool, Beyond("Flip, turn, shift, zoom, brighten and add noise to training volumes at random.", "--augment")] = False,
+    balance: Annotated[BalanceChoice, Beyond("Let rare classes count like common ones, in the loss or by draw.")] = BalanceChoice.NONE,
+    label_smoothing: Annotated[float, Beyond("Share of the target that is spread over all classes.", min=0, max=0.99)] = 0.0,
+    weight_decay: Annotated[float, Beyond("AdamW with this weight decay, in place of Adam.", min=0)] = 0.0,
+    schedule: Annotated[ScheduleChoice, Beyond("cosine: the rate falls along a cosine to the last epoch.")] = ScheduleChoice.STEP,
+    warmup: Annotated[float, Beyond("Epochs in which the rate rises to its full height.", min=0)] = 0.0,
+    ema: Annotated[float, Beyond("Decay of a moving average of the weights, which becomes the model; 0.999.", min=0, max=0.99999)] = 0.0,
+    patience: Annotated[int, Beyond("Stop after so many epochs without a better one.", min=0)] = 0,
+    clip_gradient: Annotated[float, Beyond("Highest norm of a step's gradient.", min=0)] = 0.0,
+    freeze: Annotated[str, Beyond("Keep the weights up to this layer: stem, layer1, … For --pretrained.")] = "",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the curves for TensorBoard as well.")] = False,
     name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.", show_default=False)] = "",
     runs: Runs = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run if there is one, else begin it.")] = False,

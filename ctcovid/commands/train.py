@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, OutputExistsError, UsageError
-from ctcovid.base.files import RUN_CARD, claim_file, made_by
+from ctcovid.base.errors import InputError, ModelRefusedError, UsageError
+from ctcovid.base.files import RUN_CARD, claim_file
 from ctcovid.base.runcard import RunCard, sha256, versions
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import kernels, registry, store
@@ -23,7 +22,11 @@ from ctcovid.models.pretrained import load_pretrained
 from ctcovid.models.weightfile import find_weights
 from ctcovid.reports.figures import curve
 from ctcovid.reports.tables import Cell, Table
-from ctcovid.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from ctcovid.training import scalars
+from ctcovid.training.checkpoint import Progress, restore, save_checkpoint
+from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, clear, find_checkpoint, require_same
+from ctcovid.training.ema import Ema, averaged
+from ctcovid.training.freeze import freeze
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.loop import fit
 from ctcovid.training.recipe import Recipe
@@ -31,9 +34,11 @@ from ctcovid.volumes.batches import VolumeSet
 from ctcovid.volumes.layout import PARTS
 from ctcovid.volumes.reader import VolumesFile
 
-CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 # What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
-IDENTITY = ("arch", "depth", "batch", "learning_rate", "seed", "precision")
+IDENTITY = (
+    *("arch", "depth", "batch", "learning_rate", "seed", "precision"),
+    *("augment", "balance", "label_smoothing", "weight_decay", "schedule", "warmup", "ema", "clip_gradient", "freeze"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,17 @@ class Options:
     micro_batch: int = 0
     learning_rate: float = 1e-3
     pretrained: Path | None = None
+    augment: bool = False
+    balance: str = "none"
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "step"
+    warmup: float = 0.0
+    ema: float = 0.0
+    patience: int = 0
+    clip_gradient: float = 0.0
+    freeze: str = ""
+    tensorboard: bool = False
     name: str = ""
     runs: Path = registry.RUNS
     resume: bool = False
@@ -61,21 +77,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """The finished run: its folder, the row of the epoch whose weights were kept, and all rows."""
+    """The finished run: its folder, the row of the epoch whose weights were kept (None where nothing was trained), and all rows."""
 
     folder: Path
-    kept: EpochRow
+    kept: EpochRow | None
     history: list[EpochRow]
 
     def document(self) -> dict[str, Any]:
         return {
             "model": self.folder.name,
             "folder": str(self.folder),
-            "kept": asdict(self.kept),
+            "kept": None if self.kept is None else asdict(self.kept),
             "history": [asdict(r) for r in self.history],
         }
 
     def table(self) -> Table:
+        if not self.history:
+            return Table(("model",), [[self.folder.name]])
         rows: list[list[Cell]] = []
         for row in self.history:
             valid: list[Cell] = ["-" if value is None else value for value in (row.valid_loss, row.valid_accuracy)]
@@ -88,40 +106,55 @@ class Summary:
 def run(options: Options, console: Console) -> Summary:
     """Check, build or restore the network, train it, and register what came of it."""
     architecture(options.arch)
+    recipe = _recipe(options)
+    if options.tensorboard:
+        scalars.require_tensorboard()
     if options.name in (".", "..") or Path(options.name).name != options.name:
         raise UsageError(f"--name {options.name}: the name of a folder under {options.runs}/ is wanted, not a path.")
     file = VolumesFile(options.data)
     depth = options.depth or file.depth
     folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")
     claim_file(folder / RUN_CARD, overwrite=True)
-    checkpoint = _checkpoint(folder, options)
+    checkpoint = find_checkpoint(folder, options.resume, options.overwrite)
+    if checkpoint is None:
+        _require_weights(options, None)
     train_set, valid_set = _sets(file, depth, console)
-    recipe = Recipe(options.epochs, options.batch, options.micro_batch, options.learning_rate, seed=options.seed)
-    registry.require_fit(options.arch, depth, file.size, recipe.fewest(len(train_set)))
+    if options.patience and not len(valid_set):
+        raise UsageError("--patience waits for a better validation accuracy, and the validation part is empty. Leave it away.")
+    registry.require_fit(options.arch, depth, file.size, recipe.fewest(len(train_set), train_set.labels))
 
     torch.manual_seed(options.seed)
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
     network = registry.place(options.arch, file.classes, options.device, options.precision)
+    if options.freeze:
+        freeze(network.module, options.freeze)
     optimiser = recipe.optimiser(network.module)
     settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint}
     settings["precision"] = str(network.precision)
     settings["micro_batch"] = min(options.micro_batch or options.batch, options.batch)
+    # A cosine comes down by its last epoch; the paper's steps do not depend on it.
+    settings["epochs"] = options.epochs if options.schedule == "cosine" else None
     progress = Progress()
     if checkpoint is None:
-        settings["pretrained"] = _pretrained(options.pretrained, folder, network, console)
-    else:
-        settings["pretrained"] = _begun_with(options.pretrained, checkpoint["settings"].get("pretrained"))
-        _require_same(checkpoint["settings"], settings, folder, console)
-        progress = restore(checkpoint, network.module, optimiser)
-        if progress.epoch >= options.epochs and (folder / store.CARD).is_file():
-            console.say(f"{folder} has its {progress.epoch} epochs already; more --epochs would continue it.")
+        settings["pretrained"] = _pretrained(options.pretrained, folder, network, options.epochs, console)
+    # The averages begin with the weights that training begins with.
+    ema = Ema(network.module, options.ema) if options.ema else None
+    if checkpoint is not None:
+        settings["pretrained"] = began_with(options.pretrained, checkpoint["settings"].get("pretrained"))
+        require_same(checkpoint["settings"], settings, folder, console)
+        progress = restore(checkpoint, network.module, optimiser, ema)
+        _require_weights(options, progress)
+        if progress.over(options.epochs, options.patience) and (folder / store.CARD).is_file():
+            more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
+            console.say(f"{folder} has its {progress.epoch} epochs already; {more} would continue it.")
             return _summary(folder, progress, console)
-    _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, console)
+    if options.epochs:
+        _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, console)
 
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoint is None:
-        _clear(folder)
+        clear(folder)
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
     card.content["device"] = device_name(network.device)
     card.input(options.data, file.fingerprint)
@@ -130,65 +163,70 @@ def run(options: Options, console: Console) -> Summary:
         card.input(Path(settings["pretrained"]["path"]), f"sha256:{settings['pretrained']['sha256']}")
     workers = options.workers or min(cpus.allowed(), 8)
     with card.recording(), StopRequest() as stop:
+        events = scalars.Scalars(folder, progress.history) if options.tensorboard else None
 
-        def keep(row: EpochRow) -> None:
+        def keep(row: EpochRow, pace: str) -> None:
             # In this order, a kill between the two repeats the epoch and loses nothing.
             if progress.best is row:
-                store.save_weights(folder / BEST, network.module)
-            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
+                with averaged(network.module, ema):
+                    store.save_weights(folder / BEST, network.module)
+            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
             _write_curves(folder, progress.history)
-            console.say(_line(row, recipe))
+            if events is not None:
+                events.add(row)
+            console.say(f"{_line(row, recipe)}; {pace}")
 
         try:
-            finished = fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep)
+            finished = fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep, ema)
         except torch.OutOfMemoryError as error:
             most = options.micro_batch or options.batch
             way_out = f"Add --micro-batch {most // 2}; the batch stays." if most > 1 else "Choose a smaller --depth or --arch."
             raise UsageError(f"Volumes do not fit into the memory of {card.content['device']}, {most} at a time. {way_out}") from error
+        if events is not None:
+            events.close()
         if not finished:
-            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
+            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
+        if not progress.history:
+            store.save_weights(folder / BEST, network.module)
+            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
+        elif progress.epoch < options.epochs:
+            console.say(f"No better epoch in {options.patience}: stopped early.")
         _register(folder, network, file, depth, progress, recipe, settings["pretrained"])
         card.output(folder / store.WEIGHTS)
         card.output(folder / store.CARD)
     return _summary(folder, progress, console)
 
 
+def _recipe(options: Options) -> Recipe:
+    """The recipe that was asked for.
+
+    Raises UsageError where its parts do not fit together.
+    """
+    asked = asdict(options)
+    return Recipe(**{field.name: asked[field.name] for field in fields(Recipe) if field.name in asked})
+
+
+def _require_weights(options: Options, progress: Progress | None) -> None:
+    """Raises UsageError where the weights of a run that begins, or of one that had come so far, are not what was asked for."""
+    if progress is None and options.pretrained is None and not options.epochs:
+        raise UsageError("--epochs 0 trains nothing: it makes a model of the weights that --pretrained names.")
+    if progress is None and options.pretrained is None and options.freeze:
+        raise UsageError(f"--freeze {options.freeze} would keep random weights. Name better ones with --pretrained.")
+    if progress is not None and progress.step and not progress.history and not options.epochs:
+        raise UsageError("--epochs 0: the run is in its first epoch. Give more --epochs, or --overwrite in place of --resume.")
+
+
 def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
     kept = progress.best
-    assert kept is not None
     summary = Summary(folder, kept, progress.history)
     console.result(summary.table(), summary.document())
+    if kept is None:
+        console.say(f"Nothing was trained. Model {folder.name} is in {folder}/; ctcovid evaluate tells how good it is.")
+        return summary
     which = "the last epoch: there is no validation part to choose by" if kept.valid_accuracy is None else "the best validation accuracy"
     console.say(f"Kept the weights of epoch {kept.epoch}, {which}. Model {folder.name} is in {folder}/.")
     return summary
-
-
-def _checkpoint(folder: Path, options: Options) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a new run.
-
-    Raises OutputExistsError where there is a run already and neither --resume nor --overwrite was given.
-    """
-    path = folder / CHECKPOINT
-    if options.resume and options.overwrite:
-        raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
-    if options.resume and path.is_file():
-        return read_checkpoint(path)
-    if options.resume and (folder / store.CARD).is_file():
-        raise InputError(f"{folder} is finished, and without its {CHECKPOINT} it cannot be continued. Choose another --name.")
-    if not options.overwrite and any((folder / name).exists() for name in (CHECKPOINT, store.CARD, store.WEIGHTS)):
-        raise OutputExistsError(
-            f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
-        )
-    return None
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
-    for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png"):
-        (folder / name).unlink(missing_ok=True)
-    if made_by(folder / "evaluation", "evaluate"):
-        shutil.rmtree(folder / "evaluation")
 
 
 def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, VolumeSet]:
@@ -216,10 +254,10 @@ def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, V
     return train_set, valid_set
 
 
-def _pretrained(given: Path | None, folder: Path, network: Network, console: Console) -> dict[str, Any] | None:
+def _pretrained(given: Path | None, folder: Path, network: Network, epochs: int, console: Console) -> dict[str, Any] | None:
     """Begin with the weights that were `given`, and say which these are and what fitted.
 
-    Raises UsageError where they lie in the folder that a new run clears.
+    Raises UsageError where they lie in a folder to be cleared, ModelRefusedError where no epoch trains what they leave.
     """
     if given is None:
         return None
@@ -230,40 +268,9 @@ def _pretrained(given: Path | None, folder: Path, network: Network, console: Con
     console.say(f"{file}: {match.sentence()}")
     if match.doubt():
         console.warn(match.doubt())
+    if not epochs and match.fresh:
+        raise ModelRefusedError(f"{file} leaves {match.fresh[0]} at random values: train it, with --epochs above 0.")
     return {"path": str(file.resolve()), "sha256": sha256(file), **match.record()}
-
-
-def _begun_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Which weights the resumed run began with. It has them in its checkpoint; the file is not needed again.
-
-    Raises UsageError where others are given.
-    """
-    if given is None:
-        return before
-    try:
-        same = before is not None and sha256(find_weights(given)) == before["sha256"]
-    except InputError:
-        same = before is not None and str(given.resolve()) == before["path"]
-    if not same:
-        raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
-    return before
-
-
-def _require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path, console: Console) -> None:
-    different = [
-        f"{'the volumes file' if name == 'data' else '--' + name.replace('_', '-')} was {_word(before.get(name))} and is {_word(value)}"
-        for name, value in now_wanted.items()
-        if name not in ("pretrained", "micro_batch") and before.get(name) != value
-    ]
-    if different:
-        raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
-    was, now = before.get("micro_batch"), now_wanted["micro_batch"]
-    if was not in (None, now):
-        console.warn(f"batch norm saw {was} volumes at a time and now {now} (--micro-batch): the run no longer equals an undisturbed one.")
-
-
-def _word(value: object) -> str:
-    return str(value).removeprefix("torch.")
 
 
 def _announce(

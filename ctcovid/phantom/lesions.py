@@ -11,14 +11,16 @@ al., Radiology 296(2), E15, 2020. Terms after Hansell et al., Fleischner Society
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ctcovid.phantom.anatomy import Anatomy
-from ctcovid.phantom.texture import Field
 
+# A random field over the places of one level, as texture.Field.
+Rough = Callable[[Any, Any, float, float], np.ndarray]
 # HU of a consolidated lung.
 CONSOLIDATED = 33.0
 # Of 0 to 1: a network learns the classes from some hundred patients, and not all of it.
@@ -168,7 +170,7 @@ def mean_added(blobs: list[Blob], anatomy: Anatomy, lung: float) -> float:
     return added / max(volume, 1)
 
 
-def shares(blobs: list[Blob], x: Any, y: Any, z: float, field: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+def shares(blobs: list[Blob], x: Any, y: Any, z: float, field: Rough) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """What the lesions do in one level: ground glass in HU, its paving, consolidation, and the share of any lesion; None where nothing.
 
     All float32 of the shape of `x`; shares from 0 to 1, and the last is above 0.5 inside a lesion.

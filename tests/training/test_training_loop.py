@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,11 @@ from ctcovid.training.recipe import Recipe
 from ctcovid.volumes.batches import Batch
 
 CPU = torch.device("cpu")
+BATCH = Batch(
+    torch.randint(0, 256, (7, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),
+    torch.arange(7) % 3,
+    torch.arange(7),
+)
 
 
 class Small(nn.Module):
@@ -39,20 +45,25 @@ class Small(nn.Module):
         return y
 
 
-def step(micro_batch: int, normed: bool) -> tuple[dict[str, Tensor], float, int]:
-    torch.manual_seed(0)
-    network = Network(Small(normed), architecture("r3d18"), ["a", "b", "c"], CPU, torch.float32)
-    network.module.train()
-    recipe = Recipe(batch=7, micro_batch=micro_batch)
-    volumes = torch.randint(0, 256, (7, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    made = _make_step(network, recipe.optimiser(network.module), recipe, Batch(volumes, torch.arange(7) % 3, torch.arange(7)))
+def step(micro_batch: int, normed: bool, **beyond: Any) -> tuple[dict[str, Tensor], float, int]:
+    network, recipe = small(normed), Recipe(batch=7, micro_batch=micro_batch, **beyond)
+    weights = torch.tensor([0.5, 1.0, 3.0]) if recipe.balance == "weights" else None
+    made = _make_step(network, recipe.optimiser(network.module), recipe, BATCH, 5, weights)
     return dict(network.module.state_dict()), made.loss.item(), int(made.correct)
 
 
+def small(normed: bool) -> Network:
+    torch.manual_seed(0)
+    network = Network(Small(normed), architecture("r3d18"), ["a", "b", "c"], CPU, torch.float32)
+    network.module.train()
+    return network
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 6])
-def test_without_batch_norm_a_step_in_pieces_is_the_step_of_the_whole_batch(micro_batch: int) -> None:
-    whole, loss, correct = step(0, normed=False)
-    pieces, found, as_many = step(micro_batch, normed=False)
+@pytest.mark.parametrize("beyond", [{}, {"augment": True, "balance": "weights", "label_smoothing": 0.1, "clip_gradient": 0.01}])
+def test_without_batch_norm_a_step_in_pieces_is_the_step_of_the_whole_batch(micro_batch: int, beyond: dict[str, Any]) -> None:
+    whole, loss, correct = step(0, normed=False, **beyond)
+    pieces, found, as_many = step(micro_batch, normed=False, **beyond)
     assert found == pytest.approx(loss, rel=1e-6)
     assert as_many == correct
     for name, tensor in whole.items():
@@ -117,3 +128,39 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.M
     with pytest.raises(CtcovidError, match=r"validation loss is nan after epoch 1.*--learning-rate"):
         fit(network, recipe.optimiser(network.module), recipe, data, data, progress, 1, StopRequest(), Console(quiet=True), kept.append)
     assert (progress.epoch, progress.history, kept) == (0, [], [])
+
+
+def test_a_clipped_gradient_keeps_its_direction_and_has_the_norm_that_was_asked_for() -> None:
+    def gradient(clip: float) -> np.ndarray:
+        network, recipe = small(normed=False), Recipe(batch=7, clip_gradient=clip)
+        _make_step(network, recipe.optimiser(network.module), recipe, BATCH)
+        return torch.cat([parameter.grad.flatten() for parameter in network.module.parameters() if parameter.grad is not None]).numpy()
+
+    whole = gradient(0)
+    norm = float(np.linalg.norm(whole))
+    assert gradient(norm / 10) == pytest.approx(whole / 10, rel=1e-3, abs=1e-7)
+    assert gradient(norm * 10) == pytest.approx(whole, abs=1e-7)
+
+
+def test_weight_decay_is_adamws_and_spares_biases_and_norms() -> None:
+    """Loshchilov and Hutter 2019, Algorithm 2, from the gradients of two steps."""
+    network, recipe = small(normed=True), Recipe(batch=7, weight_decay=0.3, learning_rate=1e-2)
+    optimiser = recipe.optimiser(network.module)
+    expected = {name: parameter.detach().double().numpy() for name, parameter in network.module.named_parameters()}
+    m, v = ({name: np.zeros_like(value) for name, value in expected.items()} for _ in range(2))
+    for number in (1, 2):
+        _make_step(network, optimiser, recipe, BATCH)
+        for name, parameter in network.module.named_parameters():
+            assert parameter.grad is not None
+            g = parameter.grad.double().numpy()
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.999 * v[name] + 0.001 * g**2
+            step = m[name] / (1 - 0.9**number) / (np.sqrt(v[name] / (1 - 0.999**number)) + 1e-8)
+            decay = 0.3 if name in ("conv.weight", "fc.weight") else 0
+            expected[name] = expected[name] * (1 - 1e-2 * decay) - 1e-2 * step
+    for name, parameter in network.module.named_parameters():
+        assert parameter.detach().numpy() == pytest.approx(expected[name], abs=1e-5), name
+
+
+def test_augmentation_changes_what_a_step_learns_from() -> None:
+    assert step(0, normed=False, augment=True)[1] != step(0, normed=False)[1]

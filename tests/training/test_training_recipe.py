@@ -52,6 +52,13 @@ def test_best_epoch_has_the_highest_accuracy_then_the_lowest_loss_then_came_firs
     assert Progress(history=rows).best is rows[2]
 
 
+@pytest.mark.parametrize(("patience", "over"), [(0, False), (1, True), (2, True), (3, False)])
+def test_patience_counts_the_epochs_since_the_best(patience: int, over: bool) -> None:
+    rows = [_row(1, 0.5, 0.8), _row(2, 0.4, 0.9), _row(3, 0.5, 0.9), _row(4, 0.9, 0.85)]
+    assert Progress(epoch=4, history=rows).over(20, patience) is over
+    assert Progress(epoch=4, history=rows).over(4, patience)
+
+
 def test_without_validation_the_last_epoch_is_the_best() -> None:
     rows = [_row(1, None, None), _row(2, None, None)]
     assert Progress(history=rows).best is rows[1]

@@ -1,0 +1,85 @@
+"""Whether a run directory is to be begun, continued or left alone, and whether what is asked for is the run that is there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.files import made_by
+from ctcovid.base.runcard import sha256
+from ctcovid.models import store
+from ctcovid.models.weightfile import find_weights
+from ctcovid.training.checkpoint import read_checkpoint
+from ctcovid.training.scalars import clear as clear_scalars
+
+CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
+# Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
+FREE = ("pretrained", "micro_batch")
+
+
+def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises OutputExistsError where there is a run already and neither `resume` nor `overwrite` is on.
+    """
+    path = folder / CHECKPOINT
+    if resume and overwrite:
+        raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
+    if resume and path.is_file():
+        return read_checkpoint(path)
+    if resume and (folder / store.CARD).is_file():
+        raise InputError(f"{folder} is finished, and without its {CHECKPOINT} it cannot be continued. Choose another --name.")
+    if not overwrite and any((folder / name).exists() for name in (CHECKPOINT, store.CARD, store.WEIGHTS)):
+        raise OutputExistsError(
+            f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
+        )
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
+    for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png"):
+        (folder / name).unlink(missing_ok=True)
+    clear_scalars(folder)
+    if made_by(folder / "evaluation", "evaluate"):
+        shutil.rmtree(folder / "evaluation")
+
+
+def began_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Which weights the resumed run began with. It has them in its checkpoint; the file is not needed again.
+
+    Raises UsageError where others are given.
+    """
+    if given is None:
+        return before
+    try:
+        same = before is not None and sha256(find_weights(given)) == before["sha256"]
+    except InputError:
+        same = before is not None and str(given.resolve()) == before["path"]
+    if not same:
+        raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
+    return before
+
+
+def require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path, console: Console) -> None:
+    """Raises UsageError where what makes a run the same has changed since it began.
+
+    `console` hears what may change, and changes the result.
+    """
+    different = [
+        f"{'the volumes file' if name == 'data' else '--' + name.replace('_', '-')} was {_word(before.get(name))} and is {_word(value)}"
+        for name, value in now_wanted.items()
+        if name not in FREE and before.get(name) != value
+    ]
+    if different:
+        raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
+    was, now = before.get("micro_batch"), now_wanted["micro_batch"]
+    if was not in (None, now):
+        console.warn(f"batch norm saw {was} volumes at a time and now {now} (--micro-batch): the run no longer equals an undisturbed one.")
+
+
+def _word(value: object) -> str:
+    return str(value).removeprefix("torch.")
