@@ -78,7 +78,7 @@ prepare() {
 # The training takes this shell's place, so that signals reach it and its exit code goes out.
 train() {
     local line name images arch depth batch
-    line=$(cells | sed -n "${1}p")
+    line=$(cells | awk -v number="$1" 'NR == number')
     if [ -z "$line" ]; then
         echo "examples/paper.sh: there is no cell $1; examples/paper.sh list shows them." >&2
         exit 2
@@ -139,6 +139,6 @@ trap 'exit 75' TERM USR1
 case ${1:-everything} in
     everything | prepare | tables) "${1:-everything}" ;;
     list) cells ;;
-    train) train "${2:?the number of a cell, as examples/paper.sh list counts them}" ;;
+    train) train "${2:-without a number}" ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -117,25 +117,28 @@ def measure_step(arch: str, depth: int, size: int, batch: int, device: torch.dev
     return min(seconds(lambda: network.step(volumes), device) for _ in range(rounds))
 
 
-def measure_reading(path: Path, depth: int, count: int = 200) -> Reading:
-    """How fast one process reads volumes of a volumes.h5 in random order. A small file lies in the page cache."""
+def measure_reading(path: Path, depth: int, rounds: int, count: int = 50) -> Reading:
+    """How fast one process reads volumes of a volumes.h5 in random order, the best of `rounds`. A small file lies in the page cache."""
     file = VolumesFile(path)
     firsts = [volume.first_slice for volume in file.volumes("train", depth)]
     order = np.random.default_rng(0).choice(firsts, count).tolist()
     file.read(firsts[0], depth)
-    began = time.perf_counter()
-    for first in order:
-        file.read(first, depth)
-    return Reading((time.perf_counter() - began) / (count * depth), path.stat().st_size / sum(row.slice_count for row in file.rows))
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for first in order:
+            file.read(first, depth)
+        times.append(time.perf_counter() - began)
+    return Reading(min(times) / (count * depth), path.stat().st_size / sum(row.slice_count for row in file.rows))
 
 
-def measure_phantom_reading(size: int, depth: int) -> Reading:
+def measure_phantom_reading(size: int, depth: int, rounds: int) -> Reading:
     """The same of a file of the simple phantom, made for this."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_simple_dataset(root / "data", root / "truth", 3, size, 0, lambda _: None)
         prepare.run(prepare.Options(root / "data", depth, size, root / "volumes.h5"), Console(quiet=True, results=False))
-        return measure_reading(root / "volumes.h5", depth)
+        return measure_reading(root / "volumes.h5", depth, rounds)
 
 
 def simulate(batch: int, depth: int, one: float, size: float, reading: Reading, processes: int) -> dict[str, Any]:
@@ -199,8 +202,10 @@ def main() -> None:
     one = chosen.step_seconds or measure_step(chosen.arch, chosen.depth, chosen.size, chosen.batch, device, chosen.rounds)
     if chosen.slice_seconds:
         reading = Reading(chosen.slice_seconds, chosen.slice_bytes or chosen.size**2)
+    elif chosen.data:
+        reading = measure_reading(chosen.data, chosen.depth, chosen.rounds)
     else:
-        reading = measure_reading(chosen.data, chosen.depth) if chosen.data else measure_phantom_reading(chosen.size, chosen.depth)
+        reading = measure_phantom_reading(chosen.size, chosen.depth, chosen.rounds)
     found = simulate(chosen.batch, chosen.depth, one, size, reading, chosen.processes)
     found |= {"arch": chosen.arch, "depth": chosen.depth, "size": chosen.size, "batch": chosen.batch, "gradient_bytes": size}
     found |= {"step_seconds": one, "step_measured": chosen.step_seconds is None, "processes": chosen.processes, **asdict(reading)}

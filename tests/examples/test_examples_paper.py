@@ -159,8 +159,29 @@ def test_a_finished_cell_is_not_trained_again(small: dict[str, str]) -> None:
 
 
 def test_a_cell_that_is_not_in_the_list_is_refused(prepared: dict[str, str]) -> None:
-    done = _paper(prepared, "train", "3")
-    assert done.returncode == 2 and "no cell 3" in done.stderr
+    for number in ("0", "3", "one"):
+        done = _paper(prepared, "train", number)
+        assert done.returncode == 2 and f"no cell {number}" in done.stderr
+
+
+def test_a_signal_to_all_of_the_script_ends_it_with_75_and_begins_no_other_cell(prepared: dict[str, str], tmp_path: Path) -> None:
+    shutil.copy(Path(prepared["OUT"]) / "complete.h5", tmp_path)
+    with (tmp_path / "log").open("wb") as log:
+        settings = prepared | {"OUT": str(tmp_path), "EPOCHS": "4"}
+        process = subprocess.Popen(["bash", str(SCRIPT)], env=settings, stdout=log, stderr=log, start_new_session=True)
+    _wait_for(tmp_path / "log", "Epoch 1 of 4: training", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=300) == 75
+    talk = (tmp_path / "log").read_text()
+    assert "Cell 1" in talk and "Cell 2" not in talk and "Traceback" not in talk
+    assert (tmp_path / "runs" / "r3d18-d4-b8" / "last.pt").is_file()
+
+
+def _wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 300
+    while text not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
 
 
 class Job:
@@ -178,12 +199,6 @@ class Job:
         with self.log.open("ab") as log:
             return subprocess.Popen(["bash", str(self.script)], cwd=self.cwd, env=self.environment, stdout=log, stderr=log)
 
-    def wait_for(self, text: str, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + 300
-        while text not in self.log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
-
     def signal(self, number: signal.Signals, process: subprocess.Popen[bytes]) -> None:
         """As the scheduler does it: --signal=USR1 goes to the step alone, preemption's SIGTERM to the batch script as well."""
         os.killpg(int(self.step.read_text()), number)
@@ -193,7 +208,7 @@ class Job:
 
 def _stop_requeue_and_finish(job: Job, epochs: int, run: Path, number: signal.Signals) -> None:
     process = job.start()
-    job.wait_for(f"Epoch 1 of {epochs}: training", process)
+    _wait_for(job.log, f"Epoch 1 of {epochs}: training", process)
     job.signal(number, process)
     assert process.wait(timeout=300) == 0, job.log.read_text()
     assert job.requeued.read_text() == "requeue 712\n"
