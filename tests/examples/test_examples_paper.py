@@ -94,11 +94,13 @@ def prepared(tools: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def small(prepared: dict[str, str]) -> dict[str, str]:
-    """The same settings, after a run of the whole script."""
-    done = _paper(prepared)
-    assert done.returncode == 0, done.stderr
+    """The same settings and one cell that must fail, for the scans have 8 slices, after a run of the whole script."""
+    settings = prepared | {"DEPTHS": "64 4"}
+    done = _paper(settings)
+    assert done.returncode == 4 and "these cells failed, for the reasons above: 2\n" in done.stderr, done.stderr
+    assert "no training volumes of depth 64" in done.stderr
     assert done.stdout.startswith("**Table 4."), "results alone are on stdout"
-    return prepared
+    return settings
 
 
 def _rows(small: dict[str, str], table: int) -> pd.DataFrame:
