@@ -143,17 +143,20 @@ def latex(table: Table) -> str:
     return text
 
 
-def metric_lines(path: Path, rows: list[Row], places: list[str], what: str) -> bool:
+def metrics_figure(path: Path, rows: list[Row], places: list[str], what: str, line: str) -> bool:
     """Fig. 4 or 5: the four metrics with their intervals, a place for each row; whether there was anything to draw."""
     if not any(row.score for row in rows):
         return False
     with figure(path, 6, 4) as drawn:
         axes = drawn.subplots()
-        for metric, name in METRICS.items():
+        for number, (metric, name) in enumerate(METRICS.items()):
             found = [row.score[metric] if row.score else {} for row in rows]
             mean, low, high = (np.array([score.get(part) for score in found], dtype=float) for part in ("mean", "low", "high"))
-            axes.errorbar(range(len(rows)), mean, (mean - low, high - mean), marker="o", markersize=4, capsize=3, label=name.split(" (")[0])
+            # Side by side, so that no interval hides another.
+            beside = np.arange(len(rows)) + 0.08 * (number - 1.5)
+            axes.errorbar(beside, mean, (mean - low, high - mean), fmt=line, markersize=4, capsize=3, label=name.split(" (")[0])
         axes.set_xticks(range(len(rows)), places)
+        axes.set_xlim(-0.5, len(rows) - 0.5)
         axes.set(xlabel=what, ylabel="mean and 95 % interval")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
@@ -202,8 +205,8 @@ def main(out: Path, best: str) -> None:
         earlier.unlink()
     depths, batches = ([row for row in rows if row.table == number] for number in (5, 6))
     drawn = {
-        4: metric_lines(out / "figure-4.png", depths, [str(row.depth) for row in depths], "depth (batch size 8)"),
-        5: metric_lines(out / "figure-5.png", batches, [f"{row.depth}, {row.batch}" for row in batches], "depth, batch size"),
+        4: metrics_figure(out / "figure-4.png", depths, [str(row.depth) for row in depths], "depth (batch size 8)", "o-"),
+        5: metrics_figure(out / "figure-5.png", batches, [f"{row.depth}, {row.batch}" for row in batches], "depth, batch size", "o"),
         6: copied(out / "table-7" / f"confusion-{best}.png", out / "figure-6.png"),
         7: saliency_montage(out / "figure-7.png", out / "figure-7"),
         8: copied(out / "runs" / best / "loss.png", out / "figure-8.png"),
