@@ -304,12 +304,14 @@ def demo(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("ctcovid-demo"),
     data_only: Annotated[bool, typer.Option("--data-only", help="Make the synthetic data set, and nothing else.")] = False,
-    patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="80, or 20")] = None,
+    patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="72, or 20")] = None,
     size: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels per side of a slice.", show_default="96, or 512")] = None,
     slices: Annotated[
         str | None, typer.Option(help="Fewest and most slices of a scan.", show_default="16-18, or as in CC-CCII", metavar="N-M")
     ] = None,
-    difficulty: Annotated[float, typer.Option(min=0, max=1, help="From large, dense lesions to small, faint ones.")] = 0.2,
+    difficulty: Annotated[
+        float | None, typer.Option(min=0, max=1, help="From large, dense lesions to small, faint ones.", show_default="0, or 0.2")
+    ] = None,
     repeated: Annotated[float, Share("whose stack lies there twice")] = 0.0,
     shuffled: Annotated[float, Share("whose slices have changed places")] = 0.0,
     reversed: Annotated[float, Share("stored feet first")] = 0.0,  # noqa: A002

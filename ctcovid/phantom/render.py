@@ -119,7 +119,7 @@ class Renderer:
         """HU of the lung without vessels and lesions: denser at the back, where the blood is, and uneven."""
         p, y = self.protocol, self.y
         hu = p.lung + 0.32 * y + 11.0 * patches + 8.0 * rough
-        behind = ramp(y, 20.0, 70.0) * ramp(lung, -22.0 + 8.0 * patches, -1.0)
+        behind = ramp(y, 20.0, 70.0) * ramp(lung, np.minimum(-22.0 + 8.0 * patches, -5.0), -1.0)
         return hu + p.dependent * behind * ramp(z / self.anatomy.length, 0.15, 0.7)
 
     def _lesions(self, z: float, parenchyma: np.ndarray) -> np.ndarray:

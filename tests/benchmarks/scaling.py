@@ -31,7 +31,7 @@ from ctcovid.commands import prepare
 from ctcovid.models import registry
 from ctcovid.models.catalog import ARCHITECTURES
 from ctcovid.models.device import device_name
-from ctcovid.phantom.simple import write_simple_dataset
+from ctcovid.phantom.dataset import Parameters, write_dataset
 from ctcovid.volumes.reader import VolumesFile
 
 GPUS = (1, 2, 8, 64)
@@ -133,10 +133,10 @@ def measure_reading(path: Path, depth: int, rounds: int, count: int = 50) -> Rea
 
 
 def measure_phantom_reading(size: int, depth: int, rounds: int) -> Reading:
-    """The same of a file of the simple phantom, made for this."""
+    """The same of a file of phantoms, made for this."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_simple_dataset(root / "data", root / "truth", 3, size, 0, lambda _: None)
+        write_dataset(root / "data", Parameters(3, size, slices=(16, 24), scans=1))
         prepare.run(prepare.Options(root / "data", depth, size, root / "volumes.h5"), Console(quiet=True, results=False))
         return measure_reading(root / "volumes.h5", depth, rounds)
 
