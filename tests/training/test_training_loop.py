@@ -108,6 +108,8 @@ def test_validation_sees_the_weights_of_the_last_step(passes: str, monkeypatch: 
 class Volumes:
     """Seven volumes that lie in memory, where a VolumeSet is wanted."""
 
+    shape, labels = (2, 8, 8), np.arange(7) % 3
+
     def __len__(self) -> int:
         return 7
 
@@ -126,7 +128,7 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.M
     recipe, progress, kept = Recipe(epochs=2, batch=4), Progress(), []
     data: Any = Volumes()
     with pytest.raises(CtcovidError, match=r"validation loss is nan after epoch 1.*--learning-rate"):
-        fit(network, recipe.optimiser(network.module), recipe, data, data, progress, 1, StopRequest(), Console(quiet=True), kept.append)
+        fit(network, recipe.optimiser(network.module), recipe, data, data, progress, 1, StopRequest(), Console(quiet=True), lambda row, pace: kept.append(row))
     assert (progress.epoch, progress.history, kept) == (0, [], [])
 
 
