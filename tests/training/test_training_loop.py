@@ -128,7 +128,18 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.M
     recipe, progress, kept = Recipe(epochs=2, batch=4), Progress(), []
     data: Any = Volumes()
     with pytest.raises(CtcovidError, match=r"validation loss is nan after epoch 1.*--learning-rate"):
-        fit(network, recipe.optimiser(network.module), recipe, data, data, progress, 1, StopRequest(), Console(quiet=True), lambda row, pace: kept.append(row))
+        fit(
+            network,
+            recipe.optimiser(network.module),
+            recipe,
+            data,
+            data,
+            progress,
+            1,
+            StopRequest(),
+            Console(quiet=True),
+            lambda row, pace: kept.append(row),
+        )
     assert (progress.epoch, progress.history, kept) == (0, [], [])
 
 
