@@ -179,7 +179,7 @@ def run(options: Options, console: Console) -> Summary:
         try:
             finished = fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep, ema)
         except torch.OutOfMemoryError as error:
-            most = options.micro_batch or options.batch
+            most = options.micro_batch or min(options.batch, len(train_set))
             way_out = f"Add --micro-batch {most // 2}; the batch stays." if most > 1 else "Choose a smaller --depth or --arch."
             raise UsageError(f"Volumes do not fit into the memory of {card.content['device']}, {most} at a time. {way_out}") from error
         if events is not None:
