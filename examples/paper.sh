@@ -23,14 +23,14 @@ BATCHES=${BATCHES:-8 32 64}
 MODELS=${MODELS:-r3d18 r2plus1d18 r3d34 r2plus1d34 r3d50}
 OUT=${OUT:-paper-$SIZE}           # folder for all that is made
 
-# Table 4 is about the deepest volumes: 64 slices in the paper.
-deepest=$(printf '%s\n' $DEPTHS | sort -n | tail -n 1)
+# Table 4 is about volumes of the last depth: 64 slices in the paper.
+fourth=$(printf '%s\n' $DEPTHS | tail -n 1)
 best=r3d18-d4-b32                 # Figs. 6 to 9 show the paper's best model
 
 # The rows of the paper's tables in their order: table, name of the run, images, architecture, depth, batch.
 rows() {
     local images depth cell arch
-    for images in complete same-number segmented; do row 4 $images r3d18 "$deepest" 8; done
+    for images in complete same-number segmented; do row 4 $images r3d18 "$fourth" 8; done
     for depth in 2 4 8 16 32 64; do row 5 complete r3d18 $depth 8; done
     for cell in "2 32" "2 64" "4 32" "4 64" "8 32" "16 32"; do row 6 complete r3d18 "${cell% *}" "${cell#* }"; done
     for arch in r3d18 r2plus1d18 r3d34 r2plus1d34 r3d50; do row 7 complete $arch 4 32; done
