@@ -15,7 +15,7 @@ import typer
 
 from ctcovid import __version__
 from ctcovid.base.console import Console
-from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError
+from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError
 from ctcovid.base.settings import name_environment, read_config, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
@@ -44,6 +44,15 @@ def _architectures(incomplete: str) -> list[str]:
 
 def _models(incomplete: str) -> list[str]:
     return sorted(path.parent.name for path in Path("runs").glob("*/model.json") if path.parent.name.startswith(incomplete))
+
+
+def _micro_batch(value: Any) -> int | str:
+    """A number of volumes, or "auto"."""
+    if value == "auto":
+        return "auto"
+    if not str(value).isdigit() or int(value) < 1:
+        raise typer.BadParameter(f"{value} is neither a number of volumes from 1 nor auto.")
+    return int(value)
 
 
 class Part(str, Enum):
@@ -138,15 +147,25 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Volumes per step.")] = 32,
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Volumes in memory at a time, where a batch does not fit.", show_default=False)
+        Any,
+        typer.Option(
+            parser=_micro_batch,
+            metavar="N|auto",
+            help="Volumes in memory at a time, where a batch does not fit; auto tries how many do.",
+            show_default=False,
+        ),
     ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-12, help="Adam's first rate; a tenth of it every 10 epochs.")] = 1e-3,
+    sync_batchnorm: Annotated[
+        bool, typer.Option("--sync-batchnorm", help="Batch norm over the volumes of all processes, not of each for itself.")
+    ] = False,
     pretrained: Annotated[
         Path | None, typer.Option(help="Weights to begin with: 3D-ResNets-PyTorch, MedicalNet or torchvision.", show_default=False)
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.", show_default=False)] = "",
     runs: Runs = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run if there is one, else begin it.")] = False,
+    checkpoint_every: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 for none.")] = 10,
     device: Device = "auto",
     precision: Precision = PrecisionChoice.AUTO,
     seed: Seed = 0,
@@ -311,6 +330,8 @@ def _run(ctx: typer.Context) -> None:
         if "sources" in known:
             given["sources"] = sources(ctx)
         summary = command.run(command.Options(**given), console)
+    except ToldError as error:
+        raise typer.Exit(error.exit_code) from error
     except CtcovidError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error

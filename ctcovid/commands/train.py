@@ -2,54 +2,64 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import asdict, dataclass, field
+import contextlib
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, OutputExistsError, UsageError
-from ctcovid.base.files import RUN_CARD, claim_file, made_by
-from ctcovid.base.runcard import RunCard, sha256, versions
+from ctcovid.base.errors import InputError, UsageError
+from ctcovid.base.files import RUN_CARD, claim_file
+from ctcovid.base.runcard import RunCard, versions
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import kernels, registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.models.device import device_name
 from ctcovid.models.network import SCALING, Network
 from ctcovid.models.pretrained import load_pretrained
+from ctcovid.models.ranks import Ranks, together
+from ctcovid.models.syncnorm import synchronise
 from ctcovid.reports.figures import curve
 from ctcovid.reports.tables import Cell, Table
-from ctcovid.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
+from ctcovid.training.checkpoint import Progress, Saving, restore, room_for, save_checkpoint
+from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, changed_ranks, clear, find_checkpoint, require_same
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.loop import fit
+from ctcovid.training.memory import fitting
 from ctcovid.training.recipe import Recipe
+from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import VolumeSet
 from ctcovid.volumes.layout import PARTS
+from ctcovid.volumes.limits import naming_limits
 from ctcovid.volumes.reader import VolumesFile
+from ctcovid.volumes.resident import resident
 
-CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 # What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
-IDENTITY = ("arch", "depth", "batch", "learning_rate", "seed", "precision")
+IDENTITY = ("arch", "depth", "batch", "learning_rate", "sync_batchnorm", "seed", "precision")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `ctcovid train` was asked for; `sources` says where each value came from. `depth` 0 is that of the volumes file."""
+    """What `ctcovid train` was asked for; `sources` says where each value came from. `depth` 0 is that of the volumes file.
+
+    `micro_batch` is a number, 0 for the whole batch, or "auto"; `checkpoint_every` is in minutes.
+    """
 
     data: Path = Path("volumes.h5")
     arch: str = DEFAULT
     depth: int = 0
     epochs: int = 20
     batch: int = 32
-    micro_batch: int = 0
+    micro_batch: int | str = 0
     learning_rate: float = 1e-3
+    sync_batchnorm: bool = False
     pretrained: Path | None = None
     name: str = ""
     runs: Path = registry.RUNS
     resume: bool = False
+    checkpoint_every: float = 10
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -85,15 +95,22 @@ class Summary:
 
 
 def run(options: Options, console: Console) -> Summary:
-    """Check, build or restore the network, train it, and register what came of it."""
+    """Check, build or restore the network, train it, and register what came of it; together with the processes started beside this."""
     architecture(options.arch)
     if options.name in (".", "..") or Path(options.name).name != options.name:
         raise UsageError(f"--name {options.name}: the name of a folder under {options.runs}/ is wanted, not a path.")
+    with together(console, options.device, "The same line with --resume goes on from the last checkpoint.") as ranks:
+        return _run(options, console, ranks)
+
+
+def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
+    if options.batch < ranks.size:
+        raise UsageError(f"--batch {options.batch} leaves some of {ranks.size} processes without a volume. Start fewer, or enlarge it.")
     file = VolumesFile(options.data)
     depth = options.depth or file.depth
     folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")
     claim_file(folder / RUN_CARD, overwrite=True)
-    checkpoint = _checkpoint(folder, options)
+    checkpoint = find_checkpoint(folder, options.resume, options.overwrite)
     train_set, valid_set = _sets(file, depth, console)
     registry.require_fit(options.arch, depth, file.size)
 
@@ -101,54 +118,108 @@ def run(options: Options, console: Console) -> Summary:
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
     network = registry.place(options.arch, file.classes, options.device, options.precision)
-    recipe = Recipe(options.epochs, options.batch, options.micro_batch, options.learning_rate, seed=options.seed)
+    recipe = Recipe(options.epochs, options.batch, learning_rate=options.learning_rate, seed=options.seed)
     optimiser = recipe.optimiser(network.module)
-    settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint}
+    settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint, "ranks": ranks.size}
     settings["precision"] = str(network.precision)
-    settings["pretrained"] = _pretrained(options, checkpoint)
+    settings["pretrained"] = began_with(options.pretrained, checkpoint)
     progress = Progress()
     if options.pretrained is not None and checkpoint is None:
         console.say(f"{options.pretrained}: {load_pretrained(network.module, options.pretrained).sentence()}")
     if checkpoint is not None:
-        _require_same(checkpoint["settings"], settings, folder)
+        require_same(checkpoint["settings"], settings, folder)
         progress = restore(checkpoint, network.module, optimiser)
-        if progress.epoch >= options.epochs and (folder / store.CARD).is_file():
-            console.say(f"{folder} has its {progress.epoch} epochs already; more --epochs would continue it.")
-            return _summary(folder, progress, console)
-    _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, console)
+    ranks.require_same((progress.epoch, progress.step), f"how far the run in {folder} has come")
+    if checkpoint is not None and progress.epoch >= options.epochs and (folder / store.CARD).is_file():
+        console.say(f"{folder} has its {progress.epoch} epochs already; more --epochs would continue it.")
+        return _summary(folder, progress, console)
+    if options.sync_batchnorm and ranks.size > 1:
+        synchronise(network.module, ranks.sum)
+    _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, ranks, console)
+    if checkpoint is not None and (change := changed_ranks(checkpoint["settings"], ranks.size, options.sync_batchnorm)):
+        console.warn(change)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if checkpoint is None:
-        _clear(folder)
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
-    card.content["device"] = device_name(network.device)
-    card.input(options.data, file.fingerprint)
-    if options.pretrained is not None and checkpoint is None:
-        card.input(options.pretrained)
-    workers = options.workers or min(cpus.allowed(), 8)
-    with card.recording(), StopRequest() as stop:
+    card.content |= {"device": device_name(network.device), "processes": ranks.size}
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint is None:
+            clear(folder)
+        card.input(options.data, file.fingerprint)
+        if options.pretrained is not None and checkpoint is None:
+            card.input(options.pretrained)
+    with card.recording() if ranks.first else contextlib.nullcontext(), StopRequest() as stop:
+        ranks.tell_of(stop)
+        workers = options.workers or ranks.readers
+        feed = resident(train_set, network.device, workers, stop, console, ranks.local_size)
+        recipe = _fitted(recipe, options, network, train_set, checkpoint, ranks, console)
+        settings["micro_batch"] = recipe.micro_batch
+        stepper = Stepper(network, optimiser, recipe, ranks, options.sync_batchnorm)
+
+        def save() -> None:
+            if ranks.first:
+                with ranks.writing(), room_for(folder / CHECKPOINT):
+                    save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
 
         def keep(row: EpochRow) -> None:
             # In this order, a kill between the two repeats the epoch and loses nothing.
-            if progress.best is row:
-                store.save_weights(folder / BEST, network.module)
-            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
-            _write_curves(folder, progress.history)
+            if ranks.first:
+                with ranks.writing(), room_for(folder / CHECKPOINT):
+                    if progress.best is row:
+                        store.save_weights(folder / BEST, network.module)
+                save()
+                _write_curves(folder, progress.history)
             console.say(_line(row, recipe))
 
+        if checkpoint is not None and ranks.first:
+            # A kill may have come between the checkpoint and the history.
+            _write_curves(folder, progress.history)
+        saving = Saving(options.checkpoint_every if ranks.first else 0, save)
         try:
-            finished = fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep)
+            with naming_limits(workers):
+                finished = fit(stepper, train_set, feed, valid_set, progress, workers, stop, console, saving, keep)
         except torch.OutOfMemoryError as error:
-            most = options.micro_batch or options.batch
-            way_out = f"Add --micro-batch {most // 2}; the batch stays." if most > 1 else "Choose a smaller --depth or --arch."
-            raise UsageError(f"Volumes do not fit into the memory of {card.content['device']}, {most} at a time. {way_out}") from error
+            raise _too_large(recipe, network, train_set) from error
         if not finished:
-            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
+            save()
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
-        _register(folder, network, file, depth, progress, recipe, settings["pretrained"])
-        card.output(folder / store.WEIGHTS)
-        card.output(folder / store.CARD)
+        if ranks.first:
+            _register(folder, network, file, depth, progress, recipe, settings["pretrained"])
+            card.output(folder / store.WEIGHTS)
+            card.output(folder / store.CARD)
     return _summary(folder, progress, console)
+
+
+def _fitted(
+    recipe: Recipe,
+    options: Options,
+    network: Network,
+    train_set: VolumeSet,
+    checkpoint: dict[str, Any] | None,
+    ranks: Ranks,
+    console: Console,
+) -> Recipe:
+    """The recipe with the micro-batch that is asked for, or that fits into memory: that of the checkpoint where there is one."""
+    if isinstance(options.micro_batch, int):
+        return replace(recipe, micro_batch=options.micro_batch)
+    before = checkpoint["settings"].get("micro_batch") if checkpoint and checkpoint["settings"].get("ranks", 1) == ranks.size else None
+    if before is not None:
+        return replace(recipe, micro_batch=before)
+    most = -(-recipe.batch // ranks.size)
+    found = min(ranks.gather(fitting(network, most, train_set.shape, ranks.local_size)))
+    console.say(f"{found} volumes fit into memory at a time, of {most} in a step{' of each process' if ranks.size > 1 else ''}.")
+    return replace(recipe, micro_batch=0 if found == most else found)
+
+
+def _too_large(recipe: Recipe, network: Network, train_set: VolumeSet) -> UsageError:
+    """What to do about volumes that did not fit into memory."""
+    most = recipe.micro_batch or recipe.batch
+    network.module.zero_grad(set_to_none=True)
+    way_out = "Choose a smaller --depth or --arch."
+    if most > 1:
+        found = fitting(network, most // 2, train_set.shape)
+        way_out = f"Add --micro-batch {found}, which fits, or --micro-batch auto; the batch stays."
+    return UsageError(f"Volumes do not fit into the memory of {device_name(network.device)}, {most} at a time. {way_out}")
 
 
 def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
@@ -159,33 +230,6 @@ def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
     which = "the last epoch: there is no validation part to choose by" if kept.valid_accuracy is None else "the best validation accuracy"
     console.say(f"Kept the weights of epoch {kept.epoch}, {which}. Model {folder.name} is in {folder}/.")
     return summary
-
-
-def _checkpoint(folder: Path, options: Options) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a new run.
-
-    Raises OutputExistsError where there is a run already and neither --resume nor --overwrite was given.
-    """
-    path = folder / CHECKPOINT
-    if options.resume and options.overwrite:
-        raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
-    if options.resume and path.is_file():
-        return read_checkpoint(path)
-    if options.resume and (folder / store.CARD).is_file():
-        raise InputError(f"{folder} is finished, and without its {CHECKPOINT} it cannot be continued. Choose another --name.")
-    if not options.overwrite and any((folder / name).exists() for name in (CHECKPOINT, store.CARD, store.WEIGHTS)):
-        raise OutputExistsError(
-            f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
-        )
-    return None
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
-    for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png"):
-        (folder / name).unlink(missing_ok=True)
-    if made_by(folder / "evaluation", "evaluate"):
-        shutil.rmtree(folder / "evaluation")
 
 
 def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, VolumeSet]:
@@ -213,30 +257,6 @@ def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, V
     return train_set, valid_set
 
 
-def _pretrained(options: Options, checkpoint: dict[str, Any] | None) -> dict[str, str] | None:
-    """Which weights the run began with. A resumed one has them in its checkpoint; the file is not needed again.
-
-    Raises UsageError where another file is named.
-    """
-    given = options.pretrained
-    if checkpoint is None:
-        return None if given is None else {"path": str(given.resolve()), "sha256": sha256(given)} if given.is_file() else {}
-    before: dict[str, str] | None = checkpoint["settings"].get("pretrained")
-    if given is not None and given.is_file() and (before is None or before["sha256"] != sha256(given)):
-        raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
-    return before
-
-
-def _require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path) -> None:
-    different = [
-        f"{'the volumes file' if name == 'data' else '--' + name.replace('_', '-')} was {before.get(name)} and is {value}"
-        for name, value in now_wanted.items()
-        if name != "pretrained" and before.get(name) != value
-    ]
-    if different:
-        raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
-
-
 def _announce(
     folder: Path,
     network: Network,
@@ -246,12 +266,14 @@ def _announce(
     valid_set: VolumeSet,
     progress: Progress,
     recipe: Recipe,
+    ranks: Ranks,
     console: Console,
 ) -> None:
     precision = str(network.precision).removeprefix("torch.")
+    processes = f" in each of {ranks.size} processes" if ranks.size > 1 else ""
     console.say(
         f"Training {network.architecture.name} on {len(train_set):,} volumes of {depth}×{file.size}×{file.size} "
-        f"({len(valid_set):,} to validate), {device_name(network.device)}, {precision}, into {folder}/."
+        f"({len(valid_set):,} to validate), {device_name(network.device)}{processes}, {precision}, into {folder}/."
     )
     if network.device.type == "cpu" and kernels.compiled is None:
         console.say("ctcovid was installed without a C++ compiler at hand: training takes longer, with the same result.")

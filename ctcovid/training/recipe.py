@@ -32,18 +32,20 @@ class Recipe:
         """Adam with the defaults of torch but for the learning rate; parameters are updated in one fused pass."""
         return torch.optim.Adam(module.parameters(), lr=self.learning_rate, fused=True)
 
-    def step_seed(self, epoch: int, step: int) -> int:
+    def step_seed(self, epoch: int, step: int, rank: int = 0) -> int:
         """Seed of what a network itself draws in a step, such as dropout, so that a resumed run draws the same."""
-        return int(np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)[0])
+        return int(np.random.SeedSequence([self.seed, epoch, step, *([rank] if rank else [])]).generate_state(1)[0])
 
-    def pieces(self, volumes: int) -> list[int]:
+    def pieces(self, volumes: int, largest: int = 0) -> list[int]:
         """Sizes of the pieces in which so many volumes of a step go through the network, as equal as can be.
 
-        Rather than have batch norm learn from a single volume, a piece takes one more than `micro_batch`, unless that is 1.
+        There are as many as `largest` volumes would need, where several processes have to go through as many pieces. Rather than have
+        batch norm learn from a single volume, a piece takes one more than `micro_batch`, unless that is 1.
         """
-        count = -(-volumes // self.micro_batch) if self.micro_batch else 1
+        largest = largest or volumes
+        count = -(-largest // self.micro_batch) if self.micro_batch else 1
         if self.micro_batch > 1:
-            count = max(1, min(count, volumes // 2))
+            count = max(1, min(count, largest // 2))
         return [volumes // count + (number < volumes % count) for number in range(count)]
 
     def order(self, volumes: int, epoch: int) -> list[list[int]]:

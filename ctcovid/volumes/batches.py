@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from ctcovid.base.errors import InputError
 from ctcovid.base.signals import held_back, ignore_stopping
 from ctcovid.volumes.reader import Volume, VolumesFile
+
+# Seconds after which readers that have sent nothing count as dead.
+SLOWEST = 900.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class VolumeSet(Dataset[object]):
         self.volumes: list[Volume] = file.volumes(part, depth)
         self.labels = np.array([file.classes.index(volume.scan.label) for volume in self.volumes], dtype=np.int64)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a volume: (D, H, W)."""
+        return self.depth, self.file.size, self.file.size
+
     def __len__(self) -> int:
         return len(self.volumes)
 
@@ -45,15 +53,25 @@ class VolumeSet(Dataset[object]):
         except InputError as error:
             return error
 
-    def batches(self, order: Sequence[Sequence[int]], workers: int, pin: bool = False) -> Iterator[Batch]:
+    def named(self, indices: Sequence[int]) -> str:
+        """Volumes as a person finds them on disk, as in ``NCP/16/1164 slices 0-3, 8-11; CP/7/3 slices 4-7``, counted from 0."""
+        slices: dict[str, list[str]] = {}
+        for volume in sorted((self.volumes[index] for index in indices), key=lambda volume: volume.first_slice):
+            first = volume.number * self.depth
+            slices.setdefault(volume.scan.source, []).append(f"{first}-{first + self.depth - 1}")
+        return "; ".join(f"{source} slices {', '.join(numbers)}" for source, numbers in slices.items())
+
+    def batches(self, order: Sequence[Sequence[int]], workers: int, pin: bool = False) -> Generator[Batch, None, None]:
         """The batches that `order` lists by index.
 
         Raises InputError where a volume cannot be read.
         """
+        workers = min(workers, len(order))
         loader: DataLoader[object] = DataLoader(
             self,
             batch_sampler=[list(batch) for batch in order],
-            num_workers=min(workers, len(order)),
+            num_workers=workers,
+            timeout=SLOWEST if workers else 0,
             collate_fn=_collate,
             worker_init_fn=_begin_worker,
             pin_memory=pin,

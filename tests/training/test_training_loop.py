@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctcovid.base.launch import Place
 from ctcovid.models import kernels, registry
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
-from ctcovid.training.loop import _make_step
+from ctcovid.models.ranks import Ranks
 from ctcovid.training.recipe import Recipe
+from ctcovid.training.step import Step, Stepper
 from ctcovid.volumes.batches import Batch
 
 CPU = torch.device("cpu")
@@ -31,14 +33,19 @@ class Small(nn.Module):
         return y
 
 
+def make_step(network: Network, optimiser: torch.optim.Optimizer, recipe: Recipe, batch: Batch) -> Step:
+    return Stepper(network, optimiser, recipe, Ranks(Place())).make(batch, batch.indices.tolist())
+
+
 def step(micro_batch: int, normed: bool) -> tuple[dict[str, Tensor], float, int]:
     torch.manual_seed(0)
     network = Network(Small(normed), architecture("r3d18"), ["a", "b", "c"], CPU, torch.float32)
     network.module.train()
     recipe = Recipe(batch=7, micro_batch=micro_batch)
     volumes = torch.randint(0, 256, (7, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    made = _make_step(network, recipe.optimiser(network.module), recipe, Batch(volumes, torch.arange(7) % 3, torch.arange(7)))
-    return dict(network.module.state_dict()), made.loss.item(), int(made.correct)
+    made = make_step(network, recipe.optimiser(network.module), recipe, Batch(volumes, torch.arange(7) % 3, torch.arange(7)))
+    outcome = made.look()
+    return dict(network.module.state_dict()), outcome.loss, outcome.correct
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 6])
@@ -79,7 +86,7 @@ def test_validation_sees_the_weights_of_the_last_step(passes: str, monkeypatch: 
     volumes = torch.randint(0, 256, (4, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for _ in range(3):
         network.module.train()
-        _make_step(network, optimiser, recipe, Batch(volumes, torch.arange(4) % 3, torch.arange(4)))
+        make_step(network, optimiser, recipe, Batch(volumes, torch.arange(4) % 3, torch.arange(4)))
         plain.load_state_dict(network.module.state_dict())
         with torch.inference_mode():
             expected = plain.eval()(network.scale(volumes)).double().softmax(1).numpy()

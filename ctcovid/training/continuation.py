@@ -1,0 +1,85 @@
+"""Whether a run directory is to be begun, continued or left alone, and whether what is asked for is the run that is there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.files import made_by
+from ctcovid.base.runcard import sha256
+from ctcovid.models import store
+from ctcovid.training.checkpoint import read_checkpoint
+
+CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
+# Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
+FREE = ("pretrained", "ranks", "micro_batch")
+
+
+def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises OutputExistsError where there is a run already and neither `resume` nor `overwrite` is on.
+    """
+    path = folder / CHECKPOINT
+    if resume and overwrite:
+        raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
+    if resume and path.is_file():
+        return read_checkpoint(path)
+    if resume and (folder / store.CARD).is_file():
+        raise InputError(f"{folder} is finished, and without its {CHECKPOINT} it cannot be continued. Choose another --name.")
+    if not overwrite and any((folder / name).exists() for name in (CHECKPOINT, store.CARD, store.WEIGHTS)):
+        raise OutputExistsError(
+            f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
+        )
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
+    for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png"):
+        (folder / name).unlink(missing_ok=True)
+    if made_by(folder / "evaluation", "evaluate"):
+        shutil.rmtree(folder / "evaluation")
+
+
+def began_with(given: Path | None, checkpoint: dict[str, Any] | None) -> dict[str, str] | None:
+    """Which weights the run began with. A resumed one has them in its checkpoint; the file is not needed again.
+
+    Raises UsageError where another file is named.
+    """
+    if checkpoint is None:
+        return None if given is None else {"path": str(given.resolve()), "sha256": sha256(given)} if given.is_file() else {}
+    before: dict[str, str] | None = checkpoint["settings"].get("pretrained")
+    if given is not None and given.is_file() and (before is None or before["sha256"] != sha256(given)):
+        raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
+    return before
+
+
+def require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path) -> None:
+    """Raises InputError where the data have changed since the run began, UsageError where the settings have."""
+    if before.get("data") != now_wanted["data"]:
+        raise InputError(
+            f"{folder} cannot be resumed: the volumes file was {before.get('data')} when the run began and is {now_wanted['data']}. "
+            "Name the file that it began with by --data, or begin anew with another --name."
+        )
+    different = [
+        f"--{name.replace('_', '-')} was {before.get(name)} and is {value}"
+        for name, value in now_wanted.items()
+        if name not in FREE and before.get(name, value) != value
+    ]
+    if different:
+        raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
+
+
+def changed_ranks(before: dict[str, Any], ranks: int, synchronised: bool) -> str | None:
+    """What is different where a run goes on with another number of processes; None where it does not."""
+    was = before.get("ranks", 1)
+    if was == ranks:
+        return None
+    norms = "" if synchronised else " batch norm sees the volumes of a step in other groups, and"
+    return (
+        f"the run had {was} process{'' if was == 1 else 'es'} and goes on with {ranks}: the same batches in the same order, but{norms} "
+        "sums are taken in another order. From here on the result resembles that of an undisturbed run, and is not equal to it bit by bit."
+    )

@@ -1,0 +1,135 @@
+"""One step of the optimiser, over all processes, in pieces that fit into memory."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctcovid.base.signals import STOPPING, StopRequest
+from ctcovid.models.network import Network
+from ctcovid.models.ranks import Ranks
+from ctcovid.training.gradients import Gradients, RunningStatistics
+from ctcovid.training.recipe import Recipe
+from ctcovid.volumes.batches import Batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of a step, still on the device and the same in every process.
+
+    Attributes
+    ----------
+    numbers : float (4 + signals,): mean loss, volumes classified rightly, norm of the gradient, 1 where the step was not made because
+        loss or gradient is not finite, and for each stopping signal how many processes have received it
+    indices : the volumes of the whole batch, by their number in the training set
+    """
+
+    numbers: Tensor
+    indices: Sequence[int]
+
+    def look(self) -> Outcome:
+        """Wait for the device."""
+        loss, correct, norm, skipped, *signals = self.numbers.tolist()
+        stopped = next((number for number, count in zip(STOPPING, signals, strict=True) if count), None)
+        return Outcome(loss, round(correct) if math.isfinite(correct) else 0, norm, skipped > 0, stopped)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step's mean loss, volumes classified rightly, norm of the gradient, whether it was skipped, and the signal to stop at, if any."""
+
+    loss: float
+    correct: int
+    norm: float
+    skipped: bool
+    stopped: signal.Signals | None
+
+
+class Stepper:
+    """Makes steps with `network` and `optimiser`, together with the other processes."""
+
+    def __init__(
+        self, network: Network, optimiser: torch.optim.Optimizer, recipe: Recipe, ranks: Ranks, synchronised: bool = False
+    ) -> None:
+        self.network, self.optimiser, self.recipe, self.ranks, self.synchronised = network, optimiser, recipe, ranks, synchronised
+        self.gradients = Gradients(network.module.parameters(), ranks)
+        self.statistics = RunningStatistics(network.module)
+
+    def share(self, indices: Sequence[int]) -> list[int]:
+        """This process's part of a batch.
+
+        A last, shorter batch goes to fewer processes rather than one volume to each: batch norm learns little from a single one, and
+        at the smallest sizes nothing.
+        """
+        at_work = self.ranks.size
+        if not self.synchronised and len(indices) < 2 * at_work <= self.recipe.batch:
+            at_work = max(1, len(indices) // 2)
+        return list(indices[self.ranks.rank :: at_work]) if self.ranks.rank < at_work else []
+
+    def make(self, batch: Batch, indices: Sequence[int], stop: StopRequest | None = None) -> Step:
+        """A step on the mean loss over the volumes `indices`, of which `batch` has this process's share.
+
+        Nothing changes, neither weights nor optimiser nor running statistics, where that loss or its gradient is not finite. Running
+        statistics are afterwards the mean of those of all processes, by their numbers of volumes.
+        """
+        device = self.network.device
+        before = self.statistics.read(torch.zeros((), device=device))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss, correct = self._backward(batch, len(indices))
+        signals = [float(stop is not None and stop.received == number) for number in STOPPING]
+        numbers = torch.cat([torch.stack([loss, correct]), torch.tensor(signals, device=device)])
+        after = self.statistics.read(loss)
+        if self.ranks.size > 1:
+            both = torch.cat([numbers, after * (len(batch.labels) / len(indices))])
+            self.gradients.exchange(both)
+            numbers, after = both.split([len(numbers), len(after)])
+        norm = self._norm()
+        skipped = ~(numbers[0].isfinite() & norm.isfinite())
+        self.statistics.write(torch.where(skipped, before, after))
+        # Fused optimisers leave out a step by themselves where this says so, and the program need not wait for the device to know.
+        self.optimiser.found_inf = skipped.float()  # type: ignore[attr-defined]
+        self.optimiser.step()
+        return Step(torch.cat([numbers[:2], torch.stack([norm, skipped.float()]), numbers[2:]]), indices)
+
+    def _backward(self, batch: Batch, whole: int) -> tuple[Tensor, Tensor]:
+        """This process's part of the mean loss and of the number of volumes classified rightly; gradients are left in the parameters."""
+        network = self.network
+        loss, correct = torch.zeros((), device=network.device), torch.zeros((), device=network.device)
+        if not len(batch.labels) and not self.synchronised:
+            return loss, correct
+        labels = batch.labels.to(network.device, non_blocking=True)
+        # Synchronised batch norms wait for every process: all go through as many pieces, though the last ones may be empty.
+        pieces = self.recipe.pieces(len(labels), -(-whole // self.ranks.size) if self.synchronised else 0)
+        with _running_slower(network.module, len(pieces)):
+            for some, targets in zip(batch.volumes.split(pieces), labels.split(pieces), strict=True):
+                logits = network.logits(some)
+                part = F.cross_entropy(logits, targets, reduction="sum") / whole
+                part.backward()
+                loss += part.detach()
+                correct += (logits.detach().argmax(1) == targets).sum()
+        return loss, correct
+
+    def _norm(self) -> Tensor:
+        return nn.utils.get_total_norm([p.grad for p in self.gradients.parameters if p.grad is not None])
+
+
+@contextmanager
+def _running_slower(module: nn.Module, pieces: int) -> Iterator[None]:
+    """Let the running statistics of batch norms move as far in `pieces` passes as they otherwise would in one."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    if pieces > 1:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = None if momentum is None else 1 - (1 - momentum) ** (1 / pieces)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
