@@ -15,11 +15,14 @@ import typer
 
 from ctcovid import __version__
 from ctcovid.base.console import Console
-from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError
+from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError, UsageError
+from ctcovid.base.launch import place
 from ctcovid.base.settings import name_environment, read_config, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
 
+# Commands that several processes, as torchrun or srun start them, do together.
+TOGETHER = ("train", "evaluate", "predict")
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
 
 app = typer.Typer(
@@ -323,6 +326,7 @@ def _run(ctx: typer.Context) -> None:
     values = {name: _plain(value) for name, value in values.items()}
     try:
         raise_when_stopped()
+        _alone_or_together(str(ctx.info_name))
         # Only now, so that help and completion never wait for torch.
         command = importlib.import_module(f"ctcovid.commands.{ctx.info_name}")
         known = command.Options.__dataclass_fields__
@@ -351,6 +355,18 @@ def _run(ctx: typer.Context) -> None:
         raise _unexpected(error, console.verbose) from error
     if getattr(summary, "failed", None):
         raise typer.Exit(EXIT_PARTIAL)
+
+
+def _alone_or_together(command: str) -> None:
+    """Raises UsageError where several processes were started of a command that works in one."""
+    size = place().size
+    if size > 1 and command not in TOGETHER:
+        raise UsageError(
+            f"ctcovid {command} works in one process, and {size} were started. Start it without torchrun, or by srun --ntasks=1."
+        )
+    if size > 1:
+        # That a connection broke is said in a sentence; torch would add a page of addresses before it.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 def _unexpected(error: Exception, verbose: bool) -> typer.Exit:

@@ -31,6 +31,8 @@ JOINING, WORKING = datetime.timedelta(minutes=5), datetime.timedelta(minutes=30)
 class Ranks:
     """This process among those that work together; a single one is `rank` 0 of `size` 1, and says nothing to anybody.
 
+    It may use `cpus` CPUs, and has `readers` worker processes read for it.
+
     All processes have to call `sum` and `gather` in the same order.
     """
 
@@ -38,12 +40,17 @@ class Ranks:
         self.rank, self.size, self.local_size = here.rank, here.size, here.local_size
         self.first = here.rank == 0
         self.watch = watch
-        # Processes that read for this one: few enough that those of its neighbours have CPUs too.
-        self.readers = max(1, min(cpus.allowed() // (1 if here.own_cpus else here.local_size), 8))
+        # Its neighbours on the node need some too.
+        self.cpus = max(1, cpus.allowed() // (1 if here.own_cpus else here.local_size))
+        self.readers = min(self.cpus, 8)
 
     def share(self, things: Sequence[T]) -> Sequence[T]:
         """Every size-th of `things`: this process's part, such that no two parts differ by more than one in length."""
         return things[self.rank :: self.size]
+
+    def at_most(self, batch: int, things: int) -> int:
+        """The size of batches of at most `batch` in which so many things are shared out evenly."""
+        return max(1, min(batch, -(-things // self.size)))
 
     def sum(self, *tensors: Tensor) -> None:
         """Replace each tensor by the sum of it over all processes, the same to the bit in each.

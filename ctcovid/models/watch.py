@@ -16,8 +16,8 @@ from ctcovid.base.launch import Place
 from ctcovid.base.signals import STOPPING, StopRequest
 
 # Seconds between two looks. A process whose counter stood still for so many looks is dead; looks and not seconds, because a batch system
-# may suspend all processes and wake them again.
-PAUSE, LOOKS = 1.0, 12
+# may suspend all processes and wake them again. Where a connection has broken, fewer will do.
+PAUSE, LOOKS, SUSPICIOUS = 1.0, 12, 4
 # Seconds that the work has to end by itself, once another process is known to have failed, and that a farewell may take.
 GRACE, FAREWELL = 8.0, 5.0
 
@@ -39,7 +39,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True, name="watch")
         self.place, self.store, self.again = place, store, again
         self.failure: CtcovidError | None = None
-        self.orphaned = False
+        self.orphaned = self._broken = False
         self.known, self.ended, self.aware, self.closed = (threading.Event() for _ in range(4))
         self.writing = threading.Lock()
         self.stop: StopRequest | None = None
@@ -52,7 +52,7 @@ class Watch(threading.Thread):
                 self._look()
             except RuntimeError:
                 # The first process holds the store, or torchrun does.
-                self._learn(0, False, f"{self._name(0)} has gone, or its node has. {self.again}", EXIT_UNEXPECTED)
+                self._learn(0, False, f"{self._process(0)} has gone, or its node has. {self.again}", EXIT_UNEXPECTED)
             if self.known.is_set():
                 break
         if self.failure is None or self.closed.wait(GRACE) or (self.aware.is_set() and self.closed.wait(GRACE)):
@@ -83,7 +83,7 @@ class Watch(threading.Thread):
         """Learn of a failure, and let those know who wait to be heard."""
         rank, host, message, code = json.loads(self.store.get("failure"))
         own = rank == self.place.rank
-        self._learn(rank, bool(host), message if own or not host else f"{self._name(rank)} on {host}: {message}", code)
+        self._learn(rank, bool(host), message if own or not host else f"{self._process(rank)} on {host}: {message}", code)
         self.store.add("heard", 1)
         if self.place.rank == 0:
             self.store.set("told", "1")
@@ -99,9 +99,9 @@ class Watch(threading.Thread):
         now = self.store.add(f"beat/{rank}", 0)
         self._counts[rank] = (now, looks + 1 if now == count else 0)
         # One that has done its part may go.
-        if looks >= LOOKS and not self.store.add(f"idle/{rank}", 0):
+        if looks >= (SUSPICIOUS if self._broken else LOOKS) and not self.store.add(f"idle/{rank}", 0):
             self._post(
-                rank, "", f"{self._name(rank)} has not answered for {looks * PAUSE:.0f} s: killed, or its node is gone. {self.again}", 1
+                rank, "", f"{self._process(rank)} has not answered for {looks * PAUSE:.0f} s: killed, or its node is gone. {self.again}", 1
             )
 
     def _pass_on(self) -> None:
@@ -114,7 +114,7 @@ class Watch(threading.Thread):
             number = int(self.store.get("signal"))
             self.stop.received = next(known for known in STOPPING if known == number)
 
-    def _name(self, rank: int) -> str:
+    def _process(self, rank: int) -> str:
         return f"Process {rank} of {self.place.size}"
 
     def _post(self, rank: int, host: str, message: str, code: int) -> None:
@@ -156,10 +156,11 @@ class Watch(threading.Thread):
 
     def explained(self, error: RuntimeError) -> CtcovidError:
         """What to raise where a connection to another process broke: what is known of the reason, or soon will be."""
+        self._broken = True
         self.known.wait(PAUSE * (LOOKS + 3))
         self.aware.set()
         reason = (str(error).splitlines() or [""])[0]
-        return self.failure or PeerError(f"{self._name(self.place.rank)} has lost another one ({reason}). {self.again}")
+        return self.failure or PeerError(f"{self._process(self.place.rank)} has lost another one ({reason}). {self.again}")
 
     def _await(self, condition: Callable[[], bool]) -> bool:
         pause = threading.Event()

@@ -186,7 +186,7 @@ def validate(
     Each volume is classified by one of the processes.
     """
     loss, correct = 0.0, 0
-    order = ranks.share(in_order(len(valid_set), batch))
+    order = ranks.share(in_order(len(valid_set), ranks.at_most(batch, len(valid_set))))
     for some in valid_set.batches(order, workers) if order else ():
         probabilities = torch.from_numpy(network.probabilities(some.volumes))
         loss += float(F.nll_loss(probabilities.clamp_min(1e-300).log(), some.labels, reduction="sum"))
