@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +35,9 @@ def naming_limits(workers: int) -> Iterator[None]:
         text = str(error)
         if not re.search(r"DataLoader|shared memory|Pin memory thread", text):
             raise
+        # torch's handler would raise anew, wherever the program is by then, when another of the workers ends.
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise CtcovidError(_reason(text, workers)) from error
 
 
