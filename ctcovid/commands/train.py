@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError
+from ctcovid.base.errors import UsageError
 from ctcovid.base.files import RUN_CARD, claim_file
 from ctcovid.base.runcard import RunCard, versions
 from ctcovid.base.signals import StopRequest
@@ -27,7 +27,8 @@ from ctcovid.training.checkpoint import Progress, Saving, restore, room_for, sav
 from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, changed_ranks, clear, find_checkpoint, require_same
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.loop import fit
-from ctcovid.training.memory import fitting
+from ctcovid.training.memory import fitted, too_large
+from ctcovid.training.parts import parts_to_learn_from
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import VolumeSet
@@ -111,7 +112,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")
     claim_file(folder / RUN_CARD, overwrite=True)
     checkpoint = find_checkpoint(folder, options.resume, options.overwrite)
-    train_set, valid_set = _sets(file, depth, console)
+    train_set, valid_set = parts_to_learn_from(file, depth, console)
     registry.require_fit(options.arch, depth, file.size)
 
     torch.manual_seed(options.seed)
@@ -152,7 +153,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         ranks.tell_of(stop)
         workers = options.workers or ranks.readers
         feed = resident(train_set, network.device, workers, stop, console, ranks.local_size)
-        recipe = _fitted(recipe, options, network, train_set, checkpoint, ranks, console)
+        recipe = replace(recipe, micro_batch=fitted(options.micro_batch, recipe, network, train_set.shape, checkpoint, ranks, console))
         settings["micro_batch"] = recipe.micro_batch
         stepper = Stepper(network, optimiser, recipe, ranks, options.sync_batchnorm)
 
@@ -179,7 +180,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
             with naming_limits(workers):
                 finished = fit(stepper, train_set, feed, valid_set, progress, workers, stop, console, saving, keep)
         except torch.OutOfMemoryError as error:
-            raise _too_large(recipe, network, train_set) from error
+            raise too_large(recipe, network, train_set.shape, ranks) from error
         if not finished:
             save()
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
@@ -190,38 +191,6 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     return _summary(folder, progress, console)
 
 
-def _fitted(
-    recipe: Recipe,
-    options: Options,
-    network: Network,
-    train_set: VolumeSet,
-    checkpoint: dict[str, Any] | None,
-    ranks: Ranks,
-    console: Console,
-) -> Recipe:
-    """The recipe with the micro-batch that is asked for, or that fits into memory: that of the checkpoint where there is one."""
-    if isinstance(options.micro_batch, int):
-        return replace(recipe, micro_batch=options.micro_batch)
-    before = checkpoint["settings"].get("micro_batch") if checkpoint and checkpoint["settings"].get("ranks", 1) == ranks.size else None
-    if before is not None:
-        return replace(recipe, micro_batch=before)
-    most = -(-recipe.batch // ranks.size)
-    found = min(ranks.gather(fitting(network, most, train_set.shape, ranks.local_size)))
-    console.say(f"{found} volumes fit into memory at a time, of {most} in a step{' of each process' if ranks.size > 1 else ''}.")
-    return replace(recipe, micro_batch=0 if found == most else found)
-
-
-def _too_large(recipe: Recipe, network: Network, train_set: VolumeSet) -> UsageError:
-    """What to do about volumes that did not fit into memory."""
-    most = recipe.micro_batch or recipe.batch
-    network.module.zero_grad(set_to_none=True)
-    way_out = "Choose a smaller --depth or --arch."
-    if most > 1:
-        found = fitting(network, most // 2, train_set.shape)
-        way_out = f"Add --micro-batch {found}, which fits, or --micro-batch auto; the batch stays."
-    return UsageError(f"Volumes do not fit into the memory of {device_name(network.device)}, {most} at a time. {way_out}")
-
-
 def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
     kept = progress.best
     assert kept is not None
@@ -230,31 +199,6 @@ def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
     which = "the last epoch: there is no validation part to choose by" if kept.valid_accuracy is None else "the best validation accuracy"
     console.say(f"Kept the weights of epoch {kept.epoch}, {which}. Model {folder.name} is in {folder}/.")
     return summary
-
-
-def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, VolumeSet]:
-    """The volumes to train and to validate on.
-
-    Raises InputError where there is nothing to learn from.
-    """
-    train_set, valid_set = VolumeSet(file, "train", depth), VolumeSet(file, "valid", depth)
-    present = [label for number, label in enumerate(file.classes) if (train_set.labels == number).any()]
-    if not len(train_set):
-        raise InputError(
-            f"{file.path} has no training volumes of depth {depth}. Assign patients to train with ctcovid prepare --split-file, "
-            "or choose a smaller --depth."
-        )
-    if len(present) < 2:
-        raise InputError(
-            f"The training part of {file.path} has one class only ({present[0]}); a classifier needs two. "
-            "Assign patients of other classes to train with ctcovid prepare --split-file."
-        )
-    if len(present) < len(file.classes):
-        missing = ", ".join(label for label in file.classes if label not in present)
-        console.warn(f"the training part has no {missing}: the model will not know that class.")
-    if not len(valid_set):
-        console.warn("the validation part is empty: the last epoch is kept, and nothing tells whether an earlier one was better.")
-    return train_set, valid_set
 
 
 def _announce(

@@ -6,19 +6,55 @@ import contextlib
 import gc
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
+from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError
 from ctcovid.models.device import device_name
 from ctcovid.models.network import Network
+from ctcovid.models.ranks import Ranks
 from ctcovid.models.syncnorm import alone
 from ctcovid.training.gradients import RunningStatistics
+from ctcovid.training.recipe import Recipe
 from ctcovid.volumes.resident import free_memory
 
 # Share of the host's free memory that a step may take: the readers and the system need some of it.
 SHARE = 0.7
+
+
+def fitted(
+    wanted: int | str,
+    recipe: Recipe,
+    network: Network,
+    shape: tuple[int, int, int],
+    checkpoint: dict[str, Any] | None,
+    ranks: Ranks,
+    console: Console,
+) -> int:
+    """The micro-batch that is asked for, 0 for the whole batch; for "auto" that of the checkpoint, or what fits in every process."""
+    if isinstance(wanted, int):
+        return wanted
+    before = checkpoint["settings"] if checkpoint else {}
+    if "micro_batch" in before and before.get("ranks", 1) == ranks.size:
+        return int(before["micro_batch"])
+    most = -(-recipe.batch // ranks.size)
+    found = min(ranks.gather(fitting(network, most, shape, ranks.local_size)))
+    console.say(f"{found} volumes fit into memory at a time, of {most} in a step{' of each process' if ranks.size > 1 else ''}.")
+    return 0 if found == most else found
+
+
+def too_large(recipe: Recipe, network: Network, shape: tuple[int, int, int], ranks: Ranks) -> UsageError:
+    """What to do about volumes that did not fit into memory."""
+    most = recipe.micro_batch or -(-recipe.batch // ranks.size)
+    network.module.zero_grad(set_to_none=True)
+    way_out = "Choose a smaller --depth or --arch."
+    if most > 1:
+        found = fitting(network, most // 2, shape)
+        way_out = f"Add --micro-batch {found}, which fits, or --micro-batch auto; the batch stays."
+    return UsageError(f"Volumes do not fit into the memory of {device_name(network.device)}, {most} at a time. {way_out}")
 
 
 def fitting(network: Network, most: int, shape: tuple[int, int, int], processes: int = 1) -> int:
