@@ -65,7 +65,7 @@ class Ranks:
             for work in waiting:
                 work.wait()
         except RuntimeError as error:
-            raise self._explained(error)  # noqa: B904
+            raise self.watch.explained(error) from error
 
     def gather(self, thing: T) -> list[T]:
         """What each process gave, by rank, in every one of them.
@@ -79,12 +79,8 @@ class Ranks:
         try:
             dist.all_gather_object(found, thing)
         except RuntimeError as error:
-            raise self._explained(error)  # noqa: B904
+            raise self.watch.explained(error) from error
         return found
-
-    def _explained(self, error: RuntimeError) -> Exception:
-        # A signal handler of torch raises, wherever the program is, when a process that reads volumes dies.
-        return error if self.watch is None or "DataLoader" in str(error) else self.watch.explained(error)
 
     def check(self) -> None:
         """Raises PeerError where another process has failed, as work that takes long without an exchange wants to know."""

@@ -83,8 +83,10 @@ class Stepper:
         before = self.statistics.read(torch.zeros((), device=device))
         self.optimiser.zero_grad(set_to_none=True)
         loss, correct = self._backward(batch, len(indices))
-        signals = [float(stop is not None and stop.received == number) for number in STOPPING]
-        numbers = torch.cat([torch.stack([loss, correct]), torch.tensor(signals, device=device)])
+        signals = torch.zeros(len(STOPPING), device=device)
+        if stop is not None and stop.received is not None:
+            signals[STOPPING.index(stop.received)] = 1
+        numbers = torch.cat([torch.stack([loss, correct]), signals])
         after = self.statistics.read(loss)
         if self.ranks.size > 1:
             both = torch.cat([numbers, after * (len(batch.labels) / len(indices))])

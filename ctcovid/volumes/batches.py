@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
 
 import numpy as np
 import torch
@@ -64,7 +68,7 @@ class VolumeSet(Dataset[object]):
     def batches(self, order: Sequence[Sequence[int]], workers: int, pin: bool = False) -> Generator[Batch, None, None]:
         """The batches that `order` lists by index.
 
-        Raises InputError where a volume cannot be read.
+        Raises InputError where a volume cannot be read, RuntimeError where a worker dies.
         """
         workers = min(workers, len(order))
         loader: DataLoader[object] = DataLoader(
@@ -76,16 +80,38 @@ class VolumeSet(Dataset[object]):
             worker_init_fn=_begin_worker,
             pin_memory=pin,
         )
-        with held_back():
+        before = set(active_children())
+        with held_back(), _own_handler():
             batches = iter(loader)
+        readers = set(active_children()) - before
         try:
             for batch in batches:
                 if isinstance(batch, InputError):
                     raise batch
                 yield Batch(*batch)
+        except (RuntimeError, OSError, EOFError) as error:
+            # A batch that was sent is fetched from the worker's memory; that fails in other ways than waiting for one.
+            killed = {signal.Signals(-reader.exitcode).name for reader in readers if reader.exitcode and reader.exitcode < 0}
+            if not killed:
+                raise
+            raise RuntimeError(f"DataLoader workers ended by {', '.join(sorted(killed))}: {error}") from error
         finally:
             # The workers end with the iterator. Kept alive by an exception's traceback, it would have them wait for each other at exit.
             del batches
+
+
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep what happens when a child process ends: torch would have it raise, wherever the program is then. Without, its loader notices
+    within seconds, where it waits for the worker.
+    """
+    ours = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if ours else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def in_order(count: int, batch: int) -> list[list[int]]:

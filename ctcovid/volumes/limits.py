@@ -6,8 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +23,7 @@ SHARE, SECONDS = 0.5, 60.0
 
 @contextlib.contextmanager
 def naming_limits(workers: int) -> Iterator[None]:
-    """Turn what torch raises, at any moment, when one of its `workers` dies or is silent into a sentence with the likely reason.
+    """Turn what torch raises when one of its `workers` dies or is silent into a sentence with the likely reason.
 
     Raises CtcovidError in its place.
     """
@@ -35,9 +33,6 @@ def naming_limits(workers: int) -> Iterator[None]:
         text = str(error)
         if not re.search(r"DataLoader|shared memory|Pin memory thread", text):
             raise
-        # torch's handler would raise anew, wherever the program is by then, when another of the workers ends.
-        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise CtcovidError(_reason(text, workers)) from error
 
 
@@ -48,11 +43,11 @@ def _reason(text: str, workers: int) -> str:
             f"The {workers} processes that read volumes have sent nothing for a long time. Either the disk does not answer, or they "
             f"have too little of the {cpus.allowed()} CPUs of this job: ask for more, as with --cpus-per-task."
         )
-    if re.search(r"Bus error|shared memory|No space", text) and "Killed" not in text:
+    if re.search(r"Bus error|SIGBUS|shared memory|No space", text):
         shared = Path("/dev/shm")
         free = f" ({shutil.disk_usage(shared).free / 1e6:,.0f} MB are free)" if shared.is_dir() else ""
         return f"A process that reads volumes died for want of shared memory, /dev/shm{free}. Enlarge it (docker: --shm-size), or {fewer}."
-    if "Killed" in text:
+    if "SIGKILL" in text:
         return (
             "A process that reads volumes was killed, most likely because the job is out of memory "
             f"({free_memory() / 1e9:.1f} GB are free now). Ask for more, as with --mem, or {fewer}."

@@ -80,5 +80,7 @@ def test_the_papers_networks_take_it_and_stay_the_same_function() -> None:
     assert any(isinstance(part, SyncBatchNorm3d) for part in ours.modules())
     x = torch.rand(3, 1, 4, 64, 64)
     torch.testing.assert_close(ours(x), plain(x), rtol=1e-3, atol=1e-3)
-    with torch.no_grad():
-        assert ours(x[:0]).shape == (0, 3)
+    nothing = ours(x[:0])
+    assert nothing.shape == (0, 3)
+    nothing.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in ours.parameters())
