@@ -8,6 +8,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 
 import numpy as np
 import torch
@@ -91,6 +92,7 @@ class VolumeSet(Dataset[object]):
                 yield Batch(*batch)
         except (RuntimeError, OSError, EOFError) as error:
             # A batch that was sent is fetched from the worker's memory; that fails in other ways than waiting for one.
+            wait([reader.sentinel for reader in readers], timeout=5)
             killed = {signal.Signals(-reader.exitcode).name for reader in readers if reader.exitcode and reader.exitcode < 0}
             if not killed:
                 raise
