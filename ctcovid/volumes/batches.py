@@ -94,9 +94,10 @@ class VolumeSet(Dataset[object]):
             # A batch that was sent is fetched from the worker's memory; that fails in other ways than waiting for one.
             wait([reader.sentinel for reader in readers], timeout=5)
             killed = {signal.Signals(-reader.exitcode).name for reader in readers if reader.exitcode and reader.exitcode < 0}
-            if not killed:
+            if not killed and isinstance(error, RuntimeError):
                 raise
-            raise RuntimeError(f"DataLoader workers ended by {', '.join(sorted(killed))}: {error}") from error
+            how = ", ".join(sorted(killed)) or "an unknown cause"
+            raise RuntimeError(f"DataLoader workers ended by {how}: {error}") from error
         finally:
             # The workers end with the iterator. Kept alive by an exception's traceback, it would have them wait for each other at exit.
             del batches
