@@ -92,6 +92,8 @@ class VolumeSet(Dataset[object]):
                 yield Batch(*batch)
         except (RuntimeError, OSError, EOFError) as error:
             # A batch that was sent is fetched from the worker's memory; that fails in other ways than waiting for one.
+            if not readers:
+                raise
             wait([reader.sentinel for reader in readers], timeout=5)
             killed = {signal.Signals(-reader.exitcode).name for reader in readers if reader.exitcode and reader.exitcode < 0}
             if not killed and isinstance(error, RuntimeError):
