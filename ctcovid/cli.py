@@ -14,15 +14,16 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid import __version__
+from ctcovid.base.choices import BalanceChoice, Interval, Part, PrecisionChoice, ScheduleChoice
 from ctcovid.base.console import Console
-from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError, UsageError
-from ctcovid.base.launch import place
+from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError
+from ctcovid.base.launch import require_alone
 from ctcovid.base.settings import name_environment, read_config, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
 
-# Commands that several processes, as torchrun or srun start them, do together.
-TOGETHER = ("train", "evaluate", "predict")
+# No volume is thicker than the thickest scans.
+MOST_SLICES = 1024
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
 
 app = typer.Typer(
@@ -58,24 +59,6 @@ def _micro_batch(value: Any) -> int | str:
     return int(value)
 
 
-class Part(str, Enum):
-    """Parts of the data."""
-
-    TRAIN, VALID, TEST = "train", "valid", "test"
-
-
-class Interval(str, Enum):
-    """Kinds of confidence interval."""
-
-    PERCENTILE, NORMAL = "percentile", "normal"
-
-
-class PrecisionChoice(str, Enum):
-    """Precisions to compute in."""
-
-    AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
-
-
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[PrecisionChoice, typer.Option(help="auto takes bfloat16 where the device is faster with it.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
@@ -107,6 +90,11 @@ def Share(what: str) -> Any:  # noqa: N802
     return typer.Option(min=0, max=1, help=f"Share of the scans {what}.")
 
 
+def Beyond(what: str, *names: str, **limits: Any) -> Any:  # noqa: N802
+    """An option of training that the paper does not have."""
+    return typer.Option(*names, help=what, rich_help_panel="Beyond the paper's recipe, all off by default", show_default=False, **limits)
+
+
 Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, or trees of such folders.", show_default=False)]
 
 
@@ -121,7 +109,7 @@ def root(
 def prepare(
     ctx: typer.Context,
     dataset: Annotated[Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices.", show_default=False)],
-    depth: Annotated[int, typer.Option(min=1, help="Slices per volume.")] = 4,
+    depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice.")] = 512,
     output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 file to write.")] = Path("volumes.h5"),
     split: Annotated[str, typer.Option(help="Shares of the patients to train, validate and test with.")] = "60/20/20",
@@ -146,8 +134,10 @@ def train(
     ctx: typer.Context,
     arch: Annotated[str, typer.Option(help="Architecture; ctcovid models lists them.", autocompletion=_architectures)] = DEFAULT,
     data: Data = Path("volumes.h5"),
-    depth: Annotated[int | None, typer.Option(min=1, help="Slices per volume; by default the file's.", show_default=False)] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 20,
+    depth: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume; by default the file's.", show_default=False)
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Passes over the training part; 0 makes a model of --pretrained as it is.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Volumes per step.")] = 32,
     micro_batch: Annotated[
         Any,
@@ -163,8 +153,20 @@ def train(
         bool, typer.Option("--sync-batchnorm", help="Batch norm over the volumes of all processes, not of each for itself.")
     ] = False,
     pretrained: Annotated[
-        Path | None, typer.Option(help="Weights to begin with: 3D-ResNets-PyTorch, MedicalNet or torchvision.", show_default=False)
+        Path | None,
+        typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run.", show_default=False),
     ] = None,
+    augment: Annotated[bool, Beyond("Flip, turn, shift, zoom, brighten and add noise to training volumes at random.", "--augment")] = False,
+    balance: Annotated[BalanceChoice, Beyond("Let rare classes count like common ones, in the loss or by draw.")] = BalanceChoice.NONE,
+    label_smoothing: Annotated[float, Beyond("Share of the target that is spread over all classes.", min=0, max=0.99)] = 0.0,
+    weight_decay: Annotated[float, Beyond("AdamW with this weight decay, in place of Adam.", min=0)] = 0.0,
+    schedule: Annotated[ScheduleChoice, Beyond("cosine: the rate falls along a cosine to the last epoch.")] = ScheduleChoice.STEP,
+    warmup: Annotated[float, Beyond("Epochs in which the rate rises to its full height.", min=0)] = 0.0,
+    ema: Annotated[float, Beyond("Decay of a moving average of the weights, which becomes the model; 0.999.", min=0, max=0.99999)] = 0.0,
+    patience: Annotated[int, Beyond("Stop after so many epochs without a better one.", min=0)] = 0,
+    clip_gradient: Annotated[float, Beyond("Highest norm of a step's gradient.", min=0)] = 0.0,
+    freeze: Annotated[str, Beyond("Keep the weights up to this layer: stem, layer1, … For --pretrained.")] = "",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the curves for TensorBoard as well.")] = False,
     name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.", show_default=False)] = "",
     runs: Runs = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run if there is one, else begin it.")] = False,
@@ -276,7 +278,7 @@ def models(
     plan: Annotated[
         str, typer.Option(help="Show what each layer of this architecture costs.", autocompletion=_architectures, show_default=False)
     ] = "",
-    depth: Annotated[int, typer.Option(min=1, help="Slices per volume, for --plan.")] = 4,
+    depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume, for --plan.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice, for --plan.")] = 512,
     runs: Runs = Path("runs"),
     config: Config = None,
@@ -293,12 +295,14 @@ def demo(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("ctcovid-demo"),
     data_only: Annotated[bool, typer.Option("--data-only", help="Make the synthetic data set, and nothing else.")] = False,
-    patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="16, or 20")] = None,
+    patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="72, or 20")] = None,
     size: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels per side of a slice.", show_default="96, or 512")] = None,
     slices: Annotated[
-        str | None, typer.Option(help="Fewest and most slices of a scan.", show_default="as in CC-CCII", metavar="N-M")
+        str | None, typer.Option(help="Fewest and most slices of a scan.", show_default="16-18, or as in CC-CCII", metavar="N-M")
     ] = None,
-    difficulty: Annotated[float, typer.Option(min=0, max=1, help="From large, dense lesions to small, faint ones.")] = 0.5,
+    difficulty: Annotated[
+        float | None, typer.Option(min=0, max=1, help="From large, dense lesions to small, faint ones.", show_default="0, or 0.2")
+    ] = None,
     repeated: Annotated[float, Share("whose stack lies there twice")] = 0.0,
     shuffled: Annotated[float, Share("whose slices have changed places")] = 0.0,
     reversed: Annotated[float, Share("stored feet first")] = 0.0,  # noqa: A002
@@ -326,7 +330,7 @@ def _run(ctx: typer.Context) -> None:
     values = {name: _plain(value) for name, value in values.items()}
     try:
         raise_when_stopped()
-        _alone_or_together(str(ctx.info_name))
+        require_alone(str(ctx.info_name))
         # Only now, so that help and completion never wait for torch.
         command = importlib.import_module(f"ctcovid.commands.{ctx.info_name}")
         known = command.Options.__dataclass_fields__
@@ -355,18 +359,6 @@ def _run(ctx: typer.Context) -> None:
         raise _unexpected(error, console.verbose) from error
     if getattr(summary, "failed", None):
         raise typer.Exit(EXIT_PARTIAL)
-
-
-def _alone_or_together(command: str) -> None:
-    """Raises UsageError where several processes were started of a command that works in one."""
-    size = place().size
-    if size > 1 and command not in TOGETHER:
-        raise UsageError(
-            f"ctcovid {command} works in one process, and {size} were started. Start it without torchrun, or by srun --ntasks=1."
-        )
-    if size > 1:
-        # That a connection broke is said in a sentence; torch would add a page of addresses before it.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 def _unexpected(error: Exception, verbose: bool) -> typer.Exit:

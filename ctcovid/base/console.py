@@ -19,6 +19,12 @@ class Printable(Protocol):
     def text(self) -> str: ...
 
 
+class Advance(Protocol):
+    """What `progress` gives: call it with the number of items just done, and what there is to say of the work so far."""
+
+    def __call__(self, count: int, note: str = "") -> None: ...
+
+
 class Console:
     """Where a command speaks.
 
@@ -67,52 +73,68 @@ class Console:
             print(table.text(), flush=True)
 
     @contextlib.contextmanager
-    def progress(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
-        """Progress over `total` items; call what it gives with the number of items just done.
+    def progress(self, total: int, what: str, unit: str = "", tenths: bool = True) -> Iterator[Advance]:
+        """Progress over `total` items, with how many `unit` a second there are if it has a name.
 
         A bar on a terminal. Off a terminal a plain line at each tenth, or each minute where a tenth takes longer; work that is over
-        in seconds needs none.
+        in seconds needs none. Without `tenths`, as for work that ends with a line of its own, only each minute.
         """
         if self.quiet or total == 0:
-            yield lambda count: None
+            yield lambda count, note="": None
         elif sys.stderr.isatty():
-            yield from self._bar(total, what)
+            yield from self._bar(total, what, unit)
         else:
-            yield _Lines(total, what, self.say).advance
+            yield _Lines(total, what, unit, tenths, self.say).advance
 
-    def _bar(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
+    def _bar(self, total: int, what: str, unit: str) -> Iterator[Advance]:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        counted = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (*counted, TextColumn("{task.fields[note]}"))
         with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda count: bar.advance(task, count)
+            task = bar.add_task(what, total=total, note="")
+
+            def advance(count: int, note: str = "") -> None:
+                speed = bar.tasks[0].speed
+                said = [note] if note else []
+                if unit and speed:
+                    said.append(f"{speed:,.1f} {unit}/s")
+                bar.update(task, advance=count, note=", ".join(said))
+
+            yield advance
 
 
 class _Lines:
-    """A plain line at each tenth, but not more often than the log can bear, and at least each minute."""
+    """A plain line each minute, or at each tenth, but not more often than the log can bear, where `tenths` are wanted."""
 
     SHORTEST, LONGEST = 5.0, 60.0
 
-    def __init__(self, total: int, what: str, say: Callable[[str], None]) -> None:
-        self.total, self.what, self.say = total, what, say
+    def __init__(self, total: int, what: str, unit: str, tenths: bool, say: Callable[[str], None]) -> None:
+        self.total, self.what, self.unit, self.say = total, what, unit, say
         self.done = 0
-        self.tenths = 0
+        self.tenths = 0 if tenths else 10
         self.began = self.spoke = time.monotonic()
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int, note: str = "") -> None:
         self.done += count
         tenths = self.done * 10 // self.total
         now = time.monotonic()
         silence = now - self.spoke
         if self.done < self.total and (silence >= self.LONGEST or (tenths > self.tenths and silence >= self.SHORTEST)):
-            left = (now - self.began) / self.done * (self.total - self.done)
-            self.say(f"{self.what}: {self.done:,} of {self.total:,}, about {_duration(left)} left")
-            self.tenths, self.spoke = tenths, now
+            each = (now - self.began) / self.done
+            said = [f"{self.done:,} of {self.total:,}{' ' if self.unit else ''}{self.unit}"]
+            if note:
+                said.append(note)
+            if self.unit:
+                said.append(f"{1 / each:,.1f} {self.unit}/s")
+            said.append(f"about {duration(each * (self.total - self.done))} left")
+            self.say(f"{self.what}: {', '.join(said)}")
+            self.tenths, self.spoke = max(tenths, self.tenths), now
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Some time in words."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

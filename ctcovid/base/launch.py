@@ -12,6 +12,8 @@ from ctcovid.base.errors import UsageError
 LOOPBACK = "127.0.0.1"
 # Below the ports that systems hand out by themselves.
 FIRST_PORT, PORTS = 10000, 20000
+# Commands that several processes do together.
+TOGETHER = ("train", "evaluate", "predict")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,18 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     if not (0 <= found.rank < found.size and 0 <= found.local_rank < found.local_size):
         raise UsageError(f"The environment says that this is process {found.rank} of {found.size}. Start it with torchrun or srun.")
     return found if found.size > 1 else Place()
+
+
+def require_alone(command: str) -> None:
+    """Raises UsageError where several processes were started of a command that works in one."""
+    size = place().size
+    if size > 1 and command not in TOGETHER:
+        raise UsageError(
+            f"ctcovid {command} works in one process, and {size} were started. Start it without torchrun, or by srun --ntasks=1."
+        )
+    if size > 1:
+        # That a connection broke is said in a sentence; torch would add a page of addresses before it.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 def _torchrun(environment: Mapping[str, str]) -> Place:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
+from ctcovid.models.catalog import ARCHITECTURES, DEFAULT, architecture
 from ctcovid.reports.tables import Cell, Table
 
 
@@ -62,35 +62,50 @@ class Summary:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each convolution of an architecture costs per volume."""
+    """What each convolution of an architecture costs per volume, and all of them together, in GMAC."""
 
     options: Options
     layers: list[dict[str, Any]]
+    totals: dict[str, float | None]
 
     def document(self) -> dict[str, Any]:
-        return {"architecture": self.options.plan, "depth": self.options.depth, "size": self.options.size, "layers": self.layers}
+        options = self.options
+        return {
+            "architecture": options.plan,
+            "depth": options.depth,
+            "size": options.size,
+            "counted": "convolutions",
+            "layers": self.layers,
+            "totals": self.totals,
+        }
 
     def table(self) -> Table:
-        plain, cost = (sum(layer[name] for layer in self.layers) for name in ("gmac_plain", "gmac_chosen"))
         rows: list[list[Cell]] = [
             [
                 layer["layer"],
                 "×".join(map(str, layer["shape"])),
-                f"{layer['gmac_plain']:.3f}",
-                f"{layer['gmac_folded']:.3f}",
                 layer["chosen"],
+                *(_gmac(layer[name]) for name in self.totals),
                 f"{layer['share']:.1%}",
             ]
             for layer in self.layers
         ]
-        rows.append(["all", "", f"{plain:.3f}", "", f"{cost:.3f} GMAC", f"{1:.1%}"])
+        rows.append(["all", "", "", *map(_gmac, self.totals.values()), f"{1:.1%}"])
         depth, size = self.options.depth, self.options.size
+        left_out = "Convolutions alone are counted"
+        if "transformer" in architecture(self.options.plan).family:
+            left_out += f"; most of the work of {self.options.plan} is in linear layers and attention"
         return Table(
-            ("layer", "output", "GMAC plain", "GMAC folded", "chosen", "share"),
+            ("layer", "output", "chosen", "GMAC plain", "GMAC folded", "GMAC chosen", "share"),
             rows,
             f"{self.options.plan} on one {depth}×{size}×{size} volume",
-            text_columns=2,
+            text_columns=3,
+            notes=[f"{left_out}."],
         )
+
+
+def _gmac(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def run(options: Options, console: Console) -> Summary | Plan:
@@ -102,6 +117,7 @@ def _plan(options: Options, console: Console) -> Plan:
     from ctcovid.models.plan import plan
 
     costs = plan(options.plan, options.depth, options.size)
+    folded = [layer.folded for layer in costs if layer.folded is not None]
     total = sum(layer.cost for layer in costs)
     layers = [
         {
@@ -115,7 +131,8 @@ def _plan(options: Options, console: Console) -> Plan:
         }
         for layer in costs
     ]
-    made = Plan(options, layers)
+    totals = {"gmac_plain": sum(layer.plain for layer in costs), "gmac_folded": sum(folded) if folded else None, "gmac_chosen": total}
+    made = Plan(options, layers, totals)
     console.result(made.table(), made.document())
     console.say("Chosen: folded, a 2D convolution over depth and channels; plain, a 3D one; slices, columns, band and points,")
     console.say("2D ones for kernels without extent in depth, in the plane (band: as one dense matrix), or in both.")

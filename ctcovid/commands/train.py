@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from ctcovid.models import kernels, registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.models.device import device_name
 from ctcovid.models.network import SCALING, Network
-from ctcovid.models.pretrained import load_pretrained
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.syncnorm import synchronise
 from ctcovid.reports.figures import curve
 from ctcovid.reports.tables import Cell, Table
+from ctcovid.training import scalars
+from ctcovid.training.beginning import begin_with, require_weights
 from ctcovid.training.checkpoint import Progress, Saving, restore, room_for, save_checkpoint
 from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, changed_ranks, clear, find_checkpoint, require_same
+from ctcovid.training.ema import Ema, averaged
+from ctcovid.training.freeze import freeze
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.loop import fit
 from ctcovid.training.memory import fitted, too_large
@@ -38,7 +41,10 @@ from ctcovid.volumes.reader import VolumesFile
 from ctcovid.volumes.resident import resident
 
 # What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
-IDENTITY = ("arch", "depth", "batch", "learning_rate", "sync_batchnorm", "seed", "precision")
+IDENTITY = (
+    *("arch", "depth", "batch", "learning_rate", "sync_batchnorm", "seed", "precision"),
+    *("augment", "balance", "label_smoothing", "weight_decay", "schedule", "warmup", "ema", "clip_gradient", "freeze"),
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,17 @@ class Options:
     learning_rate: float = 1e-3
     sync_batchnorm: bool = False
     pretrained: Path | None = None
+    augment: bool = False
+    balance: str = "none"
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "step"
+    warmup: float = 0.0
+    ema: float = 0.0
+    patience: int = 0
+    clip_gradient: float = 0.0
+    freeze: str = ""
+    tensorboard: bool = False
     name: str = ""
     runs: Path = registry.RUNS
     resume: bool = False
@@ -71,21 +88,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """The finished run: its folder, the row of the epoch whose weights were kept, and all rows."""
+    """The finished run: its folder, the row of the epoch whose weights were kept (None where nothing was trained), and all rows."""
 
     folder: Path
-    kept: EpochRow
+    kept: EpochRow | None
     history: list[EpochRow]
 
     def document(self) -> dict[str, Any]:
         return {
             "model": self.folder.name,
             "folder": str(self.folder),
-            "kept": asdict(self.kept),
+            "kept": None if self.kept is None else asdict(self.kept),
             "history": [asdict(r) for r in self.history],
         }
 
     def table(self) -> Table:
+        if not self.history:
+            return Table(("model",), [[self.folder.name]])
         rows: list[list[Cell]] = []
         for row in self.history:
             valid: list[Cell] = ["-" if value is None else value for value in (row.valid_loss, row.valid_accuracy)]
@@ -105,6 +124,9 @@ def run(options: Options, console: Console) -> Summary:
 
 
 def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
+    recipe = _recipe(options)
+    if options.tensorboard:
+        scalars.require_tensorboard()
     if options.batch < ranks.size:
         raise UsageError(f"--batch {options.batch} leaves some of {ranks.size} processes without a volume. Start fewer, or enlarge it.")
     file = VolumesFile(options.data)
@@ -112,31 +134,51 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")
     claim_file(folder / RUN_CARD, overwrite=True)
     checkpoint = find_checkpoint(folder, options.resume, options.overwrite)
+    if checkpoint is None:
+        require_weights(options.epochs, options.pretrained, options.freeze, None)
     train_set, valid_set = parts_to_learn_from(file, depth, console)
-    registry.require_fit(options.arch, depth, file.size)
+    if options.patience and not len(valid_set):
+        raise UsageError("--patience waits for a better validation accuracy, and the validation part is empty. Leave it away.")
+    synchronised = options.sync_batchnorm and ranks.size > 1
 
+    def require_fit(recipe: Recipe) -> None:
+        fewest = recipe.fewest(len(train_set), train_set.labels, ranks.size, synchronised)
+        registry.require_fit(options.arch, depth, file.size, fewest)
+
+    require_fit(recipe)
     torch.manual_seed(options.seed)
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
     network = registry.place(options.arch, file.classes, options.device, options.precision)
-    recipe = Recipe(options.epochs, options.batch, learning_rate=options.learning_rate, seed=options.seed)
+    if options.freeze:
+        freeze(network.module, options.freeze)
     optimiser = recipe.optimiser(network.module)
     settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint, "ranks": ranks.size}
     settings["precision"] = str(network.precision)
-    settings["pretrained"] = began_with(options.pretrained, checkpoint)
+    most = -(-options.batch // ranks.size)
+    settings["micro_batch"] = "auto" if options.micro_batch == "auto" else min(recipe.micro_batch or most, most)
+    # A cosine comes down by its last epoch; the paper's steps do not depend on it.
+    settings["epochs"] = options.epochs if options.schedule == "cosine" else None
     progress = Progress()
-    if options.pretrained is not None and checkpoint is None:
-        console.say(f"{options.pretrained}: {load_pretrained(network.module, options.pretrained).sentence()}")
+    if checkpoint is None:
+        settings["pretrained"] = begin_with(options.pretrained, folder, network, options.epochs, console)
+    # The averages begin with the weights that training begins with.
+    ema = Ema(network.module, options.ema) if options.ema else None
     if checkpoint is not None:
-        require_same(checkpoint["settings"], settings, folder)
-        progress = restore(checkpoint, network.module, optimiser)
+        settings["pretrained"] = began_with(options.pretrained, checkpoint["settings"].get("pretrained"))
+        require_same(checkpoint["settings"], settings, folder, console)
+        progress = restore(checkpoint, network.module, optimiser, ema)
+        require_weights(options.epochs, options.pretrained, options.freeze, progress)
     ranks.require_same((progress.epoch, progress.step), f"how far the run in {folder} has come")
-    if checkpoint is not None and progress.epoch >= options.epochs and (folder / store.CARD).is_file():
-        console.say(f"{folder} has its {progress.epoch} epochs already; more --epochs would continue it.")
+    over = progress.over(options.epochs, options.patience)
+    if checkpoint is not None and over and (folder / store.CARD).is_file():
+        more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
+        console.say(f"{folder} has its {progress.epoch} epochs already; {more} would continue it.")
         return _summary(folder, progress, console)
-    if options.sync_batchnorm and ranks.size > 1:
+    if synchronised:
         synchronise(network.module, ranks.sum)
-    _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, ranks, console)
+    if options.epochs:
+        _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, ranks, console)
     if checkpoint is not None and (change := changed_ranks(checkpoint["settings"], ranks.size, options.sync_batchnorm)):
         console.warn(change)
 
@@ -147,32 +189,39 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         if checkpoint is None:
             clear(folder)
         card.input(options.data, file.fingerprint)
-        if options.pretrained is not None and checkpoint is None:
-            card.input(options.pretrained)
+        if settings["pretrained"]:
+            card.content["pretrained"] = settings["pretrained"]
+            card.input(Path(settings["pretrained"]["path"]), f"sha256:{settings['pretrained']['sha256']}")
     with card.recording() if ranks.first else contextlib.nullcontext(), StopRequest() as stop:
         ranks.tell_of(stop)
         workers = options.workers or ranks.readers
-        feed = resident(train_set, network.device, workers, stop, console, ranks.local_size)
-        recipe = replace(recipe, micro_batch=fitted(options.micro_batch, recipe, network, train_set.shape, checkpoint, ranks, console))
-        settings["micro_batch"] = recipe.micro_batch
-        stepper = Stepper(network, optimiser, recipe, ranks, options.sync_batchnorm)
+        feed = None if over else resident(train_set, network.device, workers, stop, console, ranks.local_size)
+        if options.micro_batch == "auto" and not over:
+            recipe = replace(recipe, micro_batch=fitted(recipe, network, train_set.shape, checkpoint, ranks, console))
+            settings["micro_batch"] = min(recipe.micro_batch or most, most)
+            require_fit(recipe)
+        stepper = Stepper(network, optimiser, recipe, ranks, synchronised, ema)
+        events = scalars.Scalars(folder, progress.history) if options.tensorboard and ranks.first else None
 
         def save() -> None:
             if ranks.first:
                 with ranks.writing(), room_for(folder / CHECKPOINT):
-                    save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings)
+                    save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
 
-        def keep(row: EpochRow) -> None:
+        def keep(row: EpochRow, pace: str) -> None:
             # In this order, a kill between the two repeats the epoch and loses nothing.
             if ranks.first:
                 with ranks.writing(), room_for(folder / CHECKPOINT):
                     if progress.best is row:
-                        store.save_weights(folder / BEST, network.module)
+                        with averaged(network.module, ema):
+                            store.save_weights(folder / BEST, network.module)
                 save()
                 _write_curves(folder, progress.history)
-            console.say(_line(row, recipe))
+            if events is not None:
+                events.add(row)
+            console.say(f"{_line(row, recipe)}; {pace}")
 
-        if checkpoint is not None and ranks.first:
+        if progress.history and ranks.first:
             # A kill may have come between the checkpoint and the history.
             _write_curves(folder, progress.history)
         saving = Saving(options.checkpoint_every if ranks.first else 0, save)
@@ -181,9 +230,17 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
                 finished = fit(stepper, train_set, feed, valid_set, progress, workers, stop, console, saving, keep)
         except torch.OutOfMemoryError as error:
             raise too_large(recipe, network, train_set.shape, ranks) from error
+        if events is not None:
+            events.close()
         if not finished:
             save()
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
+        if not progress.history:
+            if ranks.first:
+                store.save_weights(folder / BEST, network.module)
+            save()
+        elif progress.epoch < options.epochs:
+            console.say(f"No better epoch in {options.patience}: stopped early.")
         if ranks.first:
             _register(folder, network, file, depth, progress, recipe, settings["pretrained"])
             card.output(folder / store.WEIGHTS)
@@ -191,11 +248,25 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     return _summary(folder, progress, console)
 
 
+def _recipe(options: Options) -> Recipe:
+    """The recipe that was asked for.
+
+    Raises UsageError where its parts do not fit together.
+    """
+    asked = asdict(options)
+    if options.micro_batch == "auto":
+        # Found by trial later.
+        del asked["micro_batch"]
+    return Recipe(**{field.name: asked[field.name] for field in fields(Recipe) if field.name in asked})
+
+
 def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
     kept = progress.best
-    assert kept is not None
     summary = Summary(folder, kept, progress.history)
     console.result(summary.table(), summary.document())
+    if kept is None:
+        console.say(f"Nothing was trained. Model {folder.name} is in {folder}/; ctcovid evaluate tells how good it is.")
+        return summary
     which = "the last epoch: there is no validation part to choose by" if kept.valid_accuracy is None else "the best validation accuracy"
     console.say(f"Kept the weights of epoch {kept.epoch}, {which}. Model {folder.name} is in {folder}/.")
     return summary
@@ -245,7 +316,7 @@ def _write_curves(folder: Path, history: list[EpochRow]) -> None:
 
 
 def _register(
-    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, pretrained: dict[str, str] | None
+    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, pretrained: dict[str, Any] | None
 ) -> None:
     """Give the best weights the model's name and write model.json last."""
     if (folder / BEST).exists():

@@ -34,7 +34,12 @@ def choose_device(wanted: str) -> torch.device:
         raise UsageError(f"--device {wanted}: no such kind of device. Use auto, cpu, cuda, cuda:N or mps.")
     if not present[device.type]:
         count = torch.cuda.device_count()
-        raise UsageError(f"--device {wanted} is absent here; torch sees {count} CUDA device{'' if count == 1 else 's'}. Use --device auto.")
+        reason = {
+            "cpu": "all CPUs are one device, cpu",
+            "cuda": f"torch sees {count} CUDA device{'' if count == 1 else 's'}",
+            "mps": "torch sees no GPU of Apple",
+        }
+        raise UsageError(f"--device {wanted} is absent here; {reason[device.type]}. Use --device auto.")
     return device
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models.catalog import Architecture
 
 # Volumes per forward pass, and the voxels that they may have together: enough to keep a device busy, little enough for its memory.
@@ -64,9 +65,17 @@ class Network:
 
     @torch.inference_mode()
     def probabilities(self, volumes: Tensor | np.ndarray) -> np.ndarray:
-        """uint8 (N, D, H, W), any number of them, to softmax probabilities, float64 (N, classes), each row summing to 1."""
+        """uint8 (N, D, H, W), any number of them, to softmax probabilities, float64 (N, classes), each row summing to 1.
+
+        Raises ModelRefusedError where the network answers with what is no number, which is not to pass for a class.
+        """
         self.module.eval()
         found = [np.zeros((0, len(self.classes)))]
         for some, count in self.passes(volumes):
             found.append(self.logits(some)[:count].cpu().double().softmax(1).numpy())
-        return np.concatenate(found)
+        probabilities = np.concatenate(found)
+        if not np.isfinite(probabilities).all():
+            raise ModelRefusedError(
+                f"The {self.architecture.name} answers with values that are not finite. Its weights are of no use; train again."
+            )
+        return probabilities

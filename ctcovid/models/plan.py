@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctcovid.base.errors import UsageError
 from ctcovid.models.depthfold import Conv3d, way
-from ctcovid.models.registry import create
+from ctcovid.models.registry import create, require_fit
 
 
 @dataclass(frozen=True)
@@ -18,14 +17,14 @@ class LayerCost:
     """One convolution and one volume.
 
     `shape` is that of its output, (O, D, H, W); `plain` the GMAC (10^9 multiply-accumulates) of the 3D convolution, padding and equal
-    input channels included; `folded` those of the 2D convolution over folded depth; `way` how it is run (depthfold.way), and `cost` the
-    GMAC of that.
+    input channels included; `folded` those of the 2D convolution over folded depth, None in networks that do not fold; `way` how it is run
+    (depthfold.way), and `cost` the GMAC of that, with one input channel for equal ones where the network folds.
     """
 
     layer: str
     shape: tuple[int, int, int, int]
     plain: float
-    folded: float
+    folded: float | None
     way: str
     cost: float
 
@@ -35,6 +34,7 @@ def plan(name: str, depth: int, size: int) -> list[LayerCost]:
 
     Raises UsageError where there is no such architecture, or it does not take such volumes.
     """
+    require_fit(name, depth, size)
     rows: list[LayerCost] = []
     with torch.device("meta"), torch.inference_mode():
         # The plain network, because there each convolution is one module called once.
@@ -43,10 +43,7 @@ def plan(name: str, depth: int, size: int) -> list[LayerCost]:
         for layer, module in network.named_modules():
             if isinstance(module, nn.Conv3d):
                 module.register_forward_hook(_cost(rows, layer, folds))
-        try:
-            network(torch.empty(1, 1, depth, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise UsageError(f"{name} does not take {depth}×{size}×{size} volumes: {error}. Choose another --depth or --size.") from error
+        network(torch.empty(1, 1, depth, size, size))
     return rows
 
 
@@ -57,13 +54,13 @@ def _cost(rows: list[LayerCost], layer: str, folds: bool) -> Any:
         depth, (out, channels) = inputs[0].shape[2], (output.shape[2], output.shape[1])
         pixels = output.shape[3] * output.shape[4]
         plane = kh * kw * pixels * channels * conv.in_channels // conv.groups / 1e9
-        # All input channels of the first convolution are equal, so that one stands for them.
-        grey = 1 / conv.in_channels if not rows else 1.0
+        # All input channels of the first convolution are equal, and in networks that fold one stands for them.
+        grey = 1 / conv.in_channels if folds and not rows else 1.0
         plain, dense = plane * out * k, plane * out * (depth if k > 1 else 1) * grey
         chosen = way(depth, (k, kh, kw), _triple(conv.padding)) if folds else "plain"
-        cost = {"folded": dense, "band": dense, "plain": plain * (grey if folds else 1)}.get(chosen, plain * grey)
+        cost = dense if chosen in ("folded", "band") else plain * grey
         _, channels, *space = output.shape
-        rows.append(LayerCost(layer, (channels, space[0], space[1], space[2]), plain, dense, chosen, cost))
+        rows.append(LayerCost(layer, (channels, space[0], space[1], space[2]), plain, dense if folds else None, chosen, cost))
 
     return add
 

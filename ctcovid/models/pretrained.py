@@ -6,14 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ctcovid.base.errors import InputError, ModelRefusedError
-from ctcovid.models.store import read_tensors
+from ctcovid.base.errors import ModelRefusedError
+from ctcovid.models.store import unsound
+from ctcovid.models.weightfile import find_weights, read_weights
 
 # torchvision's names of a residual block's parts, and ours; the (2+1)D ones first.
 _TORCHVISION = (
@@ -26,95 +24,125 @@ _TORCHVISION = (
 )
 
 
+# Weights of another network that shares some names with this one fill about half of it; torchvision's of a (2+1)D ResNet fill 72 % of ours.
+ENOUGH = 0.6
+
+
 @dataclass(frozen=True)
 class Match:
     """What a file of weights gave to a network, by the names of tensors.
 
-    `layout` is where the file seems to come from, `loaded` counts tensors, `adapted` says which were changed to fit, and how, `unused`
-    are those of the file that found no place, and `fresh` those of the network that keep their random values.
+    `layout` is where the file seems to come from and `prefix` what stands before each name in it; `loaded` counts tensors, of `wanted`,
+    and `share` is that of the network's parameters which they make up, from 0 to 1. `adapted` says which were changed to fit, and how,
+    `unused` are those of the file that found no place, and `fresh` those of the network that keep their random values.
     """
 
     layout: str
+    prefix: str
     loaded: int
+    wanted: int
+    share: float
     adapted: list[str]
     unused: list[str]
     fresh: list[str]
 
     def sentence(self) -> str:
         """In words, for the terminal."""
-        said = [f"{self.loaded} tensors loaded ({self.layout} layout)"]
+        prefix = f", behind the prefix {self.prefix}" if self.prefix else ""
+        said = [f"{self.loaded} of {self.wanted} tensors loaded, {self.share:.0%} of the parameters ({self.layout} layout{prefix})"]
         for what, names in (("adapted", self.adapted), ("not used", self.unused), ("left at random values", self.fresh)):
             if names:
                 more = f" and {len(names) - 6} more" if len(names) > 6 else ""
                 said.append(f"{what}: {', '.join(names[:6])}{more}")
         return "; ".join(said) + "."
 
+    def doubt(self) -> str:
+        """What the user should look into, in words; empty where there is nothing."""
+        if min(self.share, self.loaded / self.wanted) >= ENOUGH:
+            return ""
+        return (
+            f"only {self.loaded} of {self.wanted} tensors ({self.share:.0%} of the parameters) came from --pretrained, the rest is random: "
+            "are these weights of another architecture?"
+        )
+
+    def record(self) -> dict[str, str | int | float]:
+        """In short, for the records of the run."""
+        return {"layout": self.layout, "loaded": self.loaded, "wanted": self.wanted, "share": self.share}
+
 
 def load_pretrained(module: nn.Module, path: Path) -> Match:
-    """Load what fits of the weights in `path` into `module`.
+    """Load what fits of the weights in `path`, a file or a trained run, into `module`.
 
-    Understood are state dicts, bare or under the usual key of a checkpoint, with or without ``module.`` before each name: those of
-    3D-ResNets-PyTorch (any number of classes), of MedicalNet (one input channel, which becomes three with a third of the weight each)
-    and of torchvision (whose 3D stem of three taps in depth becomes the middle of ours; its (2+1)D stem has fewer channels and finds no
-    place). A classifier for another number of classes is not used, nor is a batch norm whose convolution did not fit.
+    Understood are state dicts, bare or under the usual key of a checkpoint, with any prefix before the names (``module.``, ``model.``):
+    those of 3D-ResNets-PyTorch (any number of classes), of MedicalNet (one input channel, which becomes three with a third of the weight
+    each) and of torchvision (whose 3D stem of three taps in depth becomes the middle of ours; its (2+1)D stem has fewer channels and finds
+    no place). A classifier for another number of classes is not used, nor is a batch norm whose convolution did not fit.
 
-    Raises InputError where there is no such file, ModelRefusedError where it holds no weights, or none that fit.
+    Raises InputError where there is no such file, ModelRefusedError where it holds no weights, none that fit, or values that no training
+    leaves.
     """
-    given = _names(_read(path))
-    layout = _layout(given)
+    path = find_weights(path)
     own = module.state_dict()
-    if layout == "torchvision" and not any(name.startswith("stem.") for name in own) and "fc.weight" in own:
-        given = {_renamed(name, given): tensor for name, tensor in given.items()}
-    wanted = {name: tensor for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
+    # What holds integers counts batches or follows from the architecture.
+    wanted = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
+    everything, unused = read_weights(path)
+    prefix = _prefix(everything, wanted)
+    outside = {name: tensor for name, tensor in everything.items() if not name.startswith(prefix)}
+    given = outside | {name[len(prefix) :]: tensor for name, tensor in everything.items() if name.startswith(prefix)}
+    places = _places(given, wanted)
     taken: dict[str, Tensor] = {}
-    adapted: list[str] = []
-    unused: list[str] = []
+    came_from: dict[str, str] = {}
+    adapted: dict[str, str] = {}
     for name, tensor in given.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        fitting, how = _fitted(name, tensor, wanted.get(name))
+        place = places[name]
+        fitting, how = _fitted(place, tensor, wanted.get(place))
         if fitting is None:
             unused.append(f"{name} ({how})")
             continue
-        taken[name] = fitting
+        taken[place], came_from[place] = fitting.to(wanted[place].dtype), name
         if how:
-            adapted.append(f"{name} ({how})")
-    for name in [name for name in taken if (conv := _convolution_before(name)) in wanted and conv not in taken]:
-        del taken[name]
-        unused.append(f"{name} (its convolution did not fit)")
-    convolutions = [name for name in taken if wanted[name].ndim == 5]
-    if not convolutions:
-        raise ModelRefusedError(
-            f"No convolution in {path} fits this architecture ({layout} layout). Choose another --arch or --pretrained."
-        )
-    broken = [name for name, tensor in taken.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ModelRefusedError(f"{path} holds values that are not finite, in {broken[0]}. Choose another --pretrained.")
+            adapted[place] = f"{name} ({how})"
+    convolutions = _convolutions_of_norms(module)
+    for place in [place for place in taken if convolutions.get(place.rpartition(".")[0], place) not in taken]:
+        del taken[place]
+        unused.append(f"{came_from[place]} (its convolution did not fit)")
+    if not any(wanted[place].ndim == 5 for place in taken):
+        example = next((name for name, tensor in everything.items() if tensor.ndim == 5), next(iter(everything), None))
+        named = f"tensors are named like {example!r} {tuple(everything[example].shape)}" if example else "tensors hold no such numbers"
+        raise ModelRefusedError(f"No convolution in {path} fits this architecture; its {named}. Choose another --arch or --pretrained.")
+    fault = unsound(taken)
+    if fault:
+        raise ModelRefusedError(f"{path} holds {fault}. Choose another --pretrained.")
     module.load_state_dict(taken, strict=False)
-    return Match(layout, len(taken), adapted, unused, [name for name in wanted if name not in taken])
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    share = sum(count for name, count in sizes.items() if name in taken) / sum(sizes.values())
+    fresh = [name for name in wanted if name not in taken]
+    return Match(_layout(given), prefix, len(taken), len(wanted), share, list(adapted.values()), unused, fresh)
 
 
-def _read(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        raise InputError(f"No file {path}. --pretrained takes a file of weights; nothing is downloaded.")
-    try:
-        content: object = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelRefusedError(
-            f"{path} cannot be read as weights ({error}). Code in it is never run: "
-            "where it is a trusted checkpoint, save its state_dict alone, and name that file."
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise ModelRefusedError(f"{path} holds no state dict. Save the state_dict of the model, and name that file.")
-    return content
+def _prefix(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """What has to be cut off the names for the most convolutions to fit: that of DataParallel, Lightning or a wrapping module."""
+    most, best = 0, ""
+    paths = {"": None} | {name[: match.end()]: None for name in given for match in re.finditer(r"\.", name)}
+    for prefix in sorted(paths, key=len):
+        inside = {name[len(prefix) :]: tensor for name, tensor in given.items() if name.startswith(prefix)}
+        places = _places(inside, wanted)
+        convolutions = [(places[name], tensor) for name, tensor in inside.items() if tensor.ndim == 5]
+        fitting = sum(_fitted(place, tensor, wanted.get(place))[0] is not None for place, tensor in convolutions)
+        if fitting > most:
+            most, best = fitting, prefix
+    return best
 
 
-def _names(content: dict[str, object]) -> dict[str, Tensor]:
-    """Tensors by name, without the prefix that DataParallel leaves."""
-    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+def _convolutions_of_norms(module: nn.Module) -> dict[str, str]:
+    """For each batch norm, the name of the weight of the convolution before it."""
+    found, convolution = {}, ""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Conv3d):
+            convolution = f"{name}.weight"
+        elif isinstance(part, nn.modules.batchnorm._BatchNorm):
+            found[name] = convolution
+    return found
 
 
 def _layout(given: dict[str, Tensor]) -> str:
@@ -122,6 +150,13 @@ def _layout(given: dict[str, Tensor]) -> str:
         return "torchvision"
     stem = given.get("conv1.weight")
     return "MedicalNet" if stem is not None and stem.ndim == 5 and stem.shape[1] == 1 else "3D-ResNets-PyTorch"
+
+
+def _places(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, str]:
+    """By the file's name of each tensor, the network's name for it."""
+    ours = "fc.weight" in wanted and not any(name.startswith("stem.") for name in wanted)
+    renaming = ours and _layout(given) == "torchvision"
+    return {name: _renamed(name, given) if renaming else name for name in given}
 
 
 def _renamed(name: str, given: dict[str, Tensor]) -> str:
@@ -135,13 +170,6 @@ def _renamed(name: str, given: dict[str, Tensor]) -> str:
         suffix = "_t" if f"{block[1]}.conv{block[2]}.0.3.weight" in given else ""
         name = f"{block[1]}.bn{block[2]}{suffix}.{name[block.end() :]}"
     return name
-
-
-def _convolution_before(name: str) -> str:
-    """Name of the weight of the convolution that a batch norm's tensor belongs to; empty where it belongs to none."""
-    module = name.rpartition(".")[0]
-    conv = re.sub(r"(^|\.)bn(\d(_[st])?)$", r"\1conv\2", re.sub(r"downsample\.1$", "downsample.0", module))
-    return "" if conv == module else f"{conv}.weight"
 
 
 def _fitted(name: str, tensor: Tensor, place: Tensor | None) -> tuple[Tensor | None, str]:

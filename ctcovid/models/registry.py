@@ -19,6 +19,8 @@ from ctcovid.models.resnet3d import ResNet3D
 from ctcovid.models.torchvision_video import video_model
 
 RUNS = Path("runs")
+# What to propose where volumes are too small for an architecture.
+LARGER_DEPTHS, LARGER_SIZES = (8, 16, 32), (128, 224)
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,38 @@ def create(name: str, classes: int = 3, plain: bool = False) -> nn.Module:
     return ResNet3D(row.block, row.blocks, row.factorised, classes, plain)
 
 
-def require_fit(name: str, depth: int, size: int) -> None:
-    """Make sure that the architecture takes volumes of that depth and size.
+def require_fit(name: str, depth: int, size: int, volumes: int = 2) -> None:
+    """Make sure that the architecture takes volumes of that depth and size, and can learn from as few as `volumes` of them at a time.
 
-    Raises UsageError where it does not, as some of torchvision's models with thin volumes.
+    Raises UsageError where it does not, as some of torchvision's models with thin volumes, or batch norm with a single value.
     """
+    if not _takes(name, depth, size):
+        way_out = _larger(name, depth, size)
+        raise UsageError(f"{depth}×{size}×{size} volumes are too small for {name}. {way_out}, or choose another --arch.")
+    if volumes < 2 and not _takes(name, depth, size, learning=True):
+        raise UsageError(
+            f"{name} cannot learn from one {depth}×{size}×{size} volume at a time: batch norm would see a single value per channel. "
+            "Take two or more at a time (--batch, --micro-batch), or larger volumes."
+        )
+
+
+def _larger(name: str, depth: int, size: int) -> str:
+    """Larger volumes that the network takes, in words."""
+    for pixels in (size, *(other for other in LARGER_SIZES if other > size)):
+        for slices in (depth, *(other for other in LARGER_DEPTHS if other > depth)):
+            if _takes(name, slices, pixels):
+                return f"--depth {slices}{'' if pixels == size else f' with slices of {pixels} pixels'} would do"
+    return "Choose larger ones"
+
+
+def _takes(name: str, depth: int, size: int, learning: bool = False) -> bool:
+    """Whether one volume passes through the network, in use or in training."""
     with torch.device("meta"), torch.inference_mode():
         try:
-            create(name).eval()(torch.empty(1, 3, depth, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise UsageError(f"{name} does not take {depth}×{size}×{size} volumes: {error}. Choose another --depth or --arch.") from error
+            create(name, plain=True).train(learning)(torch.empty(1, 3, depth, size, size))
+        except (RuntimeError, ValueError, AssertionError):
+            return False
+    return True
 
 
 def place(name: str, classes: list[str], device: str = "auto", precision: str = "auto") -> Network:

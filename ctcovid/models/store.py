@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
 import pickletools
-import struct
+import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,9 @@ def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:
         raise ModelRefusedError(
             f"{path} does not fit {card['architecture']} with {len(card['classes'])} classes: {_first(error)}"
         ) from error
-    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if broken:
-        raise ModelRefusedError(f"{path} holds values that are not finite, in {broken[0]}. The training diverged; train again.")
+    fault = unsound(weights)
+    if fault:
+        raise ModelRefusedError(f"{path} holds {fault}. The training diverged; train again.")
 
 
 def read_tensors(path: Path) -> Any:
@@ -101,9 +101,36 @@ def read_tensors(path: Path) -> Any:
     Raises ValueError, with the reason in one line, where it cannot be read so.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, struct.error) as error:
-        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+        # Of a path, torch would look at the suffix too.
+        with warnings.catch_warnings(), path.open("rb") as file:
+            # torch would advise on how to have code run.
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ValueError("it may not be read") from error
+    except Exception as error:
+        # There is hardly an exception that a damaged pickle cannot end in.
+        raise ValueError(_reason(str(error))) from error
+
+
+def _reason(said: str) -> str:
+    """Why torch did not read a file, without its advice to read it all the same."""
+    code = re.search(r"GLOBAL ([\w.]+)", said)
+    if code:
+        return f"it holds Python code of type {code[1]}, which is never run"
+    if "TorchScript" in said:
+        return "it holds a TorchScript program, which is never run"
+    return "it is no PyTorch checkpoint, or damaged"
+
+
+def unsound(tensors: dict[str, Tensor]) -> str:
+    """What no training leaves in weights, and where, in words; empty where there is nothing of the kind."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return f"values that are not finite, in {name}"
+        if name.endswith("running_var") and (tensor < 0).any():
+            return f"a variance below zero, in {name}"
+    return ""
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ctcovid.phantom.anatomy import Anatomy
-from ctcovid.phantom.lesions import draw_lesions, mean_added
+from ctcovid.phantom.lesions import DIFFICULTY, draw_lesions, mean_added
 from ctcovid.phantom.render import Renderer
 from ctcovid.phantom.scanner import Protocol
 from ctcovid.scans.discover import CLASS_ORDER
+
+# HU that no healthy part of a lung is below, as in emphysema.
+EMPTIEST = -960.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Slice:
 
 
 def chest(
-    label: str, slices: int, size: int, seed: int = 0, patient: int = 0, scan: int = 0, difficulty: float = 0.5
+    label: str, slices: int, size: int, seed: int = 0, patient: int = 0, scan: int = 0, difficulty: float = DIFFICULTY
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scan, head to feet: pixels uint8 (slices, size, size), and where lesions are, bool of the same shape.
 
@@ -52,8 +55,9 @@ def slices_of_chest(label: str, slices: int, size: int, seed: int, patient: int,
     blobs = draw_lesions(label, anatomy, difficulty, np.random.default_rng([seed, patient, 1]))
     of_scan = np.random.default_rng([seed, patient, 2, scan])
     protocol = Protocol.draw(anatomy, slices, of_scan)
-    # Half of what the lesions add to the mean of the lungs is taken from the rest of them, lest the mean tell the class.
-    protocol = replace(protocol, lung=protocol.lung - 0.5 * mean_added(blobs, anatomy))
+    # What the lesions add to the mean of the lungs is taken from the rest of them, lest the mean tell the class.
+    added = mean_added(blobs, anatomy, protocol.lung)
+    protocol = replace(protocol, lung=max(protocol.lung - added, EMPTIEST))
     # Small pictures are drawn larger and averaged, as a real slice is made smaller.
     factor = max(1, -(-180 // size))
     renderer = Renderer(anatomy, protocol, blobs, size * factor, np.random.default_rng([seed, patient, 3]), of_scan)

@@ -15,8 +15,11 @@ from ctcovid.base.workers import Workers
 from ctcovid.phantom import distributions
 from ctcovid.phantom.chest import slices_of_chest
 from ctcovid.phantom.defects import Defects, damage, odd_size, order_of
+from ctcovid.phantom.lesions import DIFFICULTY
 from ctcovid.scans.discover import CLASS_ORDER, TRUTH
 
+# As in CC-CCII.
+MOST_SCANS = 14
 SCANS, LESIONS, DEFECTS = "unzip_filenames.csv", "lesions_slices.csv", "defects.csv"
 
 
@@ -35,9 +38,9 @@ class Parameters:
     patients: int
     size: int = 512
     seed: int = 0
-    difficulty: float = 0.5
+    difficulty: float = DIFFICULTY
     slices: tuple[int, int] | None = None
-    scans: int = 14
+    scans: int = MOST_SCANS
     extension: str | None = None
     defects: Defects = field(default_factory=Defects)
 
@@ -92,17 +95,15 @@ def plan(parameters: Parameters) -> list[PlannedScan]:
     return [PlannedScan(**{**vars(item), "defect": kind}) for item, kind in zip(scans, dealt, strict=True)]
 
 
-def write_dataset(
-    root: Path, parameters: Parameters, workers: int = 1, advance: Callable[[int], None] | None = None, truth: Path | None = None
-) -> list[PlannedScan]:
+def write_dataset(root: Path, parameters: Parameters, workers: int = 1, advance: Callable[[int], None] | None = None) -> list[PlannedScan]:
     """Write a data set as CLASS/patient/scan/0000.png and so on, and the side files; `advance(1)` is called after each scan.
 
     Beside the class folders lie `unzip_filenames.csv` and `lesions_slices.csv` as in CC-CCII, and `defects.csv` (kind, class,
-    patient, scan, detail). Lesions lie in the folder `truth`, by default `root/truth`, as CLASS/patient/scan/0000.png, white on black,
-    of the same size as the slices. Returns the scans. The same arguments write the same bytes with any number of `workers`.
+    patient, scan, detail). Lesions lie in `truth` as CLASS/patient/scan/0000.png, white on black, of the
+    same size as the slices. Returns the scans. The same arguments write the same bytes with any number of `workers`.
     """
     scans = plan(parameters)
-    write = partial(_write_scan, root, truth or root / TRUTH, parameters)
+    write = partial(_write_scan, root, parameters)
     written = []
     for one in _each(write, scans, workers):
         written.append(one)
@@ -125,7 +126,7 @@ def _each(write: Callable[[PlannedScan], WrittenScan], scans: list[PlannedScan],
         yield from pool.map(write, scans)
 
 
-def _write_scan(root: Path, truth: Path, parameters: Parameters, scan: PlannedScan) -> WrittenScan:
+def _write_scan(root: Path, parameters: Parameters, scan: PlannedScan) -> WrittenScan:
     generator = np.random.default_rng([parameters.seed, scan.patient, 4, scan.number])
     order, detail = order_of(scan.defect, scan.slices, generator)
     places: dict[int, list[int]] = {}
@@ -133,7 +134,7 @@ def _write_scan(root: Path, truth: Path, parameters: Parameters, scan: PlannedSc
         places.setdefault(number, []).append(place)
     # Some scans come as colour pictures with three equal channels.
     colour = scan.extension.lower() in ("jpg", "jpeg") and bool(generator.random() < 0.5)
-    folder, masks = scan.folder(root), scan.folder(truth)
+    folder, masks = scan.folder(root), scan.folder(root / TRUTH)
     folder.mkdir(parents=True)
     masks.mkdir(parents=True)
     files, lesions = 0, []

@@ -11,13 +11,20 @@ al., Radiology 296(2), E15, 2020. Terms after Hansell et al., Fleischner Society
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ctcovid.phantom.anatomy import Anatomy
-from ctcovid.phantom.texture import Field
+
+# A random field over the places of one level, as texture.Field.
+Rough = Callable[[Any, Any, float, float], np.ndarray]
+# HU of a consolidated lung.
+CONSOLIDATED = 33.0
+# Of 0 to 1: a network learns the classes from some hundred patients, and not all of it.
+DIFFICULTY = 0.2
 
 
 @dataclass(frozen=True)
@@ -54,25 +61,29 @@ class Blob:
 def draw_lesions(label: str, anatomy: Anatomy, difficulty: float, generator: np.random.Generator) -> list[Blob]:
     """The lesions of a patient: none for Normal.
 
-    difficulty : 0 (large and dense) to 1 (small and faint)
+    difficulty : 0 (many, large and dense) to 1 (few, small and faint)
     """
     ease = 1 - difficulty
-    contrast, size = 0.55 + 0.9 * ease, 0.65 + 0.7 * ease
+    contrast, size, many = 0.55 + 0.9 * ease, 0.7 + 1.05 * ease, 0.7 + 1.3 * ease
     if label == "NCP":
-        blobs = _covid(anatomy, contrast, size, generator)
+        blobs = _covid(anatomy, contrast, size, many, generator)
     elif label == "CP":
-        blobs = _pneumonia(anatomy, contrast, size, generator)
+        blobs = _pneumonia(anatomy, contrast, size, many, generator)
     else:
         blobs = []
     return blobs
 
 
-def _covid(anatomy: Anatomy, contrast: float, size: float, generator: np.random.Generator) -> list[Blob]:
+def _count(fewest: int, most: int, many: float, generator: np.random.Generator) -> int:
+    return max(1, round(many * int(generator.integers(fewest, most + 1))))
+
+
+def _covid(anatomy: Anatomy, contrast: float, size: float, many: float, generator: np.random.Generator) -> list[Blob]:
     both = generator.random() < 0.85
     only = int(generator.choice((-1, 1)))
     paving = generator.random() < 0.45
     blobs = []
-    for number in range(int(generator.integers(6, 14))):
+    for number in range(_count(6, 13, many, generator)):
         side = (-1) ** number if both else only
         centre, inwards = _place(anatomy, side, (1.0, 9.0), True, generator)
         radius = size * generator.uniform(11, 24)
@@ -87,9 +98,9 @@ def _covid(anatomy: Anatomy, contrast: float, size: float, generator: np.random.
     return blobs
 
 
-def _pneumonia(anatomy: Anatomy, contrast: float, size: float, generator: np.random.Generator) -> list[Blob]:
+def _pneumonia(anatomy: Anatomy, contrast: float, size: float, many: float, generator: np.random.Generator) -> list[Blob]:
     blobs = []
-    for _ in range(int(generator.integers(2, 5))):
+    for _ in range(_count(2, 4, many, generator)):
         side = int(generator.choice((-1, 1)))
         centre, inwards = _place(anatomy, side, (9.0, 34.0), False, generator)
         radius = size * generator.uniform(11, 20)
@@ -97,13 +108,13 @@ def _pneumonia(anatomy: Anatomy, contrast: float, size: float, generator: np.ran
         opacity = min(contrast * generator.uniform(0.65, 0.95), 1.0)
         frame = _frame(inwards)
         blobs.append(Blob(centre, frame, radii, opacity, True, 0.0, generator.uniform(0.2, 0.34), 0.32))
-        blobs.append(Blob(centre, frame, radii * 1.45, min(contrast * generator.uniform(120, 260), 500), False, 0.0, 0.25, 0.7))
+        blobs.append(Blob(centre, frame, radii * 1.3, min(contrast * generator.uniform(120, 260), 500), False, 0.0, 0.25, 0.7))
         for _ in range(int(generator.integers(0, 9))):
             # Nodules in the middle of lobules around it.
             near = centre + generator.normal(0, 1.6, 3) * radius
             if anatomy.lungs(anatomy.level(*near)) < -5:
                 blobs.append(Blob(near, np.eye(3), np.full(3, generator.uniform(2.5, 5.0)), opacity * 0.8, True, 0.0, 0.25, 0.7))
-    for _ in range(int(generator.integers(0, 4))):
+    for _ in range(round(many * int(generator.integers(0, 4)))):
         centre, inwards = _place(anatomy, int(generator.choice((-1, 1))), (4.0, 34.0), False, generator)
         radii = size * generator.uniform(8, 18) * generator.uniform(0.7, 1.2, 3)
         blobs.append(Blob(centre, _frame(inwards), radii, min(contrast * generator.uniform(150, 320), 600), False, 0.0, 0.25, 0.6))
@@ -144,15 +155,22 @@ def _frame(first: np.ndarray) -> np.ndarray:
     return np.stack([first, second, np.cross(first, second)])
 
 
-def mean_added(blobs: list[Blob], anatomy: Anatomy) -> float:
-    """About how many HU the lesions add to the mean of the lungs."""
-    lungs = 1.6 * anatomy.half_width * anatomy.half_depth * anatomy.length
-    # A solid blob lies in a glass one, and a part of each lies outside the lungs.
-    hu = [(700.0 if blob.solid else 1.0) * blob.opacity * 2.6 * float(np.prod(blob.radii)) for blob in blobs]
-    return sum(hu) / lungs
+def mean_added(blobs: list[Blob], anatomy: Anatomy, lung: float) -> float:
+    """How many HU the lesions add to the mean over lungs of `lung` HU, sampled every few millimetres."""
+    across, ahead = (np.linspace(-side, side, 32, dtype=np.float32) for side in (anatomy.half_width, anatomy.half_depth))
+    x, y = np.meshgrid(across, ahead)
+    added, volume = 0.0, 0
+    for z in np.linspace(0.04, 0.96, 12) * anatomy.length:
+        inside = anatomy.lungs(anatomy.level(x, y, z)) < 0
+        found = shares(blobs, x, y, float(z), lambda x, *_: np.zeros_like(x))
+        volume += int(inside.sum())
+        if found is not None:
+            glass, _, solid, _ = found
+            added += float((glass + solid * (CONSOLIDATED - lung - glass))[inside].sum())
+    return added / max(volume, 1)
 
 
-def shares(blobs: list[Blob], x: Any, y: Any, z: float, field: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+def shares(blobs: list[Blob], x: Any, y: Any, z: float, field: Rough) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """What the lesions do in one level: ground glass in HU, its paving, consolidation, and the share of any lesion; None where nothing.
 
     All float32 of the shape of `x`; shares from 0 to 1, and the last is above 0.5 inside a lesion.

@@ -119,7 +119,7 @@ class Renderer:
         """HU of the lung without vessels and lesions: denser at the back, where the blood is, and uneven."""
         p, y = self.protocol, self.y
         hu = p.lung + 0.32 * y + 11.0 * patches + 8.0 * rough
-        behind = ramp(y, 20.0, 70.0) * ramp(lung, -22.0 + 8.0 * patches, -1.0)
+        behind = ramp(y, 20.0, 70.0) * ramp(lung, np.minimum(-22.0 + 8.0 * patches, -5.0), -1.0)
         return hu + p.dependent * behind * ramp(z / self.anatomy.length, 0.15, 0.7)
 
     def _lesions(self, z: float, parenchyma: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ class Renderer:
             canvas = np.zeros_like(parenchyma)
             trees.draw(self.small, z, self.protocol.thickness, self.pixel, canvas)
             solid *= 1 - np.float32(0.85) * canvas[rows, columns]
-        here += solid * (np.float32(TISSUE - 15) - here)
+        here += solid * (np.float32(lesions.CONSOLIDATED) - here)
         np.minimum(here, np.float32(TISSUE), out=here)
         return share
 
@@ -187,7 +187,7 @@ class Renderer:
         hu = _three(_three(hu, p.blur), p.blur)
         u = z / self.anatomy.length
         streak = 0.7 * float(ramp(u, 0.10, -0.08)) + 0.08
-        sigma = np.float32(p.noise) * (np.float32(0.62) + np.float32(0.38) * np.clip((hu + 1000) / 900, 0, 1))
+        sigma = np.float32(p.noise) * (np.float32(0.72) + np.float32(0.28) * np.clip((hu + 1000) / 900, 0, 1))
         hu += sigma * self.noise.slice(streak)
         grey = (hu - np.float32(p.level - p.width / 2)) * np.float32(255 / p.width)
         np.clip(grey, 0, 255, out=grey)

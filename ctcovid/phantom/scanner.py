@@ -43,8 +43,8 @@ class Protocol:
         top, bottom = -uniform(2, 30), anatomy.length + uniform(-12, 60)
         spacing = (bottom - top) / slices
         # Three kernels in four are soft to medium; a sharp one is noisier.
-        cut_off = uniform(0.27, 0.32) if generator.random() < 0.7 else uniform(0.32, 0.46)
-        sharp = (cut_off - 0.27) / 0.19
+        cut_off = uniform(0.30, 0.36) if generator.random() < 0.7 else uniform(0.36, 0.50)
+        sharp = (cut_off - 0.30) / 0.20
         round_view = generator.random() < 0.3
         return Protocol(
             view=float(body * uniform(0.9, 1.1)),
@@ -64,7 +64,7 @@ class Protocol:
             table=int(generator.integers(0, 3)),
             table_y=float(uniform(1, 9)),
             blanket=float(max(0.0, uniform(-0.5, 1.0))),
-            lung=float(generator.normal(-862, 19)),
+            lung=float(generator.normal(-848, 24)),
             dependent=float(max(0.0, uniform(-60, 190))),
             motion=float(max(0.0, uniform(-4.0, 4.0))),
         )

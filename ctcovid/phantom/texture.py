@@ -70,7 +70,7 @@ class ScannerNoise:
     TILES = 3
 
     def __init__(self, size: int, cut_off: float, generator: np.random.Generator) -> None:
-        """cut_off : cycles per pixel at which the kernel has fallen to 1/e, about 0.25 (soft) to 0.45 (sharp)."""
+        """cut_off : cycles per pixel at which the kernel has fallen to 1/e, about 0.3 (soft) to 0.5 (sharp)."""
         side = size + 64
         tiles = [coloured((side, side), lambda f: (f + 0.02) ** 0.6 * np.exp(-((f / cut_off) ** 2)), generator) for _ in range(self.TILES)]
         self.tiles, self.size, self.generator = np.stack(tiles), size, generator

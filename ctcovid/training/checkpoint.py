@@ -15,6 +15,7 @@ import torch
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
 from ctcovid.base.files import atomic
 from ctcovid.models.store import read_tensors
+from ctcovid.training.ema import Ema
 from ctcovid.training.history import EpochRow
 
 
@@ -43,6 +44,14 @@ class Progress:
                 best = row
         return best
 
+    def note(self) -> str:
+        """Mean loss and accuracy over the epoch so far, in words."""
+        return f"loss {self.loss_sum / self.seen:.4f}, accuracy {self.correct / self.seen:.4f}" if self.seen else ""
+
+    def over(self, epochs: int, patience: int) -> bool:
+        """Whether there have been so many epochs, or `patience` of them (0: any number) since the best one."""
+        return self.epoch >= epochs or (self.best is not None and 0 < patience <= self.epoch - self.best.epoch)
+
 
 class Saving:
     """Calls `save` every so many `minutes`, where the loop asks for it between two steps; never with 0 minutes."""
@@ -60,12 +69,18 @@ class Saving:
 
 
 def save_checkpoint(
-    path: Path, module: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, settings: dict[str, Any]
+    path: Path,
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    progress: Progress,
+    settings: dict[str, Any],
+    ema: Ema | None = None,
 ) -> None:
-    """Write weights, optimiser, progress and the settings of the run, plain types only, whole or not at all."""
+    """Write weights and their average, optimiser, progress and the settings of the run, plain types only, whole or not at all."""
     content = {
         "model": module.state_dict(),
         "optimiser": optimiser.state_dict(),
+        "ema": None if ema is None else ema.state(),
         "progress": asdict(progress),
         "settings": settings,
     }
@@ -105,16 +120,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = read_tensors(path)
     except ValueError as error:
-        raise ModelRefusedError(f"{path} is no checkpoint of ctcovid, or damaged ({error}). Train again with --overwrite.") from error
+        raise ModelRefusedError(f"{path} is no checkpoint of ctcovid: {error}. Train again with --overwrite.") from error
     if not isinstance(content, dict) or not {"model", "optimiser", "progress", "settings"} <= set(content):
         raise ModelRefusedError(f"{path} is no checkpoint of ctcovid. Train again with --overwrite.")
     return content
 
 
-def restore(content: dict[str, Any], module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
-    """Put the checkpoint's state into `module` and `optimiser`; how far the run had come."""
+def restore(content: dict[str, Any], module: torch.nn.Module, optimiser: torch.optim.Optimizer, ema: Ema | None = None) -> Progress:
+    """Put the checkpoint's state into `module`, `optimiser` and `ema`; how far the run had come."""
     module.load_state_dict(content["model"])
     optimiser.load_state_dict(content["optimiser"])
+    if ema is not None:
+        ema.load(content["ema"])
     progress = Progress(**content["progress"])
     progress.history = [EpochRow(**row) for row in content["progress"]["history"]]
     return progress

@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
 from ctcovid.base.files import made_by
 from ctcovid.base.runcard import sha256
 from ctcovid.models import store
+from ctcovid.models.weightfile import find_weights
 from ctcovid.training.checkpoint import read_checkpoint
+from ctcovid.training.scalars import clear as clear_scalars
 
 CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 # Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
@@ -40,37 +43,49 @@ def clear(folder: Path) -> None:
     """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
     for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png"):
         (folder / name).unlink(missing_ok=True)
+    clear_scalars(folder)
     if made_by(folder / "evaluation", "evaluate"):
         shutil.rmtree(folder / "evaluation")
 
 
-def began_with(given: Path | None, checkpoint: dict[str, Any] | None) -> dict[str, str] | None:
-    """Which weights the run began with. A resumed one has them in its checkpoint; the file is not needed again.
+def began_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Which weights the resumed run began with. It has them in its checkpoint; the file is not needed again.
 
-    Raises UsageError where another file is named.
+    Raises UsageError where others are given.
     """
-    if checkpoint is None:
-        return None if given is None else {"path": str(given.resolve()), "sha256": sha256(given)} if given.is_file() else {}
-    before: dict[str, str] | None = checkpoint["settings"].get("pretrained")
-    if given is not None and given.is_file() and (before is None or before["sha256"] != sha256(given)):
+    if given is None:
+        return before
+    try:
+        same = before is not None and sha256(find_weights(given)) == before["sha256"]
+    except InputError:
+        same = before is not None and str(given.resolve()) == before["path"]
+    if not same:
         raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
     return before
 
 
-def require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path) -> None:
-    """Raises InputError where the data have changed since the run began, UsageError where the settings have."""
+def require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path, console: Console) -> None:
+    """Raises InputError where the data have changed since the run began, UsageError where the settings have.
+
+    `console` hears what may change, and changes the result.
+    """
     if before.get("data") != now_wanted["data"]:
         raise InputError(
             f"{folder} cannot be resumed: the volumes file was {before.get('data')} when the run began and is {now_wanted['data']}. "
             "Name the file that it began with by --data, or begin anew with another --name."
         )
+    # What is off and what an earlier ctcovid did not have is the same.
     different = [
-        f"--{name.replace('_', '-')} was {before.get(name)} and is {value}"
+        f"--{name.replace('_', '-')} was {_word(before.get(name))} and is {_word(value)}"
         for name, value in now_wanted.items()
-        if name not in FREE and before.get(name, value) != value
+        if name not in FREE and (before.get(name) or None) != (value or None)
     ]
     if different:
         raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
+    was, now = before.get("micro_batch"), now_wanted.get("micro_batch")
+    same_ranks = before.get("ranks", 1) == now_wanted.get("ranks", 1)
+    if same_ranks and was not in (None, 0, "auto") and now not in (was, "auto"):
+        console.warn(f"batch norm saw {was} volumes at a time and now {now} (--micro-batch): the run no longer equals an undisturbed one.")
 
 
 def changed_ranks(before: dict[str, Any], ranks: int, synchronised: bool) -> str | None:
@@ -83,3 +98,7 @@ def changed_ranks(before: dict[str, Any], ranks: int, synchronised: bool) -> str
         f"the run had {was} process{'' if was == 1 else 'es'} and goes on with {ranks}: the same batches in the same order, but{norms} "
         "sums are taken in another order. From here on the result resembles that of an undisturbed run, and is not equal to it bit by bit."
     )
+
+
+def _word(value: object) -> str:
+    return str(value).removeprefix("torch.")

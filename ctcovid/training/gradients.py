@@ -45,10 +45,10 @@ class Gradients:
 
 
 class RunningStatistics:
-    """The running means and variances of all batch norms of a module, seen as one tensor."""
+    """The running means and variances of all batch norms of a module that learn, seen as one tensor; frozen ones do not move."""
 
     def __init__(self, module: nn.Module) -> None:
-        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and _learns(part)]
         self.buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
 
     def read(self, like: Tensor) -> Tensor:
@@ -58,6 +58,11 @@ class RunningStatistics:
     def write(self, values: Tensor) -> None:
         for buffer, part in zip(self.buffers, values.split([b.numel() for b in self.buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
+
+
+def _learns(norm: nn.Module) -> bool:
+    parameters = list(norm.parameters())
+    return not parameters or any(parameter.requires_grad for parameter in parameters)
 
 
 def _groups(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -17,6 +17,7 @@ from ctcovid.models.device import device_name
 from ctcovid.models.network import Network
 from ctcovid.models.ranks import Ranks
 from ctcovid.models.syncnorm import alone
+from ctcovid.training.freeze import learn
 from ctcovid.training.gradients import RunningStatistics
 from ctcovid.training.recipe import Recipe
 from ctcovid.volumes.resident import free_memory
@@ -26,7 +27,6 @@ SHARE = 0.7
 
 
 def fitted(
-    wanted: int | str,
     recipe: Recipe,
     network: Network,
     shape: tuple[int, int, int],
@@ -34,13 +34,12 @@ def fitted(
     ranks: Ranks,
     console: Console,
 ) -> int:
-    """The micro-batch that is asked for, 0 for the whole batch; for "auto" that of the checkpoint, or what fits in every process."""
-    if isinstance(wanted, int):
-        return wanted
+    """The micro-batch for "auto", 0 for the whole batch: that of the checkpoint, or what fits in every process."""
     before = checkpoint["settings"] if checkpoint else {}
-    if "micro_batch" in before and before.get("ranks", 1) == ranks.size:
-        return int(before["micro_batch"])
     most = -(-recipe.batch // ranks.size)
+    known = before.get("micro_batch")
+    if isinstance(known, int) and before.get("ranks", 1) == ranks.size:
+        return 0 if known >= most else known
     found = min(ranks.gather(fitting(network, most, shape, ranks.local_size)))
     console.say(f"{found} volumes fit into memory at a time, of {most} in a step{' of each process' if ranks.size > 1 else ''}.")
     return 0 if found == most else found
@@ -110,7 +109,7 @@ class _worked_out:  # noqa: N801
 
 
 def _step(network: Network, size: int, shape: tuple[int, int, int], moments: bool) -> None:
-    kept = [torch.empty_like(p) for p in network.module.parameters() for _ in range(2) if moments]
+    kept = [torch.empty_like(p) for p in network.module.parameters() for _ in range(2) if moments and p.requires_grad]
     volumes = torch.randint(0, 256, (size, *shape), dtype=torch.uint8)
     network.logits(volumes).square().mean().backward()
     del kept
@@ -124,7 +123,7 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     counts = [buffer.clone() for name, buffer in module.named_buffers() if name.endswith("num_batches_tracked")]
     with torch.random.fork_rng():
         try:
-            module.train()
+            learn(module)
             yield
         finally:
             module.train(training)

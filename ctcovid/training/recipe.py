@@ -1,4 +1,4 @@
-"""The paper's recipe: cross-entropy, Adam, a learning rate that falls in steps, batches drawn afresh in each epoch."""
+"""The paper's recipe: cross-entropy, Adam, a rate that falls in steps, batches drawn afresh in each epoch; and what goes beyond."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
+
+from ctcovid.base.errors import UsageError
+from ctcovid.training.balance import BALANCES, balanced_draw
+from ctcovid.training.schedule import SCHEDULES, cosine, warm_up
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,13 @@ class Recipe:
 
     Adam at `learning_rate`, which falls by `decay` every `decay_every` epochs, `epochs` in all, `batch` volumes to a step, of which at
     most `micro_batch` are in memory at a time (0: all of them).
+
+    The rest goes beyond the paper, and is off: `augment` training volumes (augment.py); `balance` classes of unequal size by ``weights``
+    or a ``sampler`` (balance.py); `label_smoothing` and decoupled `weight_decay` (AdamW); a ``cosine`` `schedule` in place of the
+    steps, and a `warmup` of so many epochs before either; the decay of an average of the weights, `ema` (ema.py); `patience`, the
+    epochs to wait for a better one; `clip_gradient` to this norm; `freeze` up to this layer (freeze.py).
+
+    Raises UsageError where the values do not fit together.
     """
 
     epochs: int = 20
@@ -23,14 +35,47 @@ class Recipe:
     decay: float = 0.1
     decay_every: int = 10
     seed: int = 0
+    augment: bool = False
+    balance: str = "none"
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "step"
+    warmup: float = 0.0
+    ema: float = 0.0
+    patience: int = 0
+    clip_gradient: float = 0.0
+    freeze: str = ""
 
-    def rate(self, epoch: int) -> float:
-        """Learning rate in `epoch`, counted from 0."""
-        return self.learning_rate * self.decay ** (epoch // self.decay_every)
+    def __post_init__(self) -> None:
+        for name, known in (("balance", BALANCES), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"--{name} {getattr(self, name)}: no such {name}. Use {', '.join(known)}.")
+        if self.epochs and self.warmup >= self.epochs:
+            raise UsageError(f"--warmup {self.warmup:g} takes up all of the {self.epochs} epochs. Warm up for fewer, or train for more.")
 
-    def optimiser(self, module: torch.nn.Module) -> torch.optim.Optimizer:
-        """Adam with the defaults of torch but for the learning rate; parameters are updated in one fused pass."""
-        return torch.optim.Adam(module.parameters(), lr=self.learning_rate, fused=True)
+    def rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
+        """Learning rate in a step of an epoch that has so many, epoch and step counted from 0."""
+        warm = round(self.warmup * steps)
+        now = epoch * steps + step
+        if self.schedule == "cosine":
+            falling = cosine(max(0, now - warm), self.epochs * steps - warm)
+        else:
+            falling = self.decay ** (epoch // self.decay_every)
+        return self.learning_rate * falling * warm_up(now, warm)
+
+    def optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Adam with the defaults of torch but for the learning rate; parameters are updated in one fused pass.
+
+        With a weight decay it is AdamW, which leaves biases and batch norms out of the decay: they do not make a network complex.
+        """
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not self.weight_decay:
+            return torch.optim.Adam(learning, lr=self.learning_rate, fused=True)
+        groups = [
+            {"params": [parameter for parameter in learning if parameter.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
 
     def step_seed(self, epoch: int, step: int, rank: int = 0) -> int:
         """Seed of what a network itself draws in a step, such as dropout, so that a resumed run draws the same."""
@@ -48,12 +93,45 @@ class Recipe:
             count = max(1, min(count, largest // 2))
         return [volumes // count + (number < volumes % count) for number in range(count)]
 
-    def order(self, volumes: int, epoch: int) -> list[list[int]]:
+    def at_work(self, volumes: int, processes: int, synchronised: bool = False) -> int:
+        """How many of the processes share out a batch of so many volumes.
+
+        A last, shorter batch goes to fewer processes rather than one volume to each: batch norm learns little from a single one, and
+        at the smallest sizes nothing, unless it is `synchronised`.
+        """
+        few = not synchronised and volumes < 2 * processes <= self.batch
+        return max(1, volumes // 2) if few else processes
+
+    def fewest(self, volumes: int, labels: np.ndarray | None = None, processes: int = 1, synchronised: bool = False) -> int:
+        """The fewest volumes that a batch norm sees at a time in an epoch over so many, shared out among the processes."""
+        return min(self._fewest(size, processes, synchronised) for size in {len(batch) for batch in self.order(volumes, 0, labels)})
+
+    def _fewest(self, volumes: int, processes: int, synchronised: bool) -> int:
+        at_work = self.at_work(volumes, processes, synchronised)
+        shares = [len(range(rank, volumes, at_work)) for rank in range(at_work)]
+        if synchronised:
+            # All processes' pieces of the same number are one to it.
+            return min(map(sum, zip(*(self.pieces(share, shares[0]) for share in shares), strict=True)))
+        return min(min(self.pieces(share)) for share in shares if share)
+
+    def steps(self, volumes: int) -> int:
+        """How many batches an epoch over so many volumes has."""
+        joined = volumes > self.batch and (volumes - 1) % self.batch == 0
+        return -(-volumes // self.batch) - joined
+
+    def order(self, volumes: int, epoch: int, labels: np.ndarray | None = None) -> list[list[int]]:
         """The batches of an epoch, which depend on the seed and the epoch alone, so that a resumed run draws the same.
 
         A last batch of one volume joins the one before: batch norm cannot learn from a single value.
+
+        labels : int (volumes,), which the sampler needs
         """
-        shuffled = np.random.default_rng([self.seed, epoch]).permutation(volumes).tolist()
+        generator = np.random.default_rng([self.seed, epoch])
+        if self.balance == "sampler":
+            assert labels is not None
+            shuffled = balanced_draw(labels, generator).tolist()
+        else:
+            shuffled = generator.permutation(volumes).tolist()
         batches = [shuffled[first : first + self.batch] for first in range(0, volumes, self.batch)]
         if len(batches) > 1 and len(batches[-1]) == 1:
             single = batches.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -77,6 +78,39 @@ def test_work_of_many_hours_does_not_flood_the_log(capsys: pytest.CaptureFixture
             clock[0] += 0.5
             advance(100)
     assert 10 <= len(capsys.readouterr().err.splitlines()) <= 45
+
+
+def test_work_with_a_line_of_its_own_at_the_end_gives_a_sign_of_life_each_minute(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with Console().progress(1000, "Epoch 1 of 20", "volumes", tenths=False) as advance:
+        for _ in range(50):
+            clock[0] += 5
+            advance(20, "loss 0.5000, accuracy 0.7500")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    said = "Epoch 1 of 20: 240 of 1,000 volumes, loss 0.5000, accuracy 0.7500, 4.0 volumes/s, about 3 min 10 s left"
+    assert lines[0] == said
+
+
+def test_work_with_a_line_of_its_own_is_silent_while_it_is_short(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with Console().progress(100, "Epoch 1 of 20", "volumes", tenths=False) as advance:
+        for _ in range(100):
+            clock[0] += 0.5
+            advance(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_shows_loss_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    with Console().progress(100, "Epoch 1 of 20", "volumes") as advance:
+        advance(10, "loss 0.5000, accuracy 0.7500")
+        advance(10, "loss 0.5000, accuracy 0.7500")
+    assert "loss 0.5000, accuracy 0.7500" in screen.getvalue()
 
 
 def test_time_left_is_right_for_steady_work(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:

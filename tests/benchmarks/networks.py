@@ -20,6 +20,7 @@ import platform
 import resource
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctcovid.base.errors import CtcovidError
+from ctcovid.base.files import claim_file, write_json
 from ctcovid.models import kernels, registry
 from ctcovid.models.catalog import ARCHITECTURES
 from ctcovid.models.device import device_name
@@ -133,8 +136,9 @@ def child(task: str, variant: str, arch: str, depth: int, size: int, batch: int,
     except subprocess.TimeoutExpired:
         return {"failed": f"did not finish in {patience:.0f} s"}
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        return {"failed": f"crashed ({-done.returncode if done.returncode < 0 else done.returncode}) {last}"[:120]}
+        last = (done.stderr.strip().splitlines() or [""])[-1].replace("|", "/")
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        return {"failed": textwrap.shorten(f"crashed ({how}) {last}", 120, placeholder=" …")}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -154,7 +158,12 @@ def task(name: str, variant: str, arch: str, depth: int, size: int, batch: int, 
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux counts in KiB, macOS in bytes.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # On Linux the resource usage of a process that another one started begins with the peak of that one.
+        (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak) * 1024
+    # macOS counts in bytes, others in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -223,11 +232,11 @@ def table(found: dict[str, Any]) -> str:
     for variant, row in rows.items():
         cells = [variant, str(row["batch"])]
         for work in ("forward", "step"):
-            cells += [f"{1e3 * row[work]:.1f}", f"{row[work] / ours[work]:.2f}"] if work in row else ["-", "-"]
+            cells += [f"{1e3 * row[work]:.1f}", _ratio(row[work], ours.get(work))] if work in row else ["-", "-"]
         memory = row["memory"]
         if "memory" in memory:
-            same = row["batch"] == ours["batch"]
-            cells += [f"{memory['memory'] / 1e6:.0f}", f"{memory['memory'] / ours['memory']['memory']:.2f}" if same else "-"]
+            same = ours["memory"].get("memory") if row["batch"] == ours["batch"] else None
+            cells += [f"{memory['memory'] / 1e6:.0f}", _ratio(memory["memory"], same)]
         else:
             cells += [memory["failed"], "-"]
         cells.append(f"{row['forward_share']:.0%} / {row['step_share']:.0%}" if "step_share" in row else "")
@@ -236,28 +245,59 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *notes])
 
 
+def _ratio(value: float, ours: float | None) -> str:
+    return f"{value / ours:.2f}" if ours else "-"
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _require_sense(parser: argparse.ArgumentParser, chosen: argparse.Namespace, batch: int) -> None:
+    """End with a usage error, before anything is measured, where something could not be measured or written."""
+    try:
+        for arch in chosen.arch:
+            for depth in chosen.depth:
+                registry.require_fit(arch, depth, chosen.size, volumes=batch)
+        if chosen.json:
+            claim_file(chosen.json, overwrite=True)
+    except CtcovidError as error:
+        parser.error(str(error))
+    if chosen.json and not chosen.json.parent.is_dir():
+        parser.error(f"--json {chosen.json}: there is no folder {chosen.json.parent}")
+    if not chosen.patience > 0:
+        parser.error(f"--patience {chosen.patience:g}: more than 0 seconds are needed")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=["r3d18"], choices=[name for name in ARCHITECTURES if not name.startswith("tv_")])
-    parser.add_argument("--depth", nargs="+", type=int, default=[4])
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--batch", type=int, help="volumes at a time; by default 32 on a GPU and 8 on a CPU")
+    parser.add_argument("--depth", nargs="+", type=_positive, default=[4])
+    parser.add_argument("--size", type=_positive, default=512)
+    parser.add_argument("--batch", type=_positive, help="volumes at a time; by default 32 on a GPU and 8 on a CPU")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=_positive, default=3)
     parser.add_argument("--patience", type=float, default=90, help="seconds after which a variant gets a single volume")
     parser.add_argument("--json", type=Path, help="file to write all figures to")
     parser.add_argument("--task", choices=("forward", "step"), help=argparse.SUPPRESS)
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    device = registry.choose_device(chosen.device)
+    try:
+        device = registry.choose_device(chosen.device)
+    except CtcovidError as error:
+        parser.error(str(error))
     batch = chosen.batch or (32 if device.type == "cuda" else 8)
     if chosen.task:
         print(json.dumps(task(chosen.task, chosen.variant, chosen.arch[0], chosen.depth[0], chosen.size, batch, device)))
         return
+    _require_sense(parser, chosen, batch)
     machine = {
         "device": device_name(device),
         "processor": platform.processor() or platform.machine(),
@@ -271,9 +311,9 @@ def main() -> None:
     for arch in chosen.arch:
         for depth in chosen.depth:
             found.append(measure(arch, depth, chosen.size, batch, device, chosen.rounds, chosen.patience))
-            print("\n" + table(found[-1]), flush=True)
             if chosen.json:
-                chosen.json.write_text(json.dumps({"machine": machine, "results": found}, indent=1) + "\n")
+                write_json(chosen.json, {"machine": machine, "results": found})
+            print("\n" + table(found[-1]), flush=True)
 
 
 if __name__ == "__main__":

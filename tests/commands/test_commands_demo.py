@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import OutputExistsError, UsageError
 from ctcovid.commands import demo, prepare
-from ctcovid.phantom.simple import simple_chest
 
 
 def quiet() -> Console:
@@ -55,12 +53,3 @@ def test_a_data_set_that_cannot_be_made_is_a_usage_error(wish: dict[str, object]
     with pytest.raises(UsageError, match=words):
         demo.run(demo.Options(tmp_path / "out", data_only=True, **wish), quiet())
     assert not (tmp_path / "out").exists()
-
-
-def test_the_simple_phantom_has_lesions_in_the_sick_alone() -> None:
-    for label in ("NCP", "CP", "Normal"):
-        pixels, lesions = simple_chest(label, 16, 48, np.random.default_rng(3))
-        assert pixels.shape == lesions.shape == (16, 48, 48)
-        assert lesions.any() == (label != "Normal")
-        again, _ = simple_chest(label, 16, 48, np.random.default_rng(3))
-        assert np.array_equal(again, pixels)

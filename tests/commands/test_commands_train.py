@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ctcovid.base.console import Console
+from ctcovid.base.errors import CtcovidError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.models.registry import load
 from ctcovid.training.checkpoint import read_checkpoint
@@ -152,6 +157,88 @@ def test_an_existing_run_is_not_touched(volumes: Path, undisturbed: Path) -> Non
 def test_resuming_with_other_settings_is_refused(volumes: Path, undisturbed: Path) -> None:
     talk = _end(_train(volumes, undisturbed.parent, "--name", "run", "--resume", "--seed", 7), 2)
     assert "--seed was 0 and is 7" in talk
+
+
+@pytest.mark.parametrize("alone", [{"batch": 1}, {"batch": 4, "micro_batch": 1}])
+def test_volumes_that_batch_norm_cannot_learn_from_alone_are_refused_before_anything_is_written(
+    volumes: Path, tmp_path: Path, alone: dict[str, int]
+) -> None:
+    options = train.Options(volumes, epochs=1, runs=tmp_path / "runs", workers=1, **alone)
+    with pytest.raises(UsageError, match="--micro-batch"):
+        train.run(options, Console(quiet=True, results=False))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def begun(volumes: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch that began with the weights of another."""
+    runs = tmp_path_factory.mktemp("begun")
+    _run(volumes, runs, pretrained=undisturbed)
+    return runs / "run"
+
+
+def _run(volumes: Path, runs: Path, console: Console | None = None, **options: Any) -> train.Summary:
+    settings = {"epochs": 1, "batch": 4, "name": "run", "workers": 1, "runs": runs} | options
+    return train.run(train.Options(volumes, **settings), console or Console(quiet=True, results=False))
+
+
+def test_what_public_weights_gave_is_on_record(undisturbed: Path, begun: Path) -> None:
+    for name in ("run.json", "model.json"):
+        record = json.loads((begun / name).read_text())["pretrained"]
+        assert record["path"] == str(undisturbed / "model.safetensors")
+        assert record["sha256"] == hashlib.sha256((undisturbed / "model.safetensors").read_bytes()).hexdigest()
+        assert (record["loaded"], record["wanted"], record["share"]) == (87, 87, 1.0)
+
+
+@pytest.mark.parametrize("file", ["last.pt", "model.safetensors", ""])
+def test_a_run_is_not_cleared_by_one_that_would_begin_with_its_weights(volumes: Path, begun: Path, file: str) -> None:
+    before = {path: path.read_bytes() for path in begun.iterdir()}
+    with pytest.raises(UsageError, match=r"which the new run would clear.*--name"):
+        _run(volumes, begun.parent, overwrite=True, pretrained=begun / file)
+    assert {path: path.read_bytes() for path in begun.iterdir()} == before
+
+
+def test_a_run_is_resumed_only_with_the_weights_that_it_began_with(volumes: Path, undisturbed: Path, begun: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7, 7)}, other)
+    for run, given in ((undisturbed, tmp_path / "missing.pth"), (undisturbed, other), (begun, tmp_path / "missing.pth"), (begun, other)):
+        with pytest.raises(UsageError, match="did not begin with"):
+            _run(volumes, run.parent, resume=True, pretrained=given)
+    for given in (None, undisturbed, undisturbed / "model.safetensors"):
+        _run(volumes, begun.parent, resume=True, pretrained=given)
+
+
+def test_weights_of_another_network_are_warned_about(volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"conv1.weight": torch.ones(64, 3, 7, 7, 7)}, tmp_path / "stem.safetensors")
+    _run(volumes, tmp_path, pretrained=tmp_path / "stem.safetensors")
+    assert "Warning: only 1 of 87 tensors" in capsys.readouterr().err
+
+
+def test_statistics_that_fail_in_validation_alone_end_the_run_without_a_model(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Each value is finite, and the variances grow beyond what is."""
+    weights = load_file(undisturbed / "model.safetensors")
+    save_file(weights | {"bn1.running_mean": torch.full((64,), -3e38), "bn1.weight": torch.full((64,), 1e6)}, tmp_path / "w.safetensors")
+    with pytest.raises(CtcovidError, match="validation loss is nan"):
+        _run(volumes, tmp_path, pretrained=tmp_path / "w.safetensors", precision="float32")
+    assert not (tmp_path / "run" / "model.json").exists()
+
+
+def test_resuming_with_other_pieces_is_warned_about(
+    volumes: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    _run(volumes, tmp_path, epochs=4, resume=True, micro_batch=4)
+    assert "micro-batch" not in capsys.readouterr().err
+    _run(volumes, tmp_path, epochs=4, resume=True, micro_batch=2)
+    assert "batch norm saw 4 volumes at a time and now 2 (--micro-batch)" in capsys.readouterr().err
+
+
+def test_precisions_are_told_by_the_words_of_the_option(volumes: Path, undisturbed: Path) -> None:
+    was = torch.load(undisturbed / "last.pt")["settings"]["precision"].removeprefix("torch.")
+    if was != "bfloat16":
+        pytest.skip("this processor does not compute in bfloat16")
+    with pytest.raises(UsageError, match="--precision was bfloat16 and is float32"):
+        _run(volumes, undisturbed.parent, epochs=4, resume=True, precision="float32")
 
 
 def test_another_depth_restacks_the_same_file(volumes: Path, tmp_path: Path) -> None:

@@ -186,4 +186,5 @@ def test_the_plan_chooses_never_more_than_the_margin_allows(name: str) -> None:
         assert len(rows) == sum(isinstance(module, nn.Conv3d) for module in registry.create(name).modules())
         assert all(row.cost <= depthfold.MARGIN * row.plain for row in rows)
         if name.startswith("tv_"):
-            assert {row.way for row in rows} == {"plain"}
+            assert {(row.way, row.folded) for row in rows} == {("plain", None)}
+            assert all(row.cost == row.plain for row in rows)

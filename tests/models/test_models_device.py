@@ -29,6 +29,13 @@ def test_asking_for_an_absent_device_is_an_error_and_no_silent_fallback(wanted: 
         registry.place("r3d18", ["a", "b", "c"], wanted)
 
 
+@pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.parametrize(("wanted", "why"), [("cpu:1", "one device"), ("cuda:1", "0 CUDA devices"), ("mps", "no GPU of Apple")])
+def test_why_a_device_is_absent_is_said_of_that_kind_of_device(wanted: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"--device {wanted} is absent here; .*{why}"):
+        choose_device(wanted)
+
+
 @pytest.mark.parametrize("wanted", ["", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "meta", "cpu:7"])
 def test_a_word_that_is_no_device_is_a_usage_error(wanted: str) -> None:
     with pytest.raises(UsageError, match="--device"):

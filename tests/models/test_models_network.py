@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models import network as network_module
 from ctcovid.models import registry
 from ctcovid.models.catalog import architecture
@@ -37,6 +38,14 @@ def network(request: pytest.FixtureRequest) -> Network:
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two volumes are one pass."""
     monkeypatch.setitem(network_module.VOLUMES_AT_ONCE, "cpu", 2)
+
+
+def test_what_is_no_number_does_not_pass_for_a_class() -> None:
+    placed = registry.place("tv_mc3_18", CLASSES, "cpu", "float32")
+    with torch.no_grad():
+        placed.module.fc.bias[1] = float("nan")
+    with pytest.raises(ModelRefusedError, match="not finite"):
+        placed.probabilities(volumes(2))
 
 
 @pytest.mark.usefixtures("few_at_once")

@@ -183,5 +183,14 @@ def test_every_architecture_takes_the_papers_volumes(name: str) -> None:
 
 def test_an_architecture_that_needs_thicker_volumes_says_so() -> None:
     require_fit("tv_s3d", depth=16, size=224)
-    with pytest.raises(UsageError, match="--depth"):
-        require_fit("tv_s3d", depth=4, size=224)
+    for depth, size, pixels in ((4, 224, ""), (4, 32, " with slices of 224 pixels"), (16, 32, " with slices of 224 pixels")):
+        with pytest.raises(UsageError, match=f"{depth}×{size}×{size} volumes are too small for tv_s3d. --depth 16{pixels} would do"):
+            require_fit("tv_s3d", depth, size)
+
+
+def test_an_architecture_that_cannot_learn_from_one_volume_at_a_time_says_so() -> None:
+    require_fit("r3d18", depth=4, size=32, volumes=2)
+    require_fit("r3d18", depth=4, size=64, volumes=1)
+    require_fit("tv_swin3d_t", depth=4, size=32, volumes=1)
+    with pytest.raises(UsageError, match=r"one 4×32×32 volume at a time.*--batch, --micro-batch"):
+        require_fit("r3d18", depth=4, size=32, volumes=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,38 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, value: float) -> 
     store.save_weights(folder / store.WEIGHTS, network)
     store.save_card(folder, store.read_card(folder))
     assert "3.weight" in refusal(folder, store.WEIGHTS)
+
+
+def test_weights_with_a_variance_below_zero_are_refused(folder: Path) -> None:
+    """Each is finite, and the square root of the variance is not."""
+    network = tiny()
+    network[1].running_var[2] = -1
+    store.save_weights(folder / store.WEIGHTS, network)
+    store.save_card(folder, store.read_card(folder))
+    assert "variance below zero, in 1.running_var" in refusal(folder, store.WEIGHTS)
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "text": (lambda path: path.write_text("no weights"), "no PyTorch checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "no PyTorch checkpoint"),
+    "other pickle": (lambda path: path.write_bytes(pickle.dumps([1], 4)), "no PyTorch checkpoint"),
+    "module": (lambda path: torch.save(tiny(), path), "Python code of type torch.nn.modules.container.Sequential, which is never run"),
+    "module, as before 1.6": (lambda path: torch.save(tiny(), path, _use_new_zipfile_serialization=False), "Python code of type"),
+    "program": (lambda path: torch.jit.script(nn.Linear(1, 1)).save(str(path)), "TorchScript program, which is never run"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.filterwarnings("error")
+def test_why_a_file_is_not_read_is_said_without_advice_to_have_its_code_run(kind: str, tmp_path: Path) -> None:
+    write, reason = UNREADABLE[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(tmp_path / "file")
+    with pytest.raises(ValueError, match=reason) as caught:
+        store.read_tensors(tmp_path / "file")
+    said = str(caught.value)
+    assert len(said) < 120 and said.isprintable() and "weights_only" not in said
 
 
 @pytest.mark.parametrize("field", ["architecture", "classes", "positive", "depth", "size", "scaling", "data", "weights_sha256"])

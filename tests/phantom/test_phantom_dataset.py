@@ -13,7 +13,7 @@ from PIL import Image
 from ctcovid.phantom.dataset import DEFECTS, LESIONS, SCANS, Parameters, plan, write_dataset
 from ctcovid.phantom.defects import Defects
 from ctcovid.phantom.distributions import EXTENSIONS
-from ctcovid.scans.discover import class_order, find_dataset
+from ctcovid.scans.discover import TRUTH, class_order, find_dataset
 from ctcovid.scans.kind import looks_masked
 from ctcovid.scans.read import UNDECODABLE, read_scan
 
@@ -35,7 +35,7 @@ def files(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("small")
-    write_dataset(root, SMALL, truth=root.parent / "small-truth")
+    write_dataset(root, SMALL)
     return root
 
 
@@ -49,10 +49,9 @@ def defective(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_any_number_of_workers_writes_the_same_bytes_and_another_seed_others(small: Path, tmp_path: Path) -> None:
     done: list[int] = []
-    scans = write_dataset(tmp_path / "two", SMALL, workers=2, advance=done.append, truth=tmp_path / "truth")
+    scans = write_dataset(tmp_path / "two", SMALL, workers=2, advance=done.append)
     assert sum(done) == len(scans)
     assert files(tmp_path / "two") == files(small)
-    assert files(tmp_path / "truth") == files(small.parent / "small-truth")
     write_dataset(tmp_path / "other", Parameters(1, 32, 6, slices=(8, 11), scans=1))
     assert not set(files(small).values()) & {content for name, content in files(tmp_path / "other").items() if name.startswith(CLASSES)}
 
@@ -101,7 +100,7 @@ def test_side_files_have_the_real_columns_and_agree_with_the_folders(small: Path
 
 
 def test_truth_has_a_mask_for_every_slice_and_lesion_slices_are_those_with_a_lesion(small: Path) -> None:
-    truth = small.parent / "small-truth"
+    truth = small / TRUTH
     with_lesion = {row["imgpath"] for row in rows(small / LESIONS)}
     for scan in find_dataset(small)[0]:
         for path in scan.slices:

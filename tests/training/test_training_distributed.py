@@ -31,6 +31,7 @@ from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
 from ctcovid.models.ranks import together
 from ctcovid.models.syncnorm import synchronise
+from ctcovid.training.ema import Ema
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import Batch
@@ -44,18 +45,27 @@ with together(Console(), "cpu", "") as ranks:
     module.train()
     if ranks.size > 1:
         assert synchronise(module, ranks.sum) == 2
-    recipe = Recipe(batch=8, micro_batch=int(sys.argv[2]))
-    stepper = Stepper(network, recipe.optimiser(module), recipe, ranks, synchronised=True)
+    beyond = json.loads(sys.argv[3])
+    recipe, ema = Recipe(batch=8, micro_batch=int(sys.argv[2]), **beyond), Ema(module, 0.9)
+    stepper = Stepper(network, recipe.optimiser(module), recipe, ranks, True, ema)
     volumes = torch.randint(0, 256, (17, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(17) % 3
     volumes[labels == 1] //= 2
     losses = []
     for number in range(20):
         indices = torch.randperm(17, generator=torch.Generator().manual_seed(number))[: 1 if number % 7 == 6 else 8].tolist()
+        # As with the sampler, a volume may be in a batch twice.
+        indices[-1] = indices[0] if beyond else indices[-1]
+        weights = torch.tensor([0.5, 1.0, 3.0]) if beyond else None
+        if beyond and number == 4:
+            weights[ranks.rank] = torch.inf
         own = torch.tensor(stepper.share(indices), dtype=torch.int64)
-        losses.append(stepper.make(Batch(volumes[own], labels[own], own), indices).look().loss)
+        outcome = stepper.make(Batch(volumes[own], labels[own], own), indices, None, number, weights).look()
+        assert outcome.skipped == bool(beyond and number == 4)
+        losses += [] if outcome.skipped else [outcome.loss]
+    assert ema.state()["updates"] == len(losses)
     if ranks.first:
-        torch.save({"losses": losses, "state": module.state_dict()}, sys.argv[1])
+        torch.save({"losses": losses, "state": module.state_dict(), "average": ema.tensors}, sys.argv[1])
 """
 
 
@@ -89,21 +99,26 @@ def end(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], l
     return [process.returncode for process in processes], [out for out, _ in talk], [error for _, error in talk]
 
 
-@pytest.mark.parametrize("micro_batch", [0, 3])
-def test_two_processes_make_the_steps_of_one(tmp_path: Path, micro_batch: int) -> None:
+BEYOND = {"augment": True, "label_smoothing": 0.1, "weight_decay": 0.01, "clip_gradient": 0.1}
+
+
+@pytest.mark.parametrize(("micro_batch", "beyond"), [(0, {}), (3, {}), (0, BEYOND), (3, BEYOND)])
+def test_two_processes_make_the_steps_of_one(tmp_path: Path, micro_batch: int, beyond: dict[str, object]) -> None:
     """The one uses torch's own batch norm."""
     # Pieces see statistics of their own, so that those of one process are another function; only whole batches compare with it.
     sizes = (1, 2) if not micro_batch else (2,)
-    started = [srun(size, "-c", STEPS, tmp_path / f"{size}.pt", micro_batch) for size in sizes]
+    started = [srun(size, "-c", STEPS, tmp_path / f"{size}.pt", micro_batch, json.dumps(beyond)) for size in sizes]
     for processes in started:
         codes, _, errors = end(processes)
         assert set(codes) == {0}, errors
     found = {size: torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in sizes}
-    assert len(found[2]["losses"]) == 20 and np.isfinite(found[2]["losses"]).all()
+    assert len(found[2]["losses"]) == 20 - bool(beyond) and np.isfinite(found[2]["losses"]).all()
     if not micro_batch:
         assert found[2]["losses"] == pytest.approx(found[1]["losses"], rel=1e-4)
-        for name, tensor in found[1]["state"].items():
-            torch.testing.assert_close(found[2]["state"][name], tensor, rtol=1e-3, atol=1e-4)
+        for part in ("state", "average"):
+            for name, tensor in found[1][part].items():
+                if not name.endswith("num_batches_tracked"):
+                    torch.testing.assert_close(found[2][part][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

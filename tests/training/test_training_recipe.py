@@ -30,6 +30,26 @@ def test_each_epoch_sees_every_volume_once_and_no_batch_of_one(volumes: int) -> 
     assert all(1 < len(batch) <= 33 for batch in batches)
 
 
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "volumes", "fewest"), [(1, 0, 7, 1), (4, 1, 7, 1), (4, 0, 7, 3), (4, 0, 9, 4), (32, 2, 7, 2), (32, 0, 2, 2)]
+)
+def test_fewest_volumes_at_a_time_are_those_of_the_smallest_piece(batch: int, micro_batch: int, volumes: int, fewest: int) -> None:
+    assert Recipe(batch=batch, micro_batch=micro_batch).fewest(volumes) == fewest
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "volumes", "processes", "fewest"),
+    [(8, 0, 16, 2, 4), (8, 0, 17, 2, 4), (8, 0, 10, 4, 2), (2, 0, 4, 2, 1), (8, 3, 16, 2, 2), (9, 0, 9, 2, 4), (8, 0, 11, 2, 3)],
+)
+def test_of_several_processes_the_smallest_piece_of_any_counts(
+    batch: int, micro_batch: int, volumes: int, processes: int, fewest: int
+) -> None:
+    recipe = Recipe(batch=batch, micro_batch=micro_batch)
+    assert recipe.fewest(volumes, None, processes) == fewest
+    # A synchronised batch norm sees those of all together.
+    assert recipe.fewest(volumes, None, processes, synchronised=True) >= min(2, batch)
+
+
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert Recipe(seed=1).order(50, 3) == Recipe(seed=1, epochs=99).order(50, 3)
     assert Recipe(seed=1).order(50, 3) != Recipe(seed=1).order(50, 4)
@@ -43,6 +63,13 @@ def _row(epoch: int, loss: float | None, accuracy: float | None) -> EpochRow:
 def test_best_epoch_has_the_highest_accuracy_then_the_lowest_loss_then_came_first() -> None:
     rows = [_row(1, 0.5, 0.8), _row(2, 0.9, 0.9), _row(3, 0.4, 0.9), _row(4, 0.4, 0.9), _row(5, 0.1, 0.85)]
     assert Progress(history=rows).best is rows[2]
+
+
+@pytest.mark.parametrize(("patience", "over"), [(0, False), (1, True), (2, True), (3, False)])
+def test_patience_counts_the_epochs_since_the_best(patience: int, over: bool) -> None:
+    rows = [_row(1, 0.5, 0.8), _row(2, 0.4, 0.9), _row(3, 0.5, 0.9), _row(4, 0.9, 0.85)]
+    assert Progress(epoch=4, history=rows).over(20, patience) is over
+    assert Progress(epoch=4, history=rows).over(4, patience)
 
 
 def test_without_validation_the_last_epoch_is_the_best() -> None:

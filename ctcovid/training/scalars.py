@@ -1,0 +1,62 @@
+"""The history of a run for TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ctcovid.base.errors import UsageError
+from ctcovid.training.history import EpochRow
+
+FOLDER = "tensorboard"
+
+
+class Scalars:
+    """Event files in a folder of the run: loss and accuracy of both parts, and the learning rate, by epoch.
+
+    They are made anew from `history` when a run goes on, so that however it ended they lack no epoch and repeat none.
+
+    Raises UsageError where TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, history: list[EpochRow]) -> None:
+        clear(folder)
+        self._writer = _summary_writer()(str(folder / FOLDER))
+        for row in history:
+            self.add(row)
+
+    def add(self, row: EpochRow) -> None:
+        """Write what one epoch gave, for a TensorBoard that is looking on to see at once."""
+        values = {
+            "loss/train": row.train_loss,
+            "loss/valid": row.valid_loss,
+            "accuracy/train": row.train_accuracy,
+            "accuracy/valid": row.valid_accuracy,
+            "learning_rate": row.learning_rate,
+        }
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, row.epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def require_tensorboard() -> None:
+    """Raises UsageError where TensorBoard is not installed."""
+    _summary_writer()
+
+
+def clear(folder: Path) -> None:
+    """Remove the event files of an earlier run in `folder`, and nothing else."""
+    for path in (folder / FOLDER).glob("events.out.tfevents.*"):
+        path.unlink()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("--tensorboard needs TensorBoard, which is not installed: pip install 'ctcovid[tensorboard]'") from error
+    return SummaryWriter

@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# The experiments of Li, Pei and Guo 2021: Tables 4 to 7 and Figs. 4 to 9, from one preparation of the data.
+#
+#   COMPLETE=./CC-CCII examples/paper.sh          everything, one cell after another; the same line again continues
+#   COMPLETE=./CC-CCII SIZE=96 EPOCHS=5 DEPTHS="2 4 8" examples/paper.sh          the same in small
+#
+# In parts, as paper.sbatch uses them:
+#   examples/paper.sh prepare       pack the slices
+#   examples/paper.sh list          the cells to train, one a line: name, images, architecture, depth, batch
+#   examples/paper.sh train N       train the N-th of them, counted from 1, or continue it
+#   examples/paper.sh tables        all tables and figures of what is finished; cells that are not are marked missing
+#
+# Every other setting of a command is an environment variable, such as CTCOVID_DEVICE=cuda:1 or CTCOVID_TRAIN_MICRO_BATCH=8.
+set -euo pipefail
+
+COMPLETE=${COMPLETE:-CC-CCII}     # folder of complete CT, CLASS/patient/scan/slices
+SAME_NUMBER=${SAME_NUMBER:-}      # Table 4: folder of as many complete slices as there are segmented ones
+SEGMENTED=${SEGMENTED:-}          # Table 4: folder of segmented CT
+SIZE=${SIZE:-512}                 # pixels per side of a slice
+EPOCHS=${EPOCHS:-20}
+DEPTHS=${DEPTHS:-2 4 8 16 32 64}  # cells of other depths, batches and models stay missing
+BATCHES=${BATCHES:-8 32 64}
+MODELS=${MODELS:-r3d18 r2plus1d18 r3d34 r2plus1d34 r3d50}
+OUT=${OUT:-paper-$SIZE}           # folder for all that is made
+
+deepest=${DEPTHS##* }             # Table 4 is about the deepest volumes: 64 slices in the paper
+best=r3d18-d4-b32                 # Figs. 6 to 9 show the paper's best model
+
+# The rows of the paper's tables in their order: table, name of the run, images, architecture, depth, batch.
+rows() {
+    local images depth cell arch
+    for images in complete same-number segmented; do row 4 $images r3d18 "$deepest" 8; done
+    for depth in 2 4 8 16 32 64; do row 5 complete r3d18 $depth 8; done
+    for cell in "2 32" "2 64" "4 32" "4 64" "8 32" "16 32"; do row 6 complete r3d18 "${cell% *}" "${cell#* }"; done
+    for arch in r3d18 r2plus1d18 r3d34 r2plus1d34 r3d50; do row 7 complete $arch 4 32; done
+}
+
+row() {
+    local name=$3-d$4-b$5
+    if [ "$2" != complete ]; then name=$name-$2; fi
+    echo "$1 $name $2 $3 $4 $5"
+}
+
+folder_of() {
+    case $1 in
+        complete) echo "$COMPLETE" ;;
+        same-number) echo "$SAME_NUMBER" ;;
+        segmented) echo "$SEGMENTED" ;;
+    esac
+}
+
+# What is to be trained: rows that stand in two tables once, and those alone that the settings above ask for.
+cells() {
+    local table name images arch depth batch
+    rows | while read -r table name images arch depth batch; do
+        if has "$DEPTHS" "$depth" && has "$BATCHES" "$batch" && has "$MODELS" "$arch" && [ -n "$(folder_of "$images")" ]; then
+            echo "$name $images $arch $depth $batch"
+        fi
+    done | awk '!seen[$0]++'
+}
+
+has() {
+    case " $1 " in *" $2 "*) return 0 ;; *) return 1 ;; esac
+}
+
+prepare() {
+    local images folder file code
+    for images in complete same-number segmented; do
+        folder=$(folder_of $images) file=$OUT/$images.h5 code=0
+        if [ -n "$folder" ] && [ ! -f "$file" ]; then
+            ctcovid prepare "$folder" --size "$SIZE" --output "$file" || code=$?
+            # With 4 some scans were damaged and left out; the others are packed.
+            if [ $code -ne 0 ] && [ $code -ne 4 ]; then exit $code; fi
+        fi
+    done
+}
+
+# The training takes this shell's place, so that signals reach it and its exit code goes out.
+train() {
+    local line name images arch depth batch
+    line=$(cells | awk -v number="$1" 'NR == number')
+    if [ -z "$line" ]; then
+        echo "examples/paper.sh: there is no cell $1; examples/paper.sh list shows them." >&2
+        exit 2
+    fi
+    read -r name images arch depth batch <<<"$line"
+    echo "Cell $1: $line" >&2
+    exec ctcovid train --data "$OUT/$images.h5" --runs "$OUT/runs" --name "$name" --arch "$arch" --depth "$depth" \
+        --batch "$batch" --epochs "$EPOCHS" --resume
+}
+
+tables() {
+    local table name finished
+    for table in 4 5 6 7; do
+        finished=()
+        for name in $(rows | awk -v table=$table '$1 == table { print $2 }'); do
+            if [ -f "$OUT/runs/$name/model.json" ]; then finished+=("$name"); fi
+        done
+        rm -rf "$OUT/table-$table"
+        if [ ${#finished[@]} -gt 0 ]; then
+            # The paper's intervals are mean ± 1.96 standard deviations of the bootstrap.
+            ctcovid evaluate "${finished[@]}" --runs "$OUT/runs" --interval normal --output "$OUT/table-$table" >&2
+        fi
+    done
+    saliency
+    rows | python3 "$(dirname "$0")/paper_tables.py" "$OUT" $best
+}
+
+# Fig. 7: the best model's saliency for three patients of each class, of the test part.
+saliency() {
+    local predictions=$OUT/table-7/predictions-$best.csv scans=() scan
+    rm -rf "$OUT/figure-7"
+    if [ ! -f "$predictions" ]; then return; fi
+    while read -r scan; do scans+=("$COMPLETE/$scan"); done < <(
+        awk -F, 'NR > 1 && !seen[$4, $1]++ && count[$4]++ < 3 { print ($2 ~ "/") ? $2 : $4 "/" $1 "/" $2 }' "$predictions")
+    ctcovid explain "${scans[@]}" --model $best --runs "$OUT/runs" --output "$OUT/figure-7" >&2
+}
+
+everything() {
+    local number code failed=""
+    prepare >&2
+    for number in $(cells | awk '{ print NR }'); do
+        code=0
+        (train "$number") >&2 || code=$?
+        # Stopped by a signal or Ctrl-C: the same line again goes on from there.
+        if [ $code -eq 75 ] || [ $code -eq 130 ]; then exit $code; fi
+        if [ $code -ne 0 ]; then failed="$failed $number"; fi
+    done
+    tables
+    if [ -n "$failed" ]; then
+        echo "examples/paper.sh: these cells failed, for the reasons above:$failed" >&2
+        exit 4
+    fi
+}
+
+# A signal to the shell alone stops it after the running command; one to the group stops that command as well.
+trap 'exit 75' TERM USR1
+
+case ${1:-everything} in
+    everything | prepare | tables) "${1:-everything}" ;;
+    list) cells ;;
+    train) train "${2:-without a number}" ;;
+    *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac

@@ -1,0 +1,81 @@
+"""Rare classes count as much as common ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
+
+from ctcovid.training.balance import balanced_draw, class_weights
+from ctcovid.training.loss import summed_loss
+from ctcovid.training.recipe import Recipe
+
+LABELS = np.array([0] * 20 + [1] * 7 + [2] * 3)
+
+
+def test_weights_are_scikit_learns_and_one_in_the_mean() -> None:
+    weights = class_weights(LABELS, 3)
+    assert weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=LABELS))
+    assert weights[LABELS].mean() == pytest.approx(1)
+
+
+def test_a_class_without_volumes_does_not_move_the_weights_of_the_others() -> None:
+    assert class_weights(LABELS, 4) == pytest.approx([*class_weights(LABELS, 3), 0])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(0, 5))
+def test_a_balanced_draw_has_equal_classes_and_repeats_no_volume_too_early(labels: list[int], seed: int) -> None:
+    given_labels = np.array(labels)
+    drawn = balanced_draw(given_labels, np.random.default_rng(seed))
+    assert len(drawn) == len(labels)
+    present = np.unique(given_labels)
+    sizes = np.bincount(given_labels[drawn], minlength=4)[present]
+    assert sizes.max() - sizes.min() <= 1
+    for label in present:
+        times = np.bincount(drawn, minlength=len(labels))[given_labels == label]
+        assert times.max() - times.min() <= 1
+
+
+def test_over_the_epochs_a_balanced_draw_sees_every_volume() -> None:
+    seen = {index for epoch in range(20) for batch in Recipe(batch=8, balance="sampler").order(30, epoch, LABELS) for index in batch}
+    assert seen == set(range(30))
+
+
+def test_the_sampler_depends_on_seed_and_epoch_alone() -> None:
+    recipe = Recipe(batch=8, balance="sampler", seed=1)
+    assert recipe.order(30, 3, LABELS) == recipe.order(30, 3, LABELS)
+    assert recipe.order(30, 3, LABELS) != recipe.order(30, 4, LABELS)
+    assert recipe.order(30, 3, LABELS) != Recipe(batch=8, balance="sampler", seed=2).order(30, 3, LABELS)
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(9, 3, generator=generator), torch.randint(0, 3, (9,), generator=generator)
+
+
+def test_weighted_loss_is_torchs() -> None:
+    logits, labels = _batch()
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    expected = F.cross_entropy(logits, labels, weight=weights, reduction="sum")
+    assert summed_loss(logits, labels, weights=weights).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_parts_of_a_batch_add_up_to_the_batch_and_an_empty_one_adds_nothing() -> None:
+    logits, labels = _batch()
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    whole = summed_loss(logits, labels, 0.1, weights).item()
+    parts = [summed_loss(logits[a:b], labels[a:b], 0.1, weights).item() for a, b in ((0, 2), (2, 7), (7, 7), (7, 9))]
+    assert sum(parts) == pytest.approx(whole, rel=1e-6)
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
+    logits, labels = _batch()
+    target = 0.9 * np.eye(3)[labels] + 0.1 / 3
+    log_probabilities = logits.double().log_softmax(1).numpy()
+    expected = -(target * log_probabilities).sum()
+    assert summed_loss(logits, labels, 0.1).item() == pytest.approx(expected, rel=1e-6)
+    assert summed_loss(logits, labels, 0.1, torch.ones(3)).item() == pytest.approx(expected, rel=1e-6)
