@@ -48,6 +48,8 @@ VARIANTS = (
     "torchvision r3d_18",
     "MONAI resnet18",
 )
+# Takes minutes to compile: with --compile only.
+COMPILED = f"{OURS} torch.compile"
 
 
 class Contestant:
@@ -60,6 +62,8 @@ class Contestant:
         if variant.startswith(OURS):
             self.network = registry.place(arch, CLASSES, str(device), "float32" if "float32" in variant else "auto")
             self.module, self.precision = self.network.module, self.network.precision
+            if variant == COMPILED:
+                self.network.module = torch.compile(self.module)
         else:
             self.module = _other(variant, arch).to(device)
             if self.last:
@@ -152,7 +156,7 @@ def task(name: str, variant: str, arch: str, depth: int, size: int, batch: int, 
     run = functools.partial(getattr(contestant, name), volumes)
     first = seconds(run, device)
     memory = _peak(device) - before
-    return {"seconds": min(first, seconds(run, device)), "memory": memory}
+    return {"first": first, "seconds": min(first, seconds(run, device)), "memory": memory}
 
 
 def _peak(device: torch.device) -> int:
@@ -167,9 +171,12 @@ def _peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(arch: str, depth: int, size: int, batch: int, device: torch.device, rounds: int, patience: float) -> dict[str, Any]:
+def measure(
+    arch: str, depth: int, size: int, batch: int, device: torch.device, rounds: int, patience: float, compiled: bool = False
+) -> dict[str, Any]:
     """All variants of one architecture at one depth."""
-    variants = [name for name in VARIANTS if not (name.startswith("MONAI") and importlib.util.find_spec("monai") is None)]
+    known = (*VARIANTS, COMPILED) if compiled else VARIANTS
+    variants = [name for name in known if not (name.startswith("MONAI") and importlib.util.find_spec("monai") is None)]
     if registry.place(arch, CLASSES, str(device)).precision == torch.float32:
         variants.remove(OURS)
     rows: dict[str, dict[str, Any]] = {}
@@ -242,6 +249,8 @@ def table(found: dict[str, Any]) -> str:
         cells.append(f"{row['forward_share']:.0%} / {row['step_share']:.0%}" if "step_share" in row else "")
         lines.append(f"| {' | '.join(cells)} |")
     notes = [f"{variant}: at the full batch {row['memory']['tried']}." for variant, row in rows.items() if "tried" in row["memory"]]
+    if COMPILED in rows and "first" in rows[COMPILED]["memory"]:
+        notes.append(f"{COMPILED}: the first training step took {rows[COMPILED]['memory']['first']:.0f} s.")
     return "\n".join([*lines, *notes])
 
 
@@ -285,6 +294,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=_positive, default=3)
     parser.add_argument("--patience", type=float, default=90, help="seconds after which a variant gets a single volume")
+    parser.add_argument("--compile", action="store_true", help="measure ours under torch.compile as well")
     parser.add_argument("--json", type=Path, help="file to write all figures to")
     parser.add_argument("--task", choices=("forward", "step"), help=argparse.SUPPRESS)
     parser.add_argument("--variant", help=argparse.SUPPRESS)
@@ -310,7 +320,7 @@ def main() -> None:
     found = []
     for arch in chosen.arch:
         for depth in chosen.depth:
-            found.append(measure(arch, depth, chosen.size, batch, device, chosen.rounds, chosen.patience))
+            found.append(measure(arch, depth, chosen.size, batch, device, chosen.rounds, chosen.patience, chosen.compile))
             if chosen.json:
                 write_json(chosen.json, {"machine": machine, "results": found})
             print("\n" + table(found[-1]), flush=True)

@@ -247,7 +247,7 @@ def test_the_network_agrees_with_a_plain_one(name: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-@pytest.mark.parametrize("depth", [1, 2, 3, 4, 7, 10, 16])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 64])
 def test_the_network_agrees_with_a_plain_one_in_training(name: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits, gradients of the input and of all parameters, and all running statistics, in float64 and sixteen times thinner."""
     monkeypatch.setattr(resnet3d, "WIDTHS", (4, 8, 16, 32))
