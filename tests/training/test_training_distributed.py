@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ctcovid.base.console import Console
 from ctcovid.commands import evaluate, prepare
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = """
 import json, sys
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from ctcovid.base.console import Console
 from ctcovid.models.catalog import architecture
@@ -228,3 +230,30 @@ def test_commands_of_one_process_refuse_to_run_in_several(data: Path, tmp_path: 
     codes, _, errors = end(srun(2, "-m", "ctcovid", "prepare", data / "scans", "-o", tmp_path / "v.h5"))
     assert codes == [2, 2] and "one process" in errors[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_train_beyond_the_paper_and_one_goes_on(data: Path, tmp_path: Path) -> None:
+    beyond = ["--augment", "--balance", "sampler", "--ema", 0.9, "--clip-gradient", 1, "--warmup", 0.5, "--label-smoothing", 0.1]
+    line = [*train_line(data, tmp_path), *beyond, "--micro-batch", "auto"]
+    codes, outputs, errors = end(srun(2, *line, "--epochs", 1))
+    assert codes == [0, 0], errors
+    assert "volumes/s" in errors[0] and outputs[1] == errors[1] == ""
+    settings = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["settings"]
+    assert (settings["ranks"], settings["micro_batch"]) == (2, 3)
+    ((code,), _, (error,)) = end(srun(1, *line, "--epochs", 2, "--resume"))
+    assert code == 0, error
+    assert "goes on with 1" in error and "--micro-batch" not in error
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert content["ema"]["updates"] == 6 and len(content["progress"]["history"]) == 2
+
+
+def test_a_validation_that_is_no_number_in_one_process_ends_all(data: Path, tmp_path: Path) -> None:
+    """The statistics fail in validation alone; the three volumes of it are those of one process and of the other."""
+    weights = load_file(data / "runs" / "untrained" / store.WEIGHTS)
+    broken = {"bn1.running_mean": torch.full((64,), -3e38), "bn1.weight": torch.full((64,), 1e6)}
+    save_file(weights | broken, tmp_path / "w.safetensors")
+    line = [*train_line(data, tmp_path), "--epochs", 2, "--pretrained", tmp_path / "w.safetensors", "--precision", "float32"]
+    codes, _, errors = end(srun(2, *line))
+    assert codes == [1, 1], errors
+    assert errors[0].count("validation loss is nan after epoch 1") == 1 and "Traceback" not in errors[0] and errors[1] == ""
+    assert not (tmp_path / "run" / "model.json").exists()
