@@ -13,8 +13,8 @@ from ctcovid.phantom.render import Renderer
 from ctcovid.phantom.scanner import Protocol
 from ctcovid.scans.discover import CLASS_ORDER
 
-# HU that no healthy part of a lung is below, as in emphysema.
-EMPTIEST = -960.0
+# HU of the emptiest lung, before unevenness, as in emphysema; and how many HU denser lungs are at difficulty 0.
+EMPTIEST, SHALLOW = -975.0, 70.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def chest(
     ----------
     label : "NCP", "CP" or "Normal"
     seed, patient, scan : the same three numbers give the same scan; scans of one patient share anatomy and lesions
-    difficulty : 0 (large, dense lesions) to 1 (small, faint ones)
+    difficulty : 0 (many large, dense lesions) to 1 (few small, faint ones)
     """
     stack = list(slices_of_chest(label, slices, size, seed, patient, scan, difficulty))
     return np.stack([item.pixels for item in stack]), np.stack([item.lesion for item in stack])
@@ -55,9 +55,11 @@ def slices_of_chest(label: str, slices: int, size: int, seed: int, patient: int,
     blobs = draw_lesions(label, anatomy, difficulty, np.random.default_rng([seed, patient, 1]))
     of_scan = np.random.default_rng([seed, patient, 2, scan])
     protocol = Protocol.draw(anatomy, slices, of_scan)
-    # What the lesions add to the mean of the lungs is taken from the rest of them, lest the mean tell the class.
+    # What the lesions add to the mean of the lungs is taken from the rest of them, lest the mean tell the class. Where they are so many
+    # that a lung has not as much to lose, those of all classes begin denser, as in a shallow breath.
+    breath = SHALLOW * max(0.0, 1 - difficulty / DIFFICULTY)
     added = mean_added(blobs, anatomy, protocol.lung)
-    protocol = replace(protocol, lung=max(protocol.lung - added, EMPTIEST))
+    protocol = replace(protocol, lung=max(protocol.lung + breath - added, EMPTIEST))
     # Small pictures are drawn larger and averaged, as a real slice is made smaller.
     factor = max(1, -(-180 // size))
     renderer = Renderer(anatomy, protocol, blobs, size * factor, np.random.default_rng([seed, patient, 3]), of_scan)

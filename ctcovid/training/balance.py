@@ -19,7 +19,7 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 def balanced_draw(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """As many indices as there are volumes, in random order, an equal number (or one more) of each class.
 
-    No volume of a class comes an (n+1)-th time before all of that class have come n times.
+    No volume of a class is drawn n + 1 times unless all of that class are drawn n times.
 
     labels : int (N,); returns int (N,)
     """

@@ -58,7 +58,7 @@ def began_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, A
     try:
         same = before is not None and sha256(find_weights(given)) == before["sha256"]
     except InputError:
-        same = before is not None and str(given.resolve()) == before["path"]
+        same = before is not None and before["path"] in (str(given.resolve()), str((given / store.WEIGHTS).resolve()))
     if not same:
         raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
     return before

@@ -58,7 +58,7 @@ class Recipe:
         warm = round(self.warmup * steps)
         now = epoch * steps + step
         if self.schedule == "cosine":
-            falling = cosine(max(0, now - warm), self.epochs * steps - warm)
+            falling = cosine(max(0, now - warm), max(1, self.epochs * steps - warm))
         else:
             falling = self.decay ** (epoch // self.decay_every)
         return self.learning_rate * falling * warm_up(now, warm)

@@ -119,3 +119,9 @@ def test_history_keeps_full_precision_and_leaves_blank_what_was_not_validated(tm
         "epoch,learning_rate,train_loss,train_accuracy,valid_loss,valid_accuracy",
         "1,0.001,0.3333333333333333,0.5,,",
     ]
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "steps"), [(1, 0.6, 1), (20, 19.9, 3)])
+def test_a_warm_up_that_rounds_to_the_whole_training_leaves_rates_above_0(epochs: int, warmup: float, steps: int) -> None:
+    recipe = Recipe(epochs=epochs, warmup=warmup, schedule="cosine")
+    assert all(recipe.rate(epoch, step, steps) > 0 for epoch in range(epochs) for step in range(steps))
