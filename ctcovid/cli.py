@@ -14,8 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid import __version__
+from ctcovid.base.choices import BalanceChoice, Interval, Part, PrecisionChoice, ScheduleChoice
 from ctcovid.base.console import Console
-from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError
+from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError
+from ctcovid.base.launch import require_alone
 from ctcovid.base.settings import name_environment, read_config, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
@@ -48,34 +50,13 @@ def _models(incomplete: str) -> list[str]:
     return sorted(path.parent.name for path in Path("runs").glob("*/model.json") if path.parent.name.startswith(incomplete))
 
 
-class Part(str, Enum):
-    """Parts of the data."""
-
-    TRAIN, VALID, TEST = "train", "valid", "test"
-
-
-class Interval(str, Enum):
-    """Kinds of confidence interval."""
-
-    PERCENTILE, NORMAL = "percentile", "normal"
-
-
-class PrecisionChoice(str, Enum):
-    """Precisions to compute in."""
-
-    AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
-
-
-class BalanceChoice(str, Enum):
-    """What is done about classes of unequal size."""
-
-    NONE, WEIGHTS, SAMPLER = "none", "weights", "sampler"
-
-
-class ScheduleChoice(str, Enum):
-    """How the learning rate falls."""
-
-    STEP, COSINE = "step", "cosine"
+def _micro_batch(value: Any) -> int | str:
+    """A number of volumes, or "auto"."""
+    if value == "auto":
+        return "auto"
+    if not str(value).isdigit() or int(value) < 1:
+        raise typer.BadParameter(f"{value} is neither a number of volumes from 1 nor auto.")
+    return int(value)
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
@@ -159,9 +140,18 @@ def train(
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the training part; 0 makes a model of --pretrained as it is.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Volumes per step.")] = 32,
     micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Volumes in memory at a time, where a batch does not fit.", show_default=False)
+        Any,
+        typer.Option(
+            parser=_micro_batch,
+            metavar="N|auto",
+            help="Volumes in memory at a time, where a batch does not fit; auto tries how many do.",
+            show_default=False,
+        ),
     ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-12, help="Adam's first rate; a tenth of it every 10 epochs.")] = 1e-3,
+    sync_batchnorm: Annotated[
+        bool, typer.Option("--sync-batchnorm", help="Batch norm over the volumes of all processes, not of each for itself.")
+    ] = False,
     pretrained: Annotated[
         Path | None,
         typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run.", show_default=False),
@@ -180,6 +170,7 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.", show_default=False)] = "",
     runs: Runs = Path("runs"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run if there is one, else begin it.")] = False,
+    checkpoint_every: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 for none.")] = 10,
     device: Device = "auto",
     precision: Precision = PrecisionChoice.AUTO,
     seed: Seed = 0,
@@ -339,6 +330,7 @@ def _run(ctx: typer.Context) -> None:
     values = {name: _plain(value) for name, value in values.items()}
     try:
         raise_when_stopped()
+        require_alone(str(ctx.info_name))
         # Only now, so that help and completion never wait for torch.
         command = importlib.import_module(f"ctcovid.commands.{ctx.info_name}")
         known = command.Options.__dataclass_fields__
@@ -346,6 +338,8 @@ def _run(ctx: typer.Context) -> None:
         if "sources" in known:
             given["sources"] = sources(ctx)
         summary = command.run(command.Options(**given), console)
+    except ToldError as error:
+        raise typer.Exit(error.exit_code) from error
     except CtcovidError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error

@@ -38,7 +38,12 @@ class Console:
 
     def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False, results: bool = True) -> None:
         self.quiet, self.verbose, self.json, self.results = quiet, verbose, json, results
+        self.hushed = False
         self.terminal = sys.stdout.isatty()
+
+    def hush(self) -> None:
+        """Say nothing any more: another process of the same run speaks for all."""
+        self.quiet, self.results, self.hushed = True, False, True
 
     def say(self, text: str) -> None:
         """Tell on stderr what is going on."""
@@ -47,7 +52,8 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Tell on stderr what the user must know, --quiet or not."""
-        print(f"Warning: {text}", file=sys.stderr, flush=True)
+        if not self.hushed:
+            print(f"Warning: {text}", file=sys.stderr, flush=True)
 
     def notice(self) -> None:
         """The quiet last line of every command that speaks about a patient."""

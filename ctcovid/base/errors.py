@@ -41,9 +41,28 @@ class ModelRefusedError(CtcovidError):
 
 
 class StoppedError(CtcovidError):
-    """A signal stopped the run; what was done is kept, and --resume continues it."""
+    """A signal stopped the run; what was done is kept, and --resume continues it.
 
-    def __init__(self, message: str, exit_code: int = 75) -> None:
+    `together` says that all processes of the run have agreed to stop.
+    """
+
+    def __init__(self, message: str, exit_code: int = 75, together: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code, self.together = exit_code, together
+
+
+class ToldError(CtcovidError):
+    """What another process of the run has told the user already, or will; there is nothing to print."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
+class PeerError(CtcovidError):
+    """Another process of the run has failed or gone; the code is that of its failure."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_UNEXPECTED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 

@@ -67,9 +67,11 @@ class RunCard:
             raise
         finally:
             self.content["ended"] = now()
-            # A command that replaces its whole folder may have taken the place of the card away before it failed.
-            if self.path.parent.is_dir():
-                self.write()
+            # A command that replaces its whole folder may have taken the place of the card away before it failed. And where it
+            # failed, as for want of space, its own reason says more than that the card cannot be written either.
+            with contextlib.suppress(OSError) if self.content["status"] == "failed" else contextlib.nullcontext():
+                if self.path.parent.is_dir():
+                    self.write()
 
     def write(self) -> None:
         """Write the card as it stands."""

@@ -40,9 +40,9 @@ class StopRequest:
     def error(self, done: str) -> StoppedError:
         """What to raise once `done` has been kept."""
         if self.received == signal.SIGINT:
-            return StoppedError(f"Stopped by Ctrl-C. {done}", EXIT_INTERRUPTED)
+            return StoppedError(f"Stopped by Ctrl-C. {done}", EXIT_INTERRUPTED, together=True)
         name = self.received.name if self.received else "a signal"
-        return StoppedError(f"Stopped by {name}. {done}")
+        return StoppedError(f"Stopped by {name}. {done}", together=True)
 
 
 def raise_when_stopped() -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError
+from ctcovid.base.errors import InputError, ToldError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.bootstrap import Estimate, estimates
@@ -20,12 +19,16 @@ from ctcovid.evaluation.predictions import Predictions, read_predictions, reorde
 from ctcovid.evaluation.significance import fisher_p_values, stars
 from ctcovid.models import registry
 from ctcovid.models.device import device_name
+from ctcovid.models.ranks import Ranks, together
 from ctcovid.reports.figures import confusion
 from ctcovid.reports.tables import Table
 from ctcovid.scans.discover import class_order, positive_class
 from ctcovid.volumes.batches import VolumeSet, in_order
+from ctcovid.volumes.limits import naming_limits
 from ctcovid.volumes.reader import Volume, VolumesFile
 
+# Volumes that are read at a time.
+AT_ONCE = 32
 SHOWN = {"accuracy": "Accuracy", "f1": "F1-score", "precision": "Precision", "recall": "Recall", "macro_auroc": "macro-AUROC"}
 
 
@@ -106,14 +109,28 @@ class Summary:
 
 
 def run(options: Options, console: Console) -> Summary:
-    """Predict or read predictions, score them, compare them with the first, write tables and figures."""
-    sources = [_source(model, options.runs) for model in options.models or (None,)]
-    folder = options.output or _default_output(sources)
+    """Predict or read predictions, score them, compare them with the first, write tables and figures.
+
+    Of several processes started together, each predicts its share of the volumes, and the first does all else; the others end with
+    ToldError.
+    """
+    with together(console, options.device, "Run the line again.") as ranks:
+        sources = [_source(model, options.runs) for model in options.models or (None,)]
+        folder = options.output or _default_output(sources)
+        if ranks.first:
+            return _score_and_write(sources, folder, options, ranks, console)
+        card = RunCard(folder / RUN_CARD, "evaluate", asdict(options), options.sources)
+        for source in sources:
+            _predictions(source, options, card, ranks, console)
+    raise ToldError(0)
+
+
+def _score_and_write(sources: list[Path], folder: Path, options: Options, ranks: Ranks, console: Console) -> Summary:
     claim_folder(folder, options.overwrite, "evaluate")
     with fresh_folder(folder) as building:
         card = RunCard(building / RUN_CARD, "evaluate", asdict(options), options.sources)
         with card.recording():
-            found = [_predictions(source, options, card, console) for source in sources]
+            found = [_predictions(source, options, card, ranks, console) for source in sources]
             classes = found[0][0].classes
             all_predictions = [reordered(predictions, classes) for predictions, _ in found]
             _require_names_apart(all_predictions)
@@ -134,7 +151,7 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
-def _predictions(source: Path, options: Options, card: RunCard, console: Console) -> tuple[Predictions, str | None]:
+def _predictions(source: Path, options: Options, card: RunCard, ranks: Ranks, console: Console) -> tuple[Predictions, str | None]:
     """The predictions of one source, and the positive class that its model was trained with, if it says one."""
     if is_csv(source):
         predictions = read_predictions(source)
@@ -143,7 +160,7 @@ def _predictions(source: Path, options: Options, card: RunCard, console: Console
     model = registry.load(str(source), options.device, options.precision, options.runs)
     card.content["device"] = device_name(model.network.device)
     card.input(source / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
-    return _predict(model, options, card, console), str(model.card["positive"])
+    return _predict(model, options, card, ranks, console), str(model.card["positive"])
 
 
 def _positive(classes: list[str], wanted: str | None, known: list[str], console: Console) -> str:
@@ -172,7 +189,7 @@ def _default_output(sources: list[Path]) -> Path:
     return Path("evaluation-" + "-vs-".join(source.stem if is_csv(source) else source.name for source in sources))
 
 
-def _predict(model: registry.TrainedModel, options: Options, card: RunCard, console: Console) -> Predictions:
+def _predict(model: registry.TrainedModel, options: Options, card: RunCard, ranks: Ranks, console: Console) -> Predictions:
     """The model's predictions on its part of the data.
 
     Raises InputError where the part is empty, has other classes, or has patients that the model was trained on.
@@ -198,11 +215,7 @@ def _predict(model: registry.TrainedModel, options: Options, card: RunCard, cons
             "ctcovid prepare --split-file, or evaluate another --part."
         )
     _refuse_seen_patients(model, volume_set, options.part, console)
-    found = []
-    with console.progress(len(volume_set), f"Predicting with {model.name}") as advance:
-        for batch in volume_set.batches(in_order(len(volume_set), 32), options.workers or min(cpus.allowed(), 8)):
-            found.append(model.network.probabilities(batch.volumes))
-            advance(len(batch.labels))
+    probabilities = _probabilities(model, volume_set, options.workers or ranks.readers, ranks, console)
     volumes = volume_set.volumes
     labels = np.array([model.classes.index(volume.scan.label) for volume in volumes])
     return Predictions(
@@ -212,8 +225,27 @@ def _predict(model: registry.TrainedModel, options: Options, card: RunCard, cons
         _scan_names(volumes),
         np.array([volume.number for volume in volumes]),
         labels,
-        np.concatenate(found),
+        probabilities,
     )
+
+
+def _probabilities(model: registry.TrainedModel, volume_set: VolumeSet, workers: int, ranks: Ranks, console: Console) -> np.ndarray:
+    """Softmax probabilities, float64 (N, classes), each volume's from one of the processes; all of them in each process."""
+    order = ranks.share(in_order(len(volume_set), ranks.at_most(AT_ONCE, len(volume_set))))
+    own: list[tuple[np.ndarray, np.ndarray]] = []
+    with console.progress(sum(map(len, order)), f"Predicting with {model.name}") as advance, naming_limits(workers):
+        for batch in volume_set.batches(order, workers) if order else ():
+            own.append((batch.indices.numpy(), model.network.probabilities(batch.volumes)))
+            advance(len(batch.labels))
+            ranks.check()
+    found = np.full((len(volume_set), len(model.classes)), np.nan)
+    times = np.zeros(len(volume_set), dtype=int)
+    for some in ranks.gather(own):
+        for indices, probabilities in some:
+            found[indices] = probabilities
+            times[indices] += 1
+    assert (times == 1).all(), "a volume was left out, or classified twice"
+    return found
 
 
 def _refuse_seen_patients(model: registry.TrainedModel, volume_set: VolumeSet, part: str, console: Console) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, listing
 from ctcovid.base.files import claim_file, json_text, write_text
@@ -17,6 +16,7 @@ from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.models import registry
 from ctcovid.models.device import device_name
+from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.registry import TrainedModel
 from ctcovid.reports.tables import Cell, CsvText
 from ctcovid.scans.discover import Scan, find_scans
@@ -82,19 +82,29 @@ class Summary:
 
 
 def run(options: Options, console: Console) -> Summary:
-    """Find the scans, classify each, and go on past those that cannot be read."""
-    if options.output:
-        claim_file(options.output, options.overwrite)
-    scans = find_scans(options.scans)
-    model = registry.load(options.model, options.device, options.precision, options.runs)
-    console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}.")
+    """Find the scans, classify each, and go on past those that cannot be read.
+
+    Of several processes started together, each takes its share of the scans, and the first writes.
+    """
+    with together(console, options.device, "Run the line again.") as ranks:
+        if options.output and ranks.first:
+            claim_file(options.output, options.overwrite)
+        scans = find_scans(options.scans)
+        model = registry.load(options.model, options.device, options.precision, options.runs)
+        console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}.")
+        if ranks.first:
+            return _predict_and_write(scans, model, options, ranks, console)
+        return _predict_all(scans, model, options, ranks, console)
+
+
+def _predict_and_write(scans: list[Scan], model: TrainedModel, options: Options, ranks: Ranks, console: Console) -> Summary:
     card = None
     if options.output:
         card = RunCard(options.output.with_name(options.output.name + ".run.json"), "predict", asdict(options), options.sources)
         card.content["device"] = device_name(model.network.device)
         card.input(model.folder / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
     with card.recording() if card else contextlib.nullcontext():
-        summary = _predict_all(scans, model, options, console)
+        summary = _predict_all(scans, model, options, ranks, console)
         if options.output and card:
             for scan in summary.scans:
                 card.input(scan.path)
@@ -107,16 +117,21 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
-def _predict_all(scans: list[Scan], model: TrainedModel, options: Options, console: Console) -> Summary:
-    found: list[ScanPrediction] = []
-    failed: list[str] = []
-    with console.progress(len(scans), "Scans") as advance:
-        for scan in scans:
+def _predict_all(scans: list[Scan], model: TrainedModel, options: Options, ranks: Ranks, console: Console) -> Summary:
+    """The predictions of all processes, in the order of the scans."""
+    share = ranks.share(list(enumerate(scans)))
+    done: list[tuple[int, ScanPrediction | str]] = []
+    with console.progress(len(share), "Scans") as advance:
+        for number, scan in share:
             try:
-                found.append(_predict(scan, model, options.workers or cpus.allowed()))
+                done.append((number, _predict(scan, model, options.workers or ranks.cpus)))
             except InputError as error:
-                failed.append(str(error))
+                done.append((number, str(error)))
             advance(1)
+            ranks.check()
+    everything = sorted((one for some in ranks.gather(done) for one in some), key=lambda one: one[0])
+    found = [result for _, result in everything if isinstance(result, ScanPrediction)]
+    failed = [result for _, result in everything if isinstance(result, str)]
     if failed:
         console.warn(f"{len(failed):,} of {len(scans):,} scans could not be classified:\n{listing(failed)}")
     if not found:

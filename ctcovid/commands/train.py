@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import contextlib
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, ModelRefusedError, UsageError
+from ctcovid.base.errors import UsageError
 from ctcovid.base.files import RUN_CARD, claim_file
-from ctcovid.base.runcard import RunCard, sha256, versions
+from ctcovid.base.runcard import RunCard, versions
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import kernels, registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.models.device import device_name
 from ctcovid.models.network import SCALING, Network
-from ctcovid.models.pretrained import load_pretrained
-from ctcovid.models.weightfile import find_weights
+from ctcovid.models.ranks import Ranks, together
+from ctcovid.models.syncnorm import synchronise
 from ctcovid.reports.figures import curve
 from ctcovid.reports.tables import Cell, Table
 from ctcovid.training import scalars
-from ctcovid.training.checkpoint import Progress, restore, save_checkpoint
-from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, clear, find_checkpoint, require_same
+from ctcovid.training.beginning import begin_with, require_weights
+from ctcovid.training.checkpoint import Progress, Saving, restore, room_for, save_checkpoint
+from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, changed_ranks, clear, find_checkpoint, require_same
 from ctcovid.training.ema import Ema, averaged
 from ctcovid.training.freeze import freeze
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.loop import fit
+from ctcovid.training.memory import fitted, too_large
+from ctcovid.training.parts import parts_to_learn_from
 from ctcovid.training.recipe import Recipe
+from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import VolumeSet
 from ctcovid.volumes.layout import PARTS
+from ctcovid.volumes.limits import naming_limits
 from ctcovid.volumes.reader import VolumesFile
+from ctcovid.volumes.resident import resident
 
 # What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
 IDENTITY = (
-    *("arch", "depth", "batch", "learning_rate", "seed", "precision"),
+    *("arch", "depth", "batch", "learning_rate", "sync_batchnorm", "seed", "precision"),
     *("augment", "balance", "label_smoothing", "weight_decay", "schedule", "warmup", "ema", "clip_gradient", "freeze"),
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `ctcovid train` was asked for; `sources` says where each value came from. `depth` 0 is that of the volumes file."""
+    """What `ctcovid train` was asked for; `sources` says where each value came from. `depth` 0 is that of the volumes file.
+
+    `micro_batch` is a number, 0 for the whole batch, or "auto"; `checkpoint_every` is in minutes.
+    """
 
     data: Path = Path("volumes.h5")
     arch: str = DEFAULT
     depth: int = 0
     epochs: int = 20
     batch: int = 32
-    micro_batch: int = 0
+    micro_batch: int | str = 0
     learning_rate: float = 1e-3
+    sync_batchnorm: bool = False
     pretrained: Path | None = None
     augment: bool = False
     balance: str = "none"
@@ -67,6 +77,7 @@ class Options:
     name: str = ""
     runs: Path = registry.RUNS
     resume: bool = False
+    checkpoint_every: float = 10
     device: str = "auto"
     precision: str = "auto"
     seed: int = 0
@@ -104,25 +115,37 @@ class Summary:
 
 
 def run(options: Options, console: Console) -> Summary:
-    """Check, build or restore the network, train it, and register what came of it."""
+    """Check, build or restore the network, train it, and register what came of it; together with the processes started beside this."""
     architecture(options.arch)
+    if options.name in (".", "..") or Path(options.name).name != options.name:
+        raise UsageError(f"--name {options.name}: the name of a folder under {options.runs}/ is wanted, not a path.")
+    with together(console, options.device, "The same line with --resume goes on from the last checkpoint.") as ranks:
+        return _run(options, console, ranks)
+
+
+def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     recipe = _recipe(options)
     if options.tensorboard:
         scalars.require_tensorboard()
-    if options.name in (".", "..") or Path(options.name).name != options.name:
-        raise UsageError(f"--name {options.name}: the name of a folder under {options.runs}/ is wanted, not a path.")
+    if options.batch < ranks.size:
+        raise UsageError(f"--batch {options.batch} leaves some of {ranks.size} processes without a volume. Start fewer, or enlarge it.")
     file = VolumesFile(options.data)
     depth = options.depth or file.depth
     folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")
     claim_file(folder / RUN_CARD, overwrite=True)
     checkpoint = find_checkpoint(folder, options.resume, options.overwrite)
     if checkpoint is None:
-        _require_weights(options, None)
-    train_set, valid_set = _sets(file, depth, console)
+        require_weights(options.epochs, options.pretrained, options.freeze, None)
+    train_set, valid_set = parts_to_learn_from(file, depth, console)
     if options.patience and not len(valid_set):
         raise UsageError("--patience waits for a better validation accuracy, and the validation part is empty. Leave it away.")
-    registry.require_fit(options.arch, depth, file.size, recipe.fewest(len(train_set), train_set.labels))
+    synchronised = options.sync_batchnorm and ranks.size > 1
 
+    def require_fit(recipe: Recipe) -> None:
+        fewest = recipe.fewest(len(train_set), train_set.labels, ranks.size, synchronised)
+        registry.require_fit(options.arch, depth, file.size, fewest)
+
+    require_fit(recipe)
     torch.manual_seed(options.seed)
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
@@ -130,71 +153,98 @@ def run(options: Options, console: Console) -> Summary:
     if options.freeze:
         freeze(network.module, options.freeze)
     optimiser = recipe.optimiser(network.module)
-    settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint}
+    settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint, "ranks": ranks.size}
     settings["precision"] = str(network.precision)
-    settings["micro_batch"] = min(options.micro_batch or options.batch, options.batch)
+    most = -(-options.batch // ranks.size)
+    settings["micro_batch"] = "auto" if options.micro_batch == "auto" else min(recipe.micro_batch or most, most)
     # A cosine comes down by its last epoch; the paper's steps do not depend on it.
     settings["epochs"] = options.epochs if options.schedule == "cosine" else None
     progress = Progress()
     if checkpoint is None:
-        settings["pretrained"] = _pretrained(options.pretrained, folder, network, options.epochs, console)
+        settings["pretrained"] = begin_with(options.pretrained, folder, network, options.epochs, console)
     # The averages begin with the weights that training begins with.
     ema = Ema(network.module, options.ema) if options.ema else None
     if checkpoint is not None:
         settings["pretrained"] = began_with(options.pretrained, checkpoint["settings"].get("pretrained"))
         require_same(checkpoint["settings"], settings, folder, console)
         progress = restore(checkpoint, network.module, optimiser, ema)
-        _require_weights(options, progress)
-        if progress.over(options.epochs, options.patience) and (folder / store.CARD).is_file():
-            more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
-            console.say(f"{folder} has its {progress.epoch} epochs already; {more} would continue it.")
-            return _summary(folder, progress, console)
+        require_weights(options.epochs, options.pretrained, options.freeze, progress)
+    ranks.require_same((progress.epoch, progress.step), f"how far the run in {folder} has come")
+    over = progress.over(options.epochs, options.patience)
+    if checkpoint is not None and over and (folder / store.CARD).is_file():
+        more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
+        console.say(f"{folder} has its {progress.epoch} epochs already; {more} would continue it.")
+        return _summary(folder, progress, console)
+    if synchronised:
+        synchronise(network.module, ranks.sum)
     if options.epochs:
-        _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, console)
+        _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, ranks, console)
+    if checkpoint is not None and (change := changed_ranks(checkpoint["settings"], ranks.size, options.sync_batchnorm)):
+        console.warn(change)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    if checkpoint is None:
-        clear(folder)
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
-    card.content["device"] = device_name(network.device)
-    card.input(options.data, file.fingerprint)
-    if settings["pretrained"]:
-        card.content["pretrained"] = settings["pretrained"]
-        card.input(Path(settings["pretrained"]["path"]), f"sha256:{settings['pretrained']['sha256']}")
-    workers = options.workers or min(cpus.allowed(), 8)
-    with card.recording(), StopRequest() as stop:
-        events = scalars.Scalars(folder, progress.history) if options.tensorboard else None
+    card.content |= {"device": device_name(network.device), "processes": ranks.size}
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint is None:
+            clear(folder)
+        card.input(options.data, file.fingerprint)
+        if settings["pretrained"]:
+            card.content["pretrained"] = settings["pretrained"]
+            card.input(Path(settings["pretrained"]["path"]), f"sha256:{settings['pretrained']['sha256']}")
+    with card.recording() if ranks.first else contextlib.nullcontext(), StopRequest() as stop:
+        ranks.tell_of(stop)
+        workers = options.workers or ranks.readers
+        feed = None if over else resident(train_set, network.device, workers, stop, console, ranks.local_size)
+        if options.micro_batch == "auto" and not over:
+            recipe = replace(recipe, micro_batch=fitted(recipe, network, train_set.shape, checkpoint, ranks, console))
+            settings["micro_batch"] = min(recipe.micro_batch or most, most)
+            require_fit(recipe)
+        stepper = Stepper(network, optimiser, recipe, ranks, synchronised, ema)
+        events = scalars.Scalars(folder, progress.history) if options.tensorboard and ranks.first else None
+
+        def save() -> None:
+            if ranks.first:
+                with ranks.writing(), room_for(folder / CHECKPOINT):
+                    save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
 
         def keep(row: EpochRow, pace: str) -> None:
             # In this order, a kill between the two repeats the epoch and loses nothing.
-            if progress.best is row:
-                with averaged(network.module, ema):
-                    store.save_weights(folder / BEST, network.module)
-            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
-            _write_curves(folder, progress.history)
+            if ranks.first:
+                with ranks.writing(), room_for(folder / CHECKPOINT):
+                    if progress.best is row:
+                        with averaged(network.module, ema):
+                            store.save_weights(folder / BEST, network.module)
+                save()
+                _write_curves(folder, progress.history)
             if events is not None:
                 events.add(row)
             console.say(f"{_line(row, recipe)}; {pace}")
 
+        if progress.history and ranks.first:
+            # A kill may have come between the checkpoint and the history.
+            _write_curves(folder, progress.history)
+        saving = Saving(options.checkpoint_every if ranks.first else 0, save)
         try:
-            finished = fit(network, optimiser, recipe, train_set, valid_set, progress, workers, stop, console, keep, ema)
+            with naming_limits(workers):
+                finished = fit(stepper, train_set, feed, valid_set, progress, workers, stop, console, saving, keep)
         except torch.OutOfMemoryError as error:
-            most = options.micro_batch or min(options.batch, len(train_set))
-            way_out = f"Add --micro-batch {most // 2}; the batch stays." if most > 1 else "Choose a smaller --depth or --arch."
-            raise UsageError(f"Volumes do not fit into the memory of {card.content['device']}, {most} at a time. {way_out}") from error
+            raise too_large(recipe, network, train_set.shape, ranks) from error
         if events is not None:
             events.close()
         if not finished:
-            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
+            save()
             raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
         if not progress.history:
-            store.save_weights(folder / BEST, network.module)
-            save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
+            if ranks.first:
+                store.save_weights(folder / BEST, network.module)
+            save()
         elif progress.epoch < options.epochs:
             console.say(f"No better epoch in {options.patience}: stopped early.")
-        _register(folder, network, file, depth, progress, recipe, settings["pretrained"])
-        card.output(folder / store.WEIGHTS)
-        card.output(folder / store.CARD)
+        if ranks.first:
+            _register(folder, network, file, depth, progress, recipe, settings["pretrained"])
+            card.output(folder / store.WEIGHTS)
+            card.output(folder / store.CARD)
     return _summary(folder, progress, console)
 
 
@@ -204,17 +254,10 @@ def _recipe(options: Options) -> Recipe:
     Raises UsageError where its parts do not fit together.
     """
     asked = asdict(options)
+    if options.micro_batch == "auto":
+        # Found by trial later.
+        del asked["micro_batch"]
     return Recipe(**{field.name: asked[field.name] for field in fields(Recipe) if field.name in asked})
-
-
-def _require_weights(options: Options, progress: Progress | None) -> None:
-    """Raises UsageError where the weights of a run that begins, or of one that had come so far, are not what was asked for."""
-    if progress is None and options.pretrained is None and not options.epochs:
-        raise UsageError("--epochs 0 trains nothing: it makes a model of the weights that --pretrained names.")
-    if progress is None and options.pretrained is None and options.freeze:
-        raise UsageError(f"--freeze {options.freeze} would keep random weights. Name better ones with --pretrained.")
-    if progress is not None and progress.step and not progress.history and not options.epochs:
-        raise UsageError("--epochs 0: the run is in its first epoch. Give more --epochs, or --overwrite in place of --resume.")
 
 
 def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
@@ -229,50 +272,6 @@ def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
     return summary
 
 
-def _sets(file: VolumesFile, depth: int, console: Console) -> tuple[VolumeSet, VolumeSet]:
-    """The volumes to train and to validate on.
-
-    Raises InputError where there is nothing to learn from.
-    """
-    train_set, valid_set = VolumeSet(file, "train", depth), VolumeSet(file, "valid", depth)
-    present = [label for number, label in enumerate(file.classes) if (train_set.labels == number).any()]
-    if not len(train_set):
-        raise InputError(
-            f"{file.path} has no training volumes of depth {depth}. Assign patients to train with ctcovid prepare --split-file, "
-            "or choose a smaller --depth."
-        )
-    if len(present) < 2:
-        raise InputError(
-            f"The training part of {file.path} has one class only ({present[0]}); a classifier needs two. "
-            "Assign patients of other classes to train with ctcovid prepare --split-file."
-        )
-    if len(present) < len(file.classes):
-        missing = ", ".join(label for label in file.classes if label not in present)
-        console.warn(f"the training part has no {missing}: the model will not know that class.")
-    if not len(valid_set):
-        console.warn("the validation part is empty: the last epoch is kept, and nothing tells whether an earlier one was better.")
-    return train_set, valid_set
-
-
-def _pretrained(given: Path | None, folder: Path, network: Network, epochs: int, console: Console) -> dict[str, Any] | None:
-    """Begin with the weights that were `given`, and say which these are and what fitted.
-
-    Raises UsageError where they lie in a folder to be cleared, ModelRefusedError where no epoch trains what they leave.
-    """
-    if given is None:
-        return None
-    file = find_weights(given)
-    if file.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"--pretrained {file} lies in {folder}/, which the new run would clear. Give the new run another --name.")
-    match = load_pretrained(network.module, file)
-    console.say(f"{file}: {match.sentence()}")
-    if match.doubt():
-        console.warn(match.doubt())
-    if not epochs and match.fresh:
-        raise ModelRefusedError(f"{file} leaves {match.fresh[0]} at random values: train it, with --epochs above 0.")
-    return {"path": str(file.resolve()), "sha256": sha256(file), **match.record()}
-
-
 def _announce(
     folder: Path,
     network: Network,
@@ -282,12 +281,14 @@ def _announce(
     valid_set: VolumeSet,
     progress: Progress,
     recipe: Recipe,
+    ranks: Ranks,
     console: Console,
 ) -> None:
     precision = str(network.precision).removeprefix("torch.")
+    processes = f" in each of {ranks.size} processes" if ranks.size > 1 else ""
     console.say(
         f"Training {network.architecture.name} on {len(train_set):,} volumes of {depth}×{file.size}×{file.size} "
-        f"({len(valid_set):,} to validate), {device_name(network.device)}, {precision}, into {folder}/."
+        f"({len(valid_set):,} to validate), {device_name(network.device)}{processes}, {precision}, into {folder}/."
     )
     if network.device.type == "cpu" and kernels.compiled is None:
         console.say("ctcovid was installed without a C++ compiler at hand: training takes longer, with the same result.")

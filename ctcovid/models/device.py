@@ -5,19 +5,22 @@ from __future__ import annotations
 import torch
 
 from ctcovid.base.errors import UsageError
+from ctcovid.base.launch import place
 from ctcovid.models.catalog import Architecture
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Of several processes on a node each takes a GPU of its own.
 
     Raises UsageError where that device is absent or unknown.
     """
     if wanted == "auto":
         # MPS only on request: the releases of torch that are supported here pool and convolve in 3D on it late, or wrongly.
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(_own_gpu() if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and torch.cuda.is_available():
+        return torch.device(_own_gpu())
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -38,6 +41,12 @@ def choose_device(wanted: str) -> torch.device:
         }
         raise UsageError(f"--device {wanted} is absent here; {reason[device.type]}. Use --device auto.")
     return device
+
+
+def _own_gpu() -> str:
+    here = place()
+    # SLURM may show each process nothing but its own GPU, which is number 0 for all.
+    return "cuda" if here.size == 1 else f"cuda:{here.local_rank % torch.cuda.device_count()}"
 
 
 def choose_precision(wanted: str, device: torch.device, architecture: Architecture) -> torch.dtype:

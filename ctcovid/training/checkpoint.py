@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ctcovid.base.errors import ModelRefusedError
+from ctcovid.base.errors import CtcovidError, ModelRefusedError
 from ctcovid.base.files import atomic
 from ctcovid.models.store import read_tensors
 from ctcovid.training.ema import Ema
@@ -17,13 +21,18 @@ from ctcovid.training.history import EpochRow
 
 @dataclass
 class Progress:
-    """How far a run has come: `epoch` whole epochs, and `step` batches of the next with the sums over their volumes."""
+    """How far a run has come: `epoch` whole epochs, and `step` batches of the next with the sums over their volumes.
+
+    `skipped` steps, the last `skipped_in_a_row` of all among them, had no finite loss and gradient.
+    """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     correct: int = 0
     seen: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     history: list[EpochRow] = field(default_factory=list)
 
     @property
@@ -44,6 +53,21 @@ class Progress:
         return self.epoch >= epochs or (self.best is not None and 0 < patience <= self.epoch - self.best.epoch)
 
 
+class Saving:
+    """Calls `save` every so many `minutes`, where the loop asks for it between two steps; never with 0 minutes."""
+
+    def __init__(self, minutes: float, save: Callable[[], None]) -> None:
+        self.seconds, self._save = 60 * minutes, save
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        return 0 < self.seconds <= time.monotonic() - self.last
+
+    def save(self) -> None:
+        self._save()
+        self.last = time.monotonic()
+
+
 def save_checkpoint(
     path: Path,
     module: torch.nn.Module,
@@ -61,7 +85,31 @@ def save_checkpoint(
         "settings": settings,
     }
     with atomic(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:
+            # What torch says of a full disk does not let one guess it; behind it is what the file said.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+@contextlib.contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turn a full disk, or a used up quota, into a sentence that says what is left of the run at `path`.
+
+    Raises CtcovidError in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        kept = f"{path} is kept as it was" if path.is_file() else "nothing is kept yet"
+        raise CtcovidError(
+            f"No space is left to save {path} ({error.strerror}); {kept}. Free some, and the same line with --resume goes on."
+        ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

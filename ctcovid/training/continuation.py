@@ -17,7 +17,7 @@ from ctcovid.training.scalars import clear as clear_scalars
 
 CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 # Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
-FREE = ("pretrained", "micro_batch")
+FREE = ("pretrained", "ranks", "micro_batch")
 
 
 def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, Any] | None:
@@ -65,20 +65,39 @@ def began_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, A
 
 
 def require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path, console: Console) -> None:
-    """Raises UsageError where what makes a run the same has changed since it began.
+    """Raises InputError where the data have changed since the run began, UsageError where the settings have.
 
     `console` hears what may change, and changes the result.
     """
+    if before.get("data") != now_wanted["data"]:
+        raise InputError(
+            f"{folder} cannot be resumed: the volumes file was {before.get('data')} when the run began and is {now_wanted['data']}. "
+            "Name the file that it began with by --data, or begin anew with another --name."
+        )
+    # What is off and what an earlier ctcovid did not have is the same.
     different = [
-        f"{'the volumes file' if name == 'data' else '--' + name.replace('_', '-')} was {_word(before.get(name))} and is {_word(value)}"
+        f"--{name.replace('_', '-')} was {_word(before.get(name))} and is {_word(value)}"
         for name, value in now_wanted.items()
-        if name not in FREE and before.get(name) != value
+        if name not in FREE and (before.get(name) or None) != (value or None)
     ]
     if different:
         raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
-    was, now = before.get("micro_batch"), now_wanted["micro_batch"]
-    if was not in (None, now):
+    was, now = before.get("micro_batch"), now_wanted.get("micro_batch")
+    same_ranks = before.get("ranks", 1) == now_wanted.get("ranks", 1)
+    if same_ranks and was not in (None, 0, "auto") and now not in (was, "auto"):
         console.warn(f"batch norm saw {was} volumes at a time and now {now} (--micro-batch): the run no longer equals an undisturbed one.")
+
+
+def changed_ranks(before: dict[str, Any], ranks: int, synchronised: bool) -> str | None:
+    """What is different where a run goes on with another number of processes; None where it does not."""
+    was = before.get("ranks", 1)
+    if was == ranks:
+        return None
+    norms = "" if synchronised else " batch norm sees the volumes of a step in other groups, and"
+    return (
+        f"the run had {was} process{'' if was == 1 else 'es'} and goes on with {ranks}: the same batches in the same order, but{norms} "
+        "sums are taken in another order. From here on the result resembles that of an undisturbed run, and is not equal to it bit by bit."
+    )
 
 
 def _word(value: object) -> str:

@@ -7,39 +7,43 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
     """The average of all weights and running statistics of `module` over its steps.
 
     In step n the average keeps ``min(decay, (1 + n) / (10 + n))`` of itself and takes the rest from the network: the bound of
-    TensorFlow's ExponentialMovingAverage, without which a short training would be validated with its random beginnings.
+    TensorFlow's ExponentialMovingAverage, without which a short training would be validated with its random beginnings. Steps that were
+    skipped do not count; their number stays on the device, so that the program need not wait for it.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
+        self.decay = decay
+        self.updates = torch.zeros((), device=next(module.parameters()).device)
         self.tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take in the weights after a step."""
-        self.updates += 1
-        taken = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def update(self, module: nn.Module, skipped: Tensor | None = None) -> None:
+        """Take in the weights after a step, unless it was `skipped`, bool ()."""
+        made = torch.ones_like(self.updates) if skipped is None else (~skipped).to(self.updates)
+        self.updates += made
+        # The least that is taken, and what the bound leaves: 1 - (1 + n) / (10 + n).
+        taken = made * (9 / (10 + self.updates)).clamp(min=1 - self.decay)
         for name, tensor in module.state_dict().items():
             average = self.tensors[name]
             if average.is_floating_point():
                 average.lerp_(tensor, taken)
             else:
-                average.copy_(tensor)
+                average.copy_(torch.where(made > 0, tensor, average))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold."""
-        return {"updates": self.updates, "tensors": self.tensors}
+        return {"updates": int(self.updates), "tensors": self.tensors}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.updates = state["updates"]
+        self.updates.fill_(state["updates"])
         for name, tensor in state["tensors"].items():
             self.tensors[name].copy_(tensor)
 

@@ -2,73 +2,76 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from ctcovid.base.console import Console, duration
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
-from ctcovid.base.signals import StopRequest
+from ctcovid.base.signals import STOPPING, StopRequest
 from ctcovid.models.network import Network
-from ctcovid.training import augment
+from ctcovid.models.ranks import Ranks
 from ctcovid.training.balance import class_weights
-from ctcovid.training.checkpoint import Progress
-from ctcovid.training.ema import Ema, averaged
+from ctcovid.training.checkpoint import Progress, Saving
+from ctcovid.training.ema import averaged
 from ctcovid.training.freeze import learn
 from ctcovid.training.history import EpochRow
-from ctcovid.training.loss import mean_loss
-from ctcovid.training.recipe import Recipe
+from ctcovid.training.step import Step, Stepper
 from ctcovid.volumes.batches import Batch, VolumeSet, in_order
-from ctcovid.volumes.resident import Resident, resident
+from ctcovid.volumes.limits import Waiting
+from ctcovid.volumes.resident import Resident
+
+# Steps in a row without a finite loss and gradient after which there is no hope.
+MOST_SKIPPED = 3
 
 
 def fit(
-    network: Network,
-    optimiser: torch.optim.Optimizer,
-    recipe: Recipe,
+    stepper: Stepper,
     train_set: VolumeSet,
+    feed: Resident | None,
     valid_set: VolumeSet,
     progress: Progress,
     workers: int,
     stop: StopRequest,
     console: Console,
+    saving: Saving,
     epoch_done: Callable[[EpochRow, str], None],
-    ema: Ema | None = None,
 ) -> bool:
     """Train from where `progress` stands to the recipe's last epoch (Li et al. 2021, Sec. 2.3), moving `progress` along.
 
-    `epoch_done` is called after each epoch, with `progress` at its end, and with the speed and the time left in words. What is
-    validated are the averages of `ema` where there are any. Returns False where `stop` came first; `progress` then stands between two
-    steps, or before the validation of an epoch, from where a later call goes on with the same result.
+    Training volumes come from `feed` where they are in memory, else `workers` read them.
+    `epoch_done` is called after each epoch, with `progress` at its end, and with the speed of all processes and the time left in words.
+    What is validated are the stepper's averages where it has any. Returns False where `stop` came first, in this process or in another;
+    `progress` then stands between two steps, or before the validation of an epoch, from where a later call goes on with the same result.
 
-    Raises CtcovidError where the loss is no longer finite, in training or in validation.
+    Raises CtcovidError where the training diverges, or the loss is not finite in validation.
     """
+    recipe, network, ranks = stepper.recipe, stepper.network, stepper.ranks
     over = progress.over(recipe.epochs, recipe.patience)
-    feed = None if over else resident(train_set, network.device, workers, stop, console)
     began, first = time.monotonic(), progress.epoch
     while not over:
         epoch_began, seen = time.monotonic(), progress.seen
-        if not _train_epoch(network, optimiser, recipe, train_set, feed, progress, workers, stop, console, ema):
+        if not _train_epoch(stepper, train_set, feed, progress, workers, stop, console, saving):
             return False
         speed = (progress.seen - seen) / (time.monotonic() - epoch_began)
-        with averaged(network.module, ema):
+        with averaged(network.module, stepper.ema):
             what = f"Validating after epoch {progress.epoch + 1} of {recipe.epochs}"
-            loss, accuracy = validate(network, valid_set, recipe.batch, workers, stop, console, what)
-        if stop.received:
+            stopped, loss, accuracy = validate(network, valid_set, recipe.batch, workers, stop, ranks, console, what)
+        if stopped:
             return False
-        if loss is not None:
-            _require_finite(loss, f"validation loss is {loss} after epoch {progress.epoch + 1}")
+        if loss is not None and not math.isfinite(loss):
+            raise CtcovidError(
+                f"The validation loss is {loss} after epoch {progress.epoch + 1}: the training has diverged. Try a lower --learning-rate."
+            )
         row = EpochRow(
             progress.epoch + 1,
             recipe.rate(progress.epoch, 0, recipe.steps(len(train_set))),
-            progress.loss_sum / progress.seen,
-            progress.correct / progress.seen,
+            progress.loss_sum / progress.seen if progress.seen else math.nan,
+            progress.correct / progress.seen if progress.seen else math.nan,
             loss,
             accuracy,
         )
@@ -78,145 +81,155 @@ def fit(
         over = progress.over(recipe.epochs, recipe.patience)
         left = (time.monotonic() - began) / (progress.epoch - first) * (recipe.epochs - progress.epoch)
         epoch_done(row, f"{speed:,.1f} volumes/s" + ("" if over else f", about {duration(left)} left"))
-        if stop.received and not over:
+        # Of several processes one may know of the signal already and another not; the next step is where they agree.
+        if stop.received and ranks.size == 1 and not over:
             return False
     return True
 
 
 def _train_epoch(
-    network: Network,
-    optimiser: torch.optim.Optimizer,
-    recipe: Recipe,
+    stepper: Stepper,
     train_set: VolumeSet,
     feed: Resident | None,
     progress: Progress,
     workers: int,
     stop: StopRequest,
     console: Console,
-    ema: Ema | None,
+    saving: Saving,
 ) -> bool:
     """The rest of an epoch, from `feed` or else from disk; False where it was stopped."""
+    network, recipe = stepper.network, stepper.recipe
     learn(network.module)
     weights = None
     if recipe.balance == "weights":
         weights = torch.tensor(class_weights(train_set.labels, len(network.classes)), dtype=torch.float32, device=network.device)
-    whole = recipe.order(len(train_set), progress.epoch, train_set.labels)
-    order = whole[progress.step :]
-    batches = train_set.batches(order, workers, pin=network.device.type == "cuda") if feed is None else feed.batches(order)
-    made: _Step | None = None
-    with console.progress(sum(map(len, order)), f"Epoch {progress.epoch + 1} of {recipe.epochs}", "volumes", tenths=False) as advance:
-        for batch in batches:
-            if stop.received:
+    entire = recipe.order(len(train_set), progress.epoch, train_set.labels)
+    order = entire[progress.step :]
+    shares = [stepper.share(batch) for batch in order]
+    made: Step | None = None
+    stopped, waiting = False, Waiting()
+
+    with (
+        # Readers end with their iterator; an exception's traceback would keep it alive, and them waiting for each other at exit.
+        contextlib.closing(_batches(train_set, feed, shares, workers, network.device.type == "cuda")) as batches,
+        console.progress(sum(map(len, order)), f"Epoch {progress.epoch + 1} of {recipe.epochs}", "volumes", tenths=False) as advance,
+    ):
+
+        def look(step: Step) -> bool:
+            """Add the step to `progress`, which so always says what was made; whether to stop."""
+            outcome = step.look()
+            _count(outcome.loss, outcome.norm, outcome.correct, outcome.skipped, step.indices, progress, train_set, console)
+            advance(len(step.indices), progress.note())
+            if outcome.stopped is not None and stop.received is None:
+                stop.received = outcome.stopped
+            return outcome.stopped is not None
+
+        for batch, whole in zip(waiting.timed(batches), order, strict=True):
+            if stop.received and stepper.ranks.size == 1:
+                stopped = True
                 break
             # Counted are the steps that were made, of which the last one may not have been looked at yet.
             number = progress.step + (made is not None)
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.rate(progress.epoch, number, len(whole))
-            seed = recipe.step_seed(progress.epoch, number)
-            torch.manual_seed(seed)
-            step = _make_step(network, optimiser, recipe, batch, seed, weights)
-            if ema is not None:
-                ema.update(network.module)
+            for group in stepper.optimiser.param_groups:
+                group["lr"] = recipe.rate(progress.epoch, number, len(entire))
+            torch.manual_seed(recipe.step_seed(progress.epoch, number, stepper.ranks.rank))
+            step = stepper.make(batch, whole, stop, recipe.step_seed(progress.epoch, number), weights)
             # A GPU is still at work on this step while the last one's loss is looked at; so it never waits for the program.
             if made is not None:
-                advance(made.count(progress), progress.note())
+                stopped = look(made)
             made = step
+            if network.device.type == "cpu" or saving.due() or stopped:
+                stopped, made = look(made) or stopped, None
+                if saving.due() and not stopped:
+                    saving.save()
+            if stopped:
+                break
         if made is not None:
-            advance(made.count(progress), progress.note())
-    return not stop.received
+            stopped = look(made) or stopped
+    waiting.warn(workers, console)
+    return not (stopped or (stop.received and stepper.ranks.size == 1))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What came of a step, still on the device: mean loss, volumes classified rightly, and the number of volumes."""
-
-    loss: Tensor
-    correct: Tensor
-    volumes: int
-
-    def count(self, progress: Progress) -> int:
-        """Add the step to `progress`, which so always says what was made; the number of volumes.
-
-        Raises CtcovidError where the loss is not finite. The weights are then of no use any more; none of them is saved.
-        """
-        value = self.loss.item()
-        _require_finite(value, f"loss is {value} in epoch {progress.epoch + 1}, step {progress.step + 1}")
-        progress.step += 1
-        progress.loss_sum += value * self.volumes
-        progress.correct += int(self.correct)
-        progress.seen += self.volumes
-        return self.volumes
-
-
-def _require_finite(loss: float, what: str) -> None:
-    if not math.isfinite(loss):
-        raise CtcovidError(f"The {what}: the training has diverged. Try a lower --learning-rate.")
-
-
-def _make_step(
-    network: Network, optimiser: torch.optim.Optimizer, recipe: Recipe, batch: Batch, seed: int = 0, weights: Tensor | None = None
-) -> _Step:
-    """One step of the optimiser. In pieces, the gradient is that of the mean loss over the whole batch.
-
-    `seed` is what augmentation draws from; `weights`, float (classes,), are those of the classes in the loss.
-    """
-    labels = batch.labels.to(network.device, non_blocking=True)
-    pieces = recipe.pieces(len(labels))
-    loss, correct = torch.zeros((), device=network.device), torch.zeros((), dtype=torch.int64, device=network.device)
-    changes = augment.draw(seed, batch.indices.tolist()) if recipe.augment else []
-    optimiser.zero_grad(set_to_none=True)
-    with _running_slower(network.module, len(pieces)):
-        for volumes, targets in zip(batch.volumes.split(pieces), labels.split(pieces), strict=True):
-            scaled = network.scale(volumes)
-            if recipe.augment:
-                scaled = augment.apply(scaled, changes[: len(targets)])
-                del changes[: len(targets)]
-            logits = network.forward(scaled)
-            part = mean_loss(logits, targets, recipe.label_smoothing, weights) * (len(targets) / len(labels))
-            part.backward()
-            loss += part.detach()
-            correct += (logits.detach().argmax(1) == targets).sum()
-    if recipe.clip_gradient:
-        nn.utils.clip_grad_norm_(network.module.parameters(), recipe.clip_gradient)
-    optimiser.step()
-    return _Step(loss, correct, len(labels))
-
-
-@contextmanager
-def _running_slower(module: nn.Module, pieces: int) -> Iterator[None]:
-    """Let the running statistics of batch norms move as far in `pieces` passes as they otherwise would in one."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    if pieces > 1:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = None if momentum is None else 1 - (1 - momentum) ** (1 / pieces)
+def _batches(
+    train_set: VolumeSet, feed: Resident | None, shares: Sequence[list[int]], workers: int, pin: bool
+) -> Generator[Batch, None, None]:
+    """This process's shares of the batches, some of which may be empty."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = Batch(torch.zeros(0, *train_set.shape, dtype=torch.uint8), nothing, nothing)
+    some = [share for share in shares if share]
+    read = train_set.batches(some, workers, pin) if feed is None else feed.batches(some)
     try:
-        yield
+        for share in shares:
+            yield next(read) if share else empty
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
+        read.close()
+
+
+def _count(
+    loss: float,
+    norm: float,
+    correct: int,
+    skipped: bool,
+    indices: Sequence[int],
+    progress: Progress,
+    train_set: VolumeSet,
+    console: Console,
+) -> None:
+    """Add a step to `progress`.
+
+    Raises CtcovidError after several steps without a finite loss and gradient. The weights are those before them.
+    """
+    progress.step += 1
+    if not skipped:
+        progress.skipped_in_a_row = 0
+        progress.loss_sum += loss * len(indices)
+        progress.correct += correct
+        progress.seen += len(indices)
+        return
+    progress.skipped += 1
+    progress.skipped_in_a_row += 1
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    where = f"epoch {progress.epoch + 1}, step {progress.step}: {what}, with {train_set.named(indices)}"
+    if progress.skipped_in_a_row >= MOST_SKIPPED:
+        raise CtcovidError(
+            f"The training has diverged: {MOST_SKIPPED} steps in a row without a finite loss and gradient, the last in {where}. "
+            "Try a lower --learning-rate, or look at these volumes."
+        )
+    console.warn(f"{where}. The step is skipped, {progress.skipped:,} so far.")
 
 
 @torch.inference_mode()
 def validate(
-    network: Network, valid_set: VolumeSet, batch: int, workers: int, stop: StopRequest, console: Console, what: str
-) -> tuple[float | None, float | None]:
-    """Mean cross-entropy and accuracy over a set; (None, None) where it is empty. Cut short where `stop` comes.
+    network: Network, valid_set: VolumeSet, batch: int, workers: int, stop: StopRequest, ranks: Ranks, console: Console, what: str
+) -> tuple[bool, float | None, float | None]:
+    """Whether `stop` came in any process, and mean cross-entropy and accuracy over a set, (None, None) where it is empty.
 
-    The loss is not a number where the network answers with what is none.
+    Each volume is classified by one of the processes. The loss is not a number, in all of them, where the network answers in one with what
+    is none.
     """
-    if not len(valid_set):
-        return None, None
     loss, correct = 0.0, 0
+    entire = in_order(len(valid_set), ranks.at_most(batch, len(valid_set)))
+    order = ranks.share(entire)
     with console.progress(len(valid_set), what, "volumes", tenths=False) as advance:
-        for some in valid_set.batches(in_order(len(valid_set), batch), workers):
+        for number, some in enumerate(valid_set.batches(order, workers) if order else ()):
             try:
                 probabilities = torch.from_numpy(network.probabilities(some.volumes))
             except ModelRefusedError:
-                return math.nan, 0.0
+                loss = math.nan
+                break
             loss += float(F.nll_loss(probabilities.clamp_min(1e-300).log(), some.labels, reduction="sum"))
             correct += int((probabilities.argmax(1) == some.labels).sum())
-            advance(len(some.labels))
+            # The others are about as far.
+            advance(sum(map(len, entire[number * ranks.size : (number + 1) * ranks.size])))
+            ranks.check()
             if stop.received:
                 break
-    return loss / len(valid_set), correct / len(valid_set)
+    sums = torch.tensor([loss, correct, *(stop.received == number for number in STOPPING)], dtype=torch.float64)
+    ranks.sum(sums)
+    loss, right, *signals = sums.tolist()
+    stopped = next((number for number, count in zip(STOPPING, signals, strict=True) if count), None)
+    if stopped is not None:
+        stop.received = stopped
+    if not len(valid_set):
+        return stopped is not None, None, None
+    return stopped is not None, loss / len(valid_set), right / len(valid_set)

@@ -77,23 +77,42 @@ class Recipe:
         ]
         return torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
 
-    def step_seed(self, epoch: int, step: int) -> int:
+    def step_seed(self, epoch: int, step: int, rank: int = 0) -> int:
         """Seed of what a network itself draws in a step, such as dropout, so that a resumed run draws the same."""
-        return int(np.random.SeedSequence([self.seed, epoch, step]).generate_state(1)[0])
+        return int(np.random.SeedSequence([self.seed, epoch, step, *([rank] if rank else [])]).generate_state(1)[0])
 
-    def pieces(self, volumes: int) -> list[int]:
+    def pieces(self, volumes: int, largest: int = 0) -> list[int]:
         """Sizes of the pieces in which so many volumes of a step go through the network, as equal as can be.
 
-        Rather than have batch norm learn from a single volume, a piece takes one more than `micro_batch`, unless that is 1.
+        There are as many as `largest` volumes would need, where several processes have to go through as many pieces. Rather than have
+        batch norm learn from a single volume, a piece takes one more than `micro_batch`, unless that is 1.
         """
-        count = -(-volumes // self.micro_batch) if self.micro_batch else 1
+        largest = largest or volumes
+        count = -(-largest // self.micro_batch) if self.micro_batch else 1
         if self.micro_batch > 1:
-            count = max(1, min(count, volumes // 2))
+            count = max(1, min(count, largest // 2))
         return [volumes // count + (number < volumes % count) for number in range(count)]
 
-    def fewest(self, volumes: int, labels: np.ndarray | None = None) -> int:
-        """The fewest volumes that go through the network at a time in an epoch over so many."""
-        return min(min(self.pieces(len(batch))) for batch in self.order(volumes, 0, labels))
+    def at_work(self, volumes: int, processes: int, synchronised: bool = False) -> int:
+        """How many of the processes share out a batch of so many volumes.
+
+        A last, shorter batch goes to fewer processes rather than one volume to each: batch norm learns little from a single one, and
+        at the smallest sizes nothing, unless it is `synchronised`.
+        """
+        few = not synchronised and volumes < 2 * processes <= self.batch
+        return max(1, volumes // 2) if few else processes
+
+    def fewest(self, volumes: int, labels: np.ndarray | None = None, processes: int = 1, synchronised: bool = False) -> int:
+        """The fewest volumes that a batch norm sees at a time in an epoch over so many, shared out among the processes."""
+        return min(self._fewest(size, processes, synchronised) for size in {len(batch) for batch in self.order(volumes, 0, labels)})
+
+    def _fewest(self, volumes: int, processes: int, synchronised: bool) -> int:
+        at_work = self.at_work(volumes, processes, synchronised)
+        shares = [len(range(rank, volumes, at_work)) for rank in range(at_work)]
+        if synchronised:
+            # All processes' pieces of the same number are one to it.
+            return min(map(sum, zip(*(self.pieces(share, shares[0]) for share in shares), strict=True)))
+        return min(min(self.pieces(share)) for share in shares if share)
 
     def steps(self, volumes: int) -> int:
         """How many batches an epoch over so many volumes has."""

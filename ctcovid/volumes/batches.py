@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.connection import wait
 
 import numpy as np
 import torch
@@ -13,6 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from ctcovid.base.errors import InputError
 from ctcovid.base.signals import held_back, ignore_stopping
 from ctcovid.volumes.reader import Volume, VolumesFile
+
+# Seconds after which readers that have sent nothing count as dead.
+SLOWEST = 900.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,11 @@ class VolumeSet(Dataset[object]):
         self.volumes: list[Volume] = file.volumes(part, depth)
         self.labels = np.array([file.classes.index(volume.scan.label) for volume in self.volumes], dtype=np.int64)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a volume: (D, H, W)."""
+        return self.depth, self.file.size, self.file.size
+
     def __len__(self) -> int:
         return len(self.volumes)
 
@@ -45,29 +58,65 @@ class VolumeSet(Dataset[object]):
         except InputError as error:
             return error
 
-    def batches(self, order: Sequence[Sequence[int]], workers: int, pin: bool = False) -> Iterator[Batch]:
+    def named(self, indices: Sequence[int]) -> str:
+        """Volumes as a person finds them on disk, as in ``NCP/16/1164 slices 0-3, 8-11; CP/7/3 slices 4-7``, counted from 0."""
+        slices: dict[str, list[str]] = {}
+        for volume in sorted((self.volumes[index] for index in indices), key=lambda volume: volume.first_slice):
+            first = volume.number * self.depth
+            slices.setdefault(volume.scan.source, []).append(f"{first}-{first + self.depth - 1}")
+        return "; ".join(f"{source} slices {', '.join(numbers)}" for source, numbers in slices.items())
+
+    def batches(self, order: Sequence[Sequence[int]], workers: int, pin: bool = False) -> Generator[Batch, None, None]:
         """The batches that `order` lists by index.
 
-        Raises InputError where a volume cannot be read.
+        Raises InputError where a volume cannot be read, RuntimeError where a worker dies.
         """
+        workers = min(workers, len(order))
         loader: DataLoader[object] = DataLoader(
             self,
             batch_sampler=[list(batch) for batch in order],
-            num_workers=min(workers, len(order)),
+            num_workers=workers,
+            timeout=SLOWEST if workers else 0,
             collate_fn=_collate,
             worker_init_fn=_begin_worker,
             pin_memory=pin,
         )
-        with held_back():
+        before = set(active_children())
+        with held_back(), _own_handler():
             batches = iter(loader)
+        readers = set(active_children()) - before
         try:
             for batch in batches:
                 if isinstance(batch, InputError):
                     raise batch
                 yield Batch(*batch)
+        except (RuntimeError, OSError, EOFError) as error:
+            # A batch that was sent is fetched from the worker's memory; that fails in other ways than waiting for one.
+            if not readers:
+                raise
+            wait([reader.sentinel for reader in readers], timeout=5)
+            killed = {signal.Signals(-reader.exitcode).name for reader in readers if reader.exitcode and reader.exitcode < 0}
+            if not killed and isinstance(error, RuntimeError):
+                raise
+            how = ", ".join(sorted(killed)) or "an unknown cause"
+            raise RuntimeError(f"DataLoader workers ended by {how}: {error}") from error
         finally:
             # The workers end with the iterator. Kept alive by an exception's traceback, it would have them wait for each other at exit.
             del batches
+
+
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep what happens when a child process ends: torch would have it raise, wherever the program is then. Without, its loader notices
+    within seconds, where it waits for the worker.
+    """
+    ours = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if ours else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def in_order(count: int, batch: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ class Resident:
     def __init__(self, volumes: Tensor, labels: Tensor, device: torch.device) -> None:
         self.volumes, self.labels, self.device = volumes, labels, device
 
-    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
+    def batches(self, order: Sequence[Sequence[int]]) -> Generator[Batch, None, None]:
         """The batches that `order` lists by index, on the device."""
         for batch in order:
             indices = torch.tensor(batch)
@@ -40,14 +40,18 @@ class Resident:
             yield Batch(volumes, self.labels[indices], indices)
 
 
-def resident(volumes: VolumeSet, device: torch.device, workers: int, stop: StopRequest, console: Console) -> Resident | None:
+def resident(
+    volumes: VolumeSet, device: torch.device, workers: int, stop: StopRequest, console: Console, processes: int = 1
+) -> Resident | None:
     """The set in the fastest memory that has room for it, said on stderr; None where workers have to read it, or `stop` came.
+
+    Each of the `processes` on a node has a GPU of its own, and shares the host's memory with the others.
 
     Raises InputError where a volume cannot be read.
     """
     count = len(volumes)
     size = count * volumes.depth * volumes.file.size**2
-    place = where(size, device)
+    place = where(size, device, processes)
     if place is None:
         return None
     if stop.received:
@@ -65,13 +69,16 @@ def resident(volumes: VolumeSet, device: torch.device, workers: int, stop: StopR
     return Resident(pixels, torch.from_numpy(volumes.labels), device)
 
 
-def where(size: int, device: torch.device) -> str | None:
-    """``gpu``, ``host``, or None, for so many bytes. On a CPU reading is hidden behind the computation."""
+def where(size: int, device: torch.device, processes: int = 1) -> str | None:
+    """``gpu``, ``host``, or None, for so many bytes in each of the `processes` of a node.
+
+    On a CPU reading is hidden behind the computation.
+    """
     if device.type != "cuda":
         return None
     if size <= SHARE * torch.cuda.mem_get_info(device)[0]:
         return "gpu"
-    return "host" if size <= SHARE * free_memory() else None
+    return "host" if processes * size <= SHARE * free_memory() else None
 
 
 def free_memory() -> int:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.models.registry import load
+from ctcovid.training.checkpoint import read_checkpoint
 
 Finish = Callable[..., Path]
 
@@ -104,6 +106,21 @@ def test_a_killed_run_resumes_from_its_last_epoch(volumes: Path, undisturbed: Pa
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     _end(_train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--resume"), 0)
+    _assert_same(tmp_path / "run", undisturbed)
+
+
+def test_a_run_killed_within_an_epoch_resumes_from_within_it(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
+    process = _train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--checkpoint-every", 1e-6)
+    next(line for line in _lines(process) if line.startswith("Epoch 2 of 4: training"))
+    checkpoint = tmp_path / "run" / "last.pt"
+    written = checkpoint.stat().st_mtime_ns
+    while checkpoint.stat().st_mtime_ns == written and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert read_checkpoint(checkpoint)["progress"]["step"] > 0
+    talk = _end(_train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--resume"), 0)
+    assert "Resuming after 2 epochs and " in talk
     _assert_same(tmp_path / "run", undisturbed)
 
 

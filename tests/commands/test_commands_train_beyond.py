@@ -22,8 +22,9 @@ from ctcovid.base.errors import ModelRefusedError, StoppedError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.models import resnet3d
 from ctcovid.models.registry import load
-from ctcovid.training import augment, loop, scalars
+from ctcovid.training import augment, scalars, step
 from ctcovid.training.recipe import Recipe
+from ctcovid.training.step import Stepper
 from ctcovid.volumes.reader import VolumesFile
 
 EVERYTHING: dict[str, Any] = {
@@ -92,7 +93,7 @@ class _KilledError(Exception):
 def _interrupted(volumes: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, step: int, kill: bool, **settings: Any) -> None:
     """Train until a signal comes, or the end, in step number `step`."""
     made = [0]
-    make_step = loop._make_step
+    make_step = Stepper.make
 
     def counting(*arguments: Any) -> Any:
         made[0] += 1
@@ -103,7 +104,7 @@ def _interrupted(volumes: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, ste
         return make_step(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(_KilledError if kill else StoppedError):
-        patch.setattr(loop, "_make_step", counting)
+        patch.setattr(Stepper, "make", counting)
         _train(volumes, runs, **settings)
 
 
@@ -175,8 +176,8 @@ def test_only_training_volumes_are_augmented_and_each_of_them_once_an_epoch(
 
 def test_weights_of_the_classes_are_those_of_the_training_volumes(volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[torch.Tensor] = []
-    mean_loss = loop.mean_loss
-    monkeypatch.setattr(loop, "mean_loss", lambda *given: used.append(given[3]) or mean_loss(*given))
+    summed_loss = step.summed_loss
+    monkeypatch.setattr(step, "summed_loss", lambda *given: used.append(given[3]) or summed_loss(*given))
     _train(volumes, tmp_path, epochs=1, balance="weights")
     file = VolumesFile(volumes)
     labels = [file.classes.index(volume.scan.label) for volume in file.volumes("train", 4)]

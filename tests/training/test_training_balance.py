@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
 from ctcovid.training.balance import balanced_draw, class_weights
-from ctcovid.training.loss import mean_loss
+from ctcovid.training.loss import summed_loss
 from ctcovid.training.recipe import Recipe
 
 LABELS = np.array([0] * 20 + [1] * 7 + [2] * 3)
@@ -57,18 +57,18 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(9, 3, generator=generator), torch.randint(0, 3, (9,), generator=generator)
 
 
-def test_weighted_loss_is_torchs_over_the_number_of_volumes() -> None:
+def test_weighted_loss_is_torchs() -> None:
     logits, labels = _batch()
     weights = torch.tensor([0.5, 1.0, 3.0])
-    expected = F.cross_entropy(logits, labels, weight=weights, reduction="sum") / 9
-    assert mean_loss(logits, labels, weights=weights).item() == pytest.approx(expected.item(), rel=1e-6)
+    expected = F.cross_entropy(logits, labels, weight=weights, reduction="sum")
+    assert summed_loss(logits, labels, weights=weights).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_the_parts_of_a_batch_add_up_to_the_batch() -> None:
+def test_the_parts_of_a_batch_add_up_to_the_batch_and_an_empty_one_adds_nothing() -> None:
     logits, labels = _batch()
     weights = torch.tensor([0.5, 1.0, 3.0])
-    whole = mean_loss(logits, labels, 0.1, weights).item()
-    parts = [mean_loss(logits[a:b], labels[a:b], 0.1, weights).item() * (b - a) / 9 for a, b in ((0, 2), (2, 7), (7, 9))]
+    whole = summed_loss(logits, labels, 0.1, weights).item()
+    parts = [summed_loss(logits[a:b], labels[a:b], 0.1, weights).item() for a, b in ((0, 2), (2, 7), (7, 7), (7, 9))]
     assert sum(parts) == pytest.approx(whole, rel=1e-6)
 
 
@@ -76,6 +76,6 @@ def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
     logits, labels = _batch()
     target = 0.9 * np.eye(3)[labels] + 0.1 / 3
     log_probabilities = logits.double().log_softmax(1).numpy()
-    expected = -(target * log_probabilities).sum(1).mean()
-    assert mean_loss(logits, labels, 0.1).item() == pytest.approx(expected, rel=1e-6)
-    assert mean_loss(logits, labels, 0.1, torch.ones(3)).item() == pytest.approx(expected, rel=1e-6)
+    expected = -(target * log_probabilities).sum()
+    assert summed_loss(logits, labels, 0.1).item() == pytest.approx(expected, rel=1e-6)
+    assert summed_loss(logits, labels, 0.1, torch.ones(3)).item() == pytest.approx(expected, rel=1e-6)

@@ -40,7 +40,7 @@ def test_average_follows_its_formula() -> None:
 def test_once_it_has_begun_the_average_is_torchs() -> None:
     module = _module()
     ema = Ema(module, 0.8)
-    ema.updates = 1000
+    ema.updates.fill_(1000)
     reference = [tensor.clone() for tensor in ema.tensors.values() if tensor.is_floating_point()]
     update = get_ema_multi_avg_fn(0.8)
     for _ in range(5):

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from ctcovid.base.errors import UsageError
+from ctcovid.base.launch import Place
 from ctcovid.models import registry
+from ctcovid.models.ranks import Ranks
 from ctcovid.training.freeze import freeze, learn
-from ctcovid.training.loop import _make_step
 from ctcovid.training.recipe import Recipe
+from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import Batch
 
 
@@ -55,11 +57,11 @@ def test_frozen_weights_and_running_statistics_keep_their_bits_and_the_others_mo
     freeze(network.module, "layer2")
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
     recipe = Recipe(batch=4)
-    optimiser = recipe.optimiser(network.module)
+    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()))
     volumes = torch.randint(0, 256, (4, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for _ in range(2):
         learn(network.module)
-        _make_step(network, optimiser, recipe, Batch(volumes, torch.arange(4) % 3, torch.arange(4)))
+        stepper.make(Batch(volumes, torch.arange(4) % 3, torch.arange(4)), range(4))
     for name, tensor in network.module.state_dict().items():
         moved = not torch.equal(tensor, before[name])
         assert moved == name.startswith(("layer3", "layer4", "fc")), name

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError
+from ctcovid.base.launch import Place
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import kernels, registry
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
-from ctcovid.training import loop
-from ctcovid.training.checkpoint import Progress
-from ctcovid.training.loop import _make_step, fit
+from ctcovid.models.ranks import Ranks
+from ctcovid.training.checkpoint import Progress, Saving
+from ctcovid.training.ema import Ema
+from ctcovid.training.loop import fit
 from ctcovid.training.recipe import Recipe
+from ctcovid.training.step import Step, Stepper
 from ctcovid.volumes.batches import Batch
 
 CPU = torch.device("cpu")
@@ -45,11 +48,15 @@ class Small(nn.Module):
         return y
 
 
+def make_step(network: Network, optimiser: torch.optim.Optimizer, recipe: Recipe, batch: Batch, *more: Any) -> Step:
+    return Stepper(network, optimiser, recipe, Ranks(Place())).make(batch, batch.indices.tolist(), None, *more)
+
+
 def step(micro_batch: int, normed: bool, **beyond: Any) -> tuple[dict[str, Tensor], float, int]:
     network, recipe = small(normed), Recipe(batch=7, micro_batch=micro_batch, **beyond)
     weights = torch.tensor([0.5, 1.0, 3.0]) if recipe.balance == "weights" else None
-    made = _make_step(network, recipe.optimiser(network.module), recipe, BATCH, 5, weights)
-    return dict(network.module.state_dict()), made.loss.item(), int(made.correct)
+    outcome = make_step(network, recipe.optimiser(network.module), recipe, BATCH, 5, weights).look()
+    return dict(network.module.state_dict()), outcome.loss, outcome.correct
 
 
 def small(normed: bool) -> Network:
@@ -98,7 +105,7 @@ def test_validation_sees_the_weights_of_the_last_step(passes: str, monkeypatch: 
     volumes = torch.randint(0, 256, (4, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for _ in range(3):
         network.module.train()
-        _make_step(network, optimiser, recipe, Batch(volumes, torch.arange(4) % 3, torch.arange(4)))
+        make_step(network, optimiser, recipe, Batch(volumes, torch.arange(4) % 3, torch.arange(4)))
         plain.load_state_dict(network.module.state_dict())
         with torch.inference_mode():
             expected = plain.eval()(network.scale(volumes)).double().softmax(1).numpy()
@@ -120,33 +127,23 @@ class Volumes:
             yield Batch(volumes, torch.tensor(indices) % 3, torch.tensor(indices))
 
 
-def test_a_validation_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_loss_that_is_no_number_stops_the_run() -> None:
     """Statistics that are only used in validation can be broken while every training loss is finite."""
-    monkeypatch.setattr(loop, "resident", lambda *_: None)
     network = Network(Small(normed=True), architecture("r3d18"), ["a", "b", "c"], CPU, torch.float32)
     network.module.norm.running_var.fill_(-1000)
     recipe, progress, kept = Recipe(epochs=2, batch=4), Progress(), []
     data: Any = Volumes()
     with pytest.raises(CtcovidError, match=r"validation loss is nan after epoch 1.*--learning-rate"):
-        fit(
-            network,
-            recipe.optimiser(network.module),
-            recipe,
-            data,
-            data,
-            progress,
-            1,
-            StopRequest(),
-            Console(quiet=True),
-            lambda row, pace: kept.append(row),
-        )
+        stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()))
+        saving = Saving(0, lambda: None)
+        fit(stepper, data, None, data, progress, 1, StopRequest(), Console(quiet=True), saving, lambda row, pace: kept.append(row))
     assert (progress.epoch, progress.history, kept) == (0, [], [])
 
 
 def test_a_clipped_gradient_keeps_its_direction_and_has_the_norm_that_was_asked_for() -> None:
     def gradient(clip: float) -> np.ndarray:
         network, recipe = small(normed=False), Recipe(batch=7, clip_gradient=clip)
-        _make_step(network, recipe.optimiser(network.module), recipe, BATCH)
+        make_step(network, recipe.optimiser(network.module), recipe, BATCH)
         return torch.cat([parameter.grad.flatten() for parameter in network.module.parameters() if parameter.grad is not None]).numpy()
 
     whole = gradient(0)
@@ -162,7 +159,7 @@ def test_weight_decay_is_adamws_and_spares_biases_and_norms() -> None:
     expected = {name: parameter.detach().double().numpy() for name, parameter in network.module.named_parameters()}
     m, v = ({name: np.zeros_like(value) for name, value in expected.items()} for _ in range(2))
     for number in (1, 2):
-        _make_step(network, optimiser, recipe, BATCH)
+        make_step(network, optimiser, recipe, BATCH)
         for name, parameter in network.module.named_parameters():
             assert parameter.grad is not None
             g = parameter.grad.double().numpy()
@@ -177,3 +174,15 @@ def test_weight_decay_is_adamws_and_spares_biases_and_norms() -> None:
 
 def test_augmentation_changes_what_a_step_learns_from() -> None:
     assert step(0, normed=False, augment=True)[1] != step(0, normed=False)[1]
+
+
+def test_averages_move_in_the_steps_that_are_made_and_in_no_others() -> None:
+    network, recipe = small(normed=True), Recipe(batch=7)
+    ema = Ema(network.module, 0.5)
+    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()), ema=ema)
+    for weights, updates in ((None, 1), (torch.full((3,), torch.inf), 1), (None, 2)):
+        before = {name: tensor.clone() for name, tensor in ema.tensors.items()}
+        outcome = stepper.make(BATCH, BATCH.indices.tolist(), weights=weights).look()
+        assert outcome.skipped == (weights is not None)
+        assert ema.state()["updates"] == updates
+        assert all(torch.equal(tensor, before[name]) == outcome.skipped for name, tensor in ema.tensors.items())

@@ -37,6 +37,19 @@ def test_fewest_volumes_at_a_time_are_those_of_the_smallest_piece(batch: int, mi
     assert Recipe(batch=batch, micro_batch=micro_batch).fewest(volumes) == fewest
 
 
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "volumes", "processes", "fewest"),
+    [(8, 0, 16, 2, 4), (8, 0, 17, 2, 4), (8, 0, 10, 4, 2), (2, 0, 4, 2, 1), (8, 3, 16, 2, 2), (9, 0, 9, 2, 4), (8, 0, 11, 2, 3)],
+)
+def test_of_several_processes_the_smallest_piece_of_any_counts(
+    batch: int, micro_batch: int, volumes: int, processes: int, fewest: int
+) -> None:
+    recipe = Recipe(batch=batch, micro_batch=micro_batch)
+    assert recipe.fewest(volumes, None, processes) == fewest
+    # A synchronised batch norm sees those of all together.
+    assert recipe.fewest(volumes, None, processes, synchronised=True) >= min(2, batch)
+
+
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert Recipe(seed=1).order(50, 3) == Recipe(seed=1, epochs=99).order(50, 3)
     assert Recipe(seed=1).order(50, 3) != Recipe(seed=1).order(50, 4)

@@ -24,7 +24,7 @@ def quiet() -> Console:
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_batches_are_those_that_workers_would_read(volumes_file: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident_module, "where", lambda size, device: "gpu")
+    monkeypatch.setattr(resident_module, "where", lambda *_: "gpu")
     monkeypatch.setattr(resident_module, "READ_AT_ONCE", 2)
     volumes = VolumeSet(VolumesFile(volumes_file), "train", depth)
     order = [[2, 0], [1, len(volumes) - 1]]
@@ -55,7 +55,7 @@ def test_free_memory_is_some_of_the_machines() -> None:
 
 
 def test_a_stop_while_volumes_are_read_is_heeded(volumes_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident_module, "where", lambda size, device: "gpu")
+    monkeypatch.setattr(resident_module, "where", lambda *_: "gpu")
     with StopRequest() as stop:
         stop.received = signal.SIGTERM
         assert resident(VolumeSet(VolumesFile(volumes_file), "train", 1), CPU, 0, stop, quiet()) is None

@@ -1,0 +1,85 @@
+"""Which limit of the job is likely behind worker processes that die or are slow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ctcovid.base import cpus
+from ctcovid.base.console import Console
+from ctcovid.base.errors import CtcovidError
+from ctcovid.volumes.resident import free_memory
+
+T = TypeVar("T")
+# Reading is worth a word where it takes more than this share of an epoch that takes more than so many seconds.
+SHARE, SECONDS = 0.5, 60.0
+
+
+@contextlib.contextmanager
+def naming_limits(workers: int) -> Iterator[None]:
+    """Turn what torch raises when one of its `workers` dies or is silent into a sentence with the likely reason.
+
+    Raises CtcovidError in its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not re.search(r"DataLoader|shared memory|Pin memory thread", text):
+            raise
+        raise CtcovidError(_reason(text, workers)) from error
+
+
+def _reason(text: str, workers: int) -> str:
+    fewer = f"pass fewer --workers than {workers}" if workers > 1 else "choose a smaller --batch or --depth"
+    if "timed out" in text:
+        return (
+            f"The {workers} processes that read volumes have sent nothing for a long time. Either the disk does not answer, or they "
+            f"have too little of the {cpus.allowed()} CPUs of this job: ask for more, as with --cpus-per-task."
+        )
+    if re.search(r"Bus error|SIGBUS|shared memory|No space", text):
+        shared = Path("/dev/shm")
+        free = f" ({shutil.disk_usage(shared).free / 1e6:,.0f} MB are free)" if shared.is_dir() else ""
+        return f"A process that reads volumes died for want of shared memory, /dev/shm{free}. Enlarge it (docker: --shm-size), or {fewer}."
+    if "SIGKILL" in text:
+        return (
+            "A process that reads volumes was killed, most likely because the job is out of memory "
+            f"({free_memory() / 1e9:.1f} GB are free now). Ask for more, as with --mem, or {fewer}."
+        )
+    return f"A process that reads volumes died ({text.splitlines()[0][:200]}). Often that is for want of memory: ask for more, or {fewer}."
+
+
+class Waiting:
+    """Measures how much of an epoch is spent waiting for the readers."""
+
+    def __init__(self) -> None:
+        self.began, self.waited = time.monotonic(), 0.0
+
+    def timed(self, things: Iterator[T]) -> Iterator[T]:
+        while True:
+            before = time.monotonic()
+            try:
+                thing = next(things)
+            except StopIteration:
+                return
+            finally:
+                self.waited += time.monotonic() - before
+            yield thing
+
+    def warn(self, workers: int, console: Console) -> bool:
+        """Say so where the readers have held the network up; whether they have."""
+        took = time.monotonic() - self.began
+        if took < SECONDS or self.waited < SHARE * took:
+            return False
+        have = cpus.allowed()
+        remedy = f"pass more --workers than {workers}" if workers < have else f"ask for more CPUs than {have}, as with --cpus-per-task"
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        busy = f" The node is busy: a load of {load:.0f}." if load > 2 * (os.cpu_count() or 1) else ""
+        console.warn(f"{self.waited / took:.0%} of the epoch went by waiting for volumes to be read: {remedy}, or use a faster disk.{busy}")
+        return True

@@ -1,0 +1,259 @@
+"""Several processes are one run: the same steps, each volume once, one end. Gloo on this machine, started as torchrun and srun do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ctcovid.base.console import Console
+from ctcovid.commands import evaluate, prepare
+from ctcovid.models import registry, store
+from ctcovid.models.network import SCALING
+
+ROOT = Path(__file__).parents[2]
+# Twenty steps of a small network with batch norm; the last batch of each epoch leaves a process without a volume, or with one.
+STEPS = """
+import json, sys
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from ctcovid.base.console import Console
+from ctcovid.models.catalog import architecture
+from ctcovid.models.network import Network
+from ctcovid.models.ranks import together
+from ctcovid.models.syncnorm import synchronise
+from ctcovid.training.ema import Ema
+from ctcovid.training.recipe import Recipe
+from ctcovid.training.step import Stepper
+from ctcovid.volumes.batches import Batch
+
+with together(Console(), "cpu", "") as ranks:
+    torch.manual_seed(0)
+    first = (nn.Conv3d(1, 6, 3, padding=1, bias=False), nn.BatchNorm3d(6), nn.ReLU())
+    second = (nn.Conv3d(6, 8, 3, bias=False), nn.BatchNorm3d(8), nn.ReLU())
+    module = nn.Sequential(*first, *second, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 3))
+    network = Network(module, architecture("r3d18"), ["a", "b", "c"], torch.device("cpu"), torch.float32)
+    module.train()
+    if ranks.size > 1:
+        assert synchronise(module, ranks.sum) == 2
+    beyond = json.loads(sys.argv[3])
+    recipe, ema = Recipe(batch=8, micro_batch=int(sys.argv[2]), **beyond), Ema(module, 0.9)
+    stepper = Stepper(network, recipe.optimiser(module), recipe, ranks, True, ema)
+    volumes = torch.randint(0, 256, (17, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(17) % 3
+    volumes[labels == 1] //= 2
+    losses = []
+    for number in range(20):
+        indices = torch.randperm(17, generator=torch.Generator().manual_seed(number))[: 1 if number % 7 == 6 else 8].tolist()
+        # As with the sampler, a volume may be in a batch twice.
+        indices[-1] = indices[0] if beyond else indices[-1]
+        weights = torch.tensor([0.5, 1.0, 3.0]) if beyond else None
+        if beyond and number == 4:
+            weights[ranks.rank] = torch.inf
+        own = torch.tensor(stepper.share(indices), dtype=torch.int64)
+        outcome = stepper.make(Batch(volumes[own], labels[own], own), indices, None, number, weights).look()
+        assert outcome.skipped == bool(beyond and number == 4)
+        losses += [] if outcome.skipped else [outcome.loss]
+    assert ema.state()["updates"] == len(losses)
+    if ranks.first:
+        torch.save({"losses": losses, "state": module.state_dict(), "average": ema.tensors}, sys.argv[1])
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+def srun(size: int, *line: object, own: dict[int, list[object]] | None = None) -> list[subprocess.Popen[str]]:
+    """The processes that ``srun --ntasks=size`` starts, with the variables that it sets; `own` are arguments of single ones."""
+    step = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(size), "SLURM_JOB_NODELIST": socket.gethostname()}
+    port = free_port()
+    processes = []
+    for rank in range(size):
+        place = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **step, **place, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        command = [sys.executable, *map(str, line), *map(str, (own or {}).get(rank, []))]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes))  # type: ignore[call-overload]
+    return processes
+
+
+def end(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+    """Codes, stdout and stderr of all processes; they are killed where they hang."""
+    try:
+        talk = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], [out for out, _ in talk], [error for _, error in talk]
+
+
+BEYOND = {"augment": True, "label_smoothing": 0.1, "weight_decay": 0.01, "clip_gradient": 0.1}
+
+
+@pytest.mark.parametrize(("micro_batch", "beyond"), [(0, {}), (3, {}), (0, BEYOND), (3, BEYOND)])
+def test_two_processes_make_the_steps_of_one(tmp_path: Path, micro_batch: int, beyond: dict[str, object]) -> None:
+    """The one uses torch's own batch norm."""
+    # Pieces see statistics of their own, so that those of one process are another function; only whole batches compare with it.
+    sizes = (1, 2) if not micro_batch else (2,)
+    started = [srun(size, "-c", STEPS, tmp_path / f"{size}.pt", micro_batch, json.dumps(beyond)) for size in sizes]
+    for processes in started:
+        codes, _, errors = end(processes)
+        assert set(codes) == {0}, errors
+    found = {size: torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in sizes}
+    assert len(found[2]["losses"]) == 20 - bool(beyond) and np.isfinite(found[2]["losses"]).all()
+    if not micro_batch:
+        assert found[2]["losses"] == pytest.approx(found[1]["losses"], rel=1e-4)
+        for part in ("state", "average"):
+            for name, tensor in found[1][part].items():
+                if not name.endswith("num_batches_tracked"):
+                    torch.testing.assert_close(found[2][part][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """volumes.h5 of 32x32 slices, with seven test volumes, and an untrained model of them."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("distributed")
+    split = ["patient,split"]
+    for position, label in enumerate(("NCP", "CP", "Normal")):
+        for number, (part, slices) in enumerate((("train", 24), ("valid", 4), ("test", 8 + 4 * (position == 0)))):
+            patient = 100 * position + number
+            folder = root / "scans" / label / str(patient) / "1"
+            folder.mkdir(parents=True)
+            split.append(f"{patient},{part}")
+            generator = np.random.default_rng(patient)
+            for index in range(slices):
+                pixels = np.clip(generator.normal(60 + 60 * position, 20, (32, 32)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    (root / "split.csv").write_text("\n".join(split))
+    options = prepare.Options(root / "scans", depth=4, size=32, output=root / "volumes.h5", split_file=root / "split.csv", workers=1)
+    prepare.run(options, Console(quiet=True, results=False))
+    torch.manual_seed(0)
+    (root / "runs" / "untrained").mkdir(parents=True)
+    store.save_weights(root / "runs" / "untrained" / store.WEIGHTS, registry.create("r3d18"))
+    card = {"architecture": "r3d18", "classes": ["NCP", "CP", "Normal"], "positive": "NCP", "depth": 4, "size": 32, "scaling": SCALING}
+    store.save_card(root / "runs" / "untrained", {**card, "data": {"path": str(root / "volumes.h5")}})
+    return root
+
+
+def test_every_test_volume_is_scored_once_by_one_two_and_three_processes(data: Path, tmp_path: Path) -> None:
+    alone = evaluate.Options(("untrained",), data / "volumes.h5", runs=data / "runs", bootstrap=5, workers=1, output=tmp_path / "one")
+    evaluate.run(alone, Console(quiet=True, results=False))
+    line = ["evaluate", "untrained", "--data", data / "volumes.h5", "--runs", data / "runs", "--bootstrap", 5, "--workers", 1, "--json"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "ctcovid"]
+    two = subprocess.run(
+        [sys.executable, *torchrun, *map(str, line), "-o", tmp_path / "two"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert two.returncode == 0, two.stderr
+    assert json.loads(two.stdout)["models"][0]["n_volumes"] == 7
+    codes, outputs, errors = end(srun(3, "-m", "ctcovid", *line, "-o", tmp_path / "three"))
+    assert codes == [0, 0, 0], errors
+    assert json.loads(outputs[0])["models"][0]["n_volumes"] == 7 and outputs[1:] == errors[1:] == ["", ""]
+    rows = list(csv.DictReader((tmp_path / "one" / "predictions-untrained.csv").open()))
+    assert len({(row["scan"], row["patient"], row["volume"]) for row in rows}) == len(rows) == 7
+    for folder in ("two", "three"):
+        assert (tmp_path / folder / "predictions-untrained.csv").read_bytes() == (
+            tmp_path / "one" / "predictions-untrained.csv"
+        ).read_bytes()
+
+
+def train_line(data: Path, runs: Path) -> list[object]:
+    return ["-m", "ctcovid", "train", "--data", data / "volumes.h5", "--runs", runs, "--batch", 6, "--workers", 1, "--name", "run"]
+
+
+def until(process: subprocess.Popen[str], beginning: str) -> None:
+    assert process.stderr is not None
+    talk = []
+    for line in process.stderr:
+        talk.append(line)
+        if line.startswith(beginning):
+            return
+    raise AssertionError("".join(talk))
+
+
+def _no_half_files(run: Path) -> None:
+    assert [path.name for path in run.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_two_processes_stop_together_end_together_and_one_continues(data: Path, tmp_path: Path) -> None:
+    line, run = train_line(data, tmp_path), tmp_path / "run"
+    processes = srun(2, *line, "--epochs", 50)
+    until(processes[0], "Epoch 1 of 50: training")
+    processes[1].send_signal(signal.SIGTERM)
+    codes, _, errors = end(processes)
+    assert codes == [75, 75], errors
+    assert "Stopped by SIGTERM" in errors[0] and "--resume" in errors[0] and errors[1] == ""
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+
+    processes = srun(2, *line, "--epochs", 50, "--resume")
+    until(processes[0], "Resuming after")
+    processes[1].kill()
+    codes, _, errors = end(processes)
+    assert codes == [1, -signal.SIGKILL], errors
+    assert "Process 1 of 2" in errors[0] and "--resume" in errors[0] and "Traceback" not in errors[0]
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    _no_half_files(run)
+
+    rows = len(torch.load(run / "last.pt", weights_only=True)["progress"]["history"])
+    alone = [sys.executable, *map(str, line), "--epochs", str(rows + 1), "--resume"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    finished = subprocess.run(alone, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "had 2 processes and goes on with 1" in finished.stderr and "bit by bit" in finished.stderr
+    epochs = [int(row["epoch"]) for row in csv.DictReader((run / "metrics.csv").open())]
+    assert epochs == list(range(1, rows + 2))
+
+
+def test_what_fails_in_one_process_is_said_once_and_ends_all_with_its_code(data: Path, tmp_path: Path) -> None:
+    codes, _, errors = end(srun(2, *train_line(data, tmp_path), own={1: ["--data", tmp_path / "absent.h5"]}))
+    assert codes == [3, 3], errors
+    assert "Process 1 of 2" in errors[0] and "absent.h5" in errors[0] and errors[1] == ""
+
+
+def test_commands_of_one_process_refuse_to_run_in_several(data: Path, tmp_path: Path) -> None:
+    codes, _, errors = end(srun(2, "-m", "ctcovid", "prepare", data / "scans", "-o", tmp_path / "v.h5"))
+    assert codes == [2, 2] and "one process" in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_train_beyond_the_paper_and_one_goes_on(data: Path, tmp_path: Path) -> None:
+    beyond = ["--augment", "--balance", "sampler", "--ema", 0.9, "--clip-gradient", 1, "--warmup", 0.5, "--label-smoothing", 0.1]
+    line = [*train_line(data, tmp_path), *beyond, "--micro-batch", "auto"]
+    codes, outputs, errors = end(srun(2, *line, "--epochs", 1))
+    assert codes == [0, 0], errors
+    assert "volumes/s" in errors[0] and outputs[1] == errors[1] == ""
+    settings = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["settings"]
+    assert (settings["ranks"], settings["micro_batch"]) == (2, 3)
+    ((code,), _, (error,)) = end(srun(1, *line, "--epochs", 2, "--resume"))
+    assert code == 0, error
+    assert "goes on with 1" in error and "--micro-batch" not in error
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert content["ema"]["updates"] == 6 and len(content["progress"]["history"]) == 2
+
+
+def test_a_validation_that_is_no_number_in_one_process_ends_all(data: Path, tmp_path: Path) -> None:
+    """The statistics fail in validation alone; the three volumes of it are those of one process and of the other."""
+    weights = load_file(data / "runs" / "untrained" / store.WEIGHTS)
+    broken = {"bn1.running_mean": torch.full((64,), -3e38), "bn1.weight": torch.full((64,), 1e6)}
+    save_file(weights | broken, tmp_path / "w.safetensors")
+    line = [*train_line(data, tmp_path), "--epochs", 2, "--pretrained", tmp_path / "w.safetensors", "--precision", "float32"]
+    codes, _, errors = end(srun(2, *line))
+    assert codes == [1, 1], errors
+    assert errors[0].count("validation loss is nan after epoch 1") == 1 and "Traceback" not in errors[0] and errors[1] == ""
+    assert not (tmp_path / "run" / "model.json").exists()
