@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
@@ -122,6 +124,45 @@ def test_a_run_killed_within_an_epoch_resumes_from_within_it(volumes: Path, undi
     talk = _end(_train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--resume"), 0)
     assert "Resuming after 2 epochs and " in talk
     _assert_same(tmp_path / "run", undisturbed)
+
+
+# Starts the line in a child of its own session, once for each of the moments, and once more to its end. The child is a fork, which
+# saves it the imports and not the rest of a beginning.
+STOPPED_AGAIN_AND_AGAIN = """
+import json, os, signal, sys, time
+import ctcovid.commands.train
+from ctcovid import cli
+
+line, moments = map(json.loads, sys.argv[1:])
+sys.argv = ["ctcovid", *line]
+for number, seconds in [*moments, (0, 0)]:
+    child = os.fork()
+    if not child:
+        os.setsid()
+        cli.main()
+    if number:
+        time.sleep(seconds)
+        os.killpg(child, number) if os.getpgid(child) == child else os.kill(child, number)
+    print("exit code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr, flush=True)
+"""
+
+
+def test_twenty_stops_at_random_moments_leave_no_trace_in_the_result(volumes: Path, tmp_path: Path) -> None:
+    generator = random.Random(0)
+    signals = [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL]
+    moments = [(int(generator.choice(signals)), generator.uniform(0.05, 1.2)) for _ in range(20)]
+    line = ["train", "--data", volumes, "--batch", 4, "--workers", 1, "--epochs", 8, "--name", "run", "--resume"]
+    codes = {}
+    for runs, minutes, stops in ((tmp_path / "undisturbed", 0, []), (tmp_path / "stopped", 0.02, moments)):
+        arguments = json.dumps([str(word) for word in [*line, "--checkpoint-every", minutes, "--runs", runs]])
+        run = [sys.executable, "-c", STOPPED_AGAIN_AND_AGAIN, arguments, json.dumps(stops)]
+        finished = subprocess.run(run, capture_output=True, text=True, check=False)
+        assert "Traceback" not in finished.stderr, finished.stderr
+        codes[runs.name] = [int(code) for code in re.findall(r"exit code (-?\d+)", finished.stderr)]
+    assert codes["undisturbed"] == [0] and codes["stopped"][-1] == 0, codes
+    # What came before the command listened ends it as signals do.
+    assert set(codes["stopped"][:-1]) <= {75, *(-number for number in signals)} and 75 in codes["stopped"], codes
+    _assert_same(tmp_path / "stopped" / "run", tmp_path / "undisturbed" / "run")
 
 
 def test_ctrl_c_is_kept_like_a_signal_and_ends_with_130(volumes: Path, tmp_path: Path) -> None:
