@@ -16,7 +16,7 @@ import typer
 from ctcovid import __version__
 from ctcovid.base.choices import BalanceChoice, Interval, Part, PrecisionChoice, ScheduleChoice
 from ctcovid.base.console import Console
-from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError
+from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.launch import require_alone
 from ctcovid.base.settings import name_environment, read_config, sources
 from ctcovid.base.signals import raise_when_stopped
@@ -340,7 +340,7 @@ def _run(ctx: typer.Context) -> None:
         summary = command.run(command.Options(**given), console)
     except ToldError as error:
         raise typer.Exit(error.exit_code) from error
-    except CtcovidError as error:
+    except (CtcovidError, StoppedError) as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:

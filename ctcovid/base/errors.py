@@ -40,9 +40,10 @@ class ModelRefusedError(CtcovidError):
     exit_code = 6
 
 
-class StoppedError(CtcovidError):
+class StoppedError(BaseException):
     """A signal stopped the run; what was done is kept, and --resume continues it.
 
+    No Exception: whoever catches what a damaged file raises would take a signal that comes while it is read for the damage.
     `together` says that all processes of the run have agreed to stop.
     """
 

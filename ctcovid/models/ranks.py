@@ -189,12 +189,12 @@ def _ended(error: BaseException, watch: Watch, console: Console) -> BaseExceptio
     if isinstance(error, StoppedError) and error.together:
         try:
             watch.leave()
-        except CtcovidError as failure:
+        except (CtcovidError, StoppedError) as failure:
             error = failure
         else:
             return error if rank == 0 else ToldError(error.exit_code)
     if error is watch.failure or isinstance(error, PeerError):
-        assert isinstance(error, CtcovidError)
+        assert isinstance(error, CtcovidError | StoppedError)
         if rank == 0:
             watch.fail(str(error), error.exit_code)
         return error if watch.tells or watch.failure is None else ToldError(error.exit_code)
@@ -205,7 +205,7 @@ def _ended(error: BaseException, watch: Watch, console: Console) -> BaseExceptio
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
-    if isinstance(error, CtcovidError):
+    if isinstance(error, CtcovidError | StoppedError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "Stopped by Ctrl-C.", EXIT_INTERRUPTED

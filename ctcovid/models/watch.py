@@ -38,7 +38,7 @@ class Watch(threading.Thread):
     def __init__(self, place: Place, store: dist.Store, again: str) -> None:
         super().__init__(daemon=True, name="watch")
         self.place, self.store, self.again = place, store, again
-        self.failure: CtcovidError | None = None
+        self.failure: CtcovidError | StoppedError | None = None
         self.orphaned = self._broken = False
         self.known, self.ended, self.aware, self.closed = (threading.Event() for _ in range(4))
         self.writing = threading.Lock()
@@ -154,7 +154,7 @@ class Watch(threading.Thread):
             self.aware.set()
             raise self.failure
 
-    def explained(self, error: RuntimeError) -> CtcovidError:
+    def explained(self, error: RuntimeError) -> CtcovidError | StoppedError:
         """What to raise where a connection to another process broke: what is known of the reason, or soon will be."""
         self._broken = True
         self.known.wait(PAUSE * (LOOKS + 3))

@@ -18,7 +18,7 @@ from ctcovid.base import errors
         (errors.StoppedError("x", 130), 130),
     ],
 )
-def test_exit_codes_are_the_documented_ones(error: errors.CtcovidError, code: int) -> None:
+def test_exit_codes_are_the_documented_ones(error: errors.CtcovidError | errors.StoppedError, code: int) -> None:
     assert error.exit_code == code
     assert (errors.EXIT_UNEXPECTED, errors.EXIT_PARTIAL, errors.EXIT_INTERRUPTED) == (1, 4, 130)
 
