@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid import __version__
-from ctcovid.base.choices import BalanceChoice, Interval, Part, PrecisionChoice, ScheduleChoice
+from ctcovid.base.choices import BalanceChoice, ImagesChoice, Interval, Part, PrecisionChoice, ProblemChoice, ScheduleChoice
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError
 from ctcovid.base.launch import require_alone
@@ -108,7 +108,9 @@ def root(
 @app.command(epilog="Example: ctcovid prepare ./CC-CCII --depth 4")
 def prepare(
     ctx: typer.Context,
-    dataset: Annotated[Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices.", show_default=False)],
+    dataset: Annotated[
+        Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices. With --plan a CSV of scans.", show_default=False)
+    ],
     depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice.")] = 512,
     output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 file to write.")] = Path("volumes.h5"),
@@ -117,6 +119,23 @@ def prepare(
     positive: Annotated[
         str | None, typer.Option(help="Class that precision and recall are about; by default the first.", show_default=False)
     ] = None,
+    images: Annotated[ImagesChoice, typer.Option(help="Complete CT, segmented CT (black outside the lungs), or both.")] = (
+        ImagesChoice.COMPLETE
+    ),
+    on_problem: Annotated[
+        ProblemChoice, typer.Option(help="Repair what can be repaired for certain, drop such scans, or stop at the first.")
+    ] = ProblemChoice.REPAIR,
+    exclude: Annotated[Path | None, typer.Option(help="List of scans to leave out, such as NCP/96/1328.", show_default=False)] = None,
+    lesions: Annotated[
+        Path | None, typer.Option(help="CSV of the slices with lesions; others of the diseased classes are left out.", show_default=False)
+    ] = None,
+    balance: Annotated[bool, typer.Option("--balance", help="Pick patients so that all classes have as many slices.")] = False,
+    same_as: Annotated[
+        Path | None, typer.Option(help="Volumes file whose number of slices by class and part is taken.", show_default=False)
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say what is wrong with the scans, in quality.csv.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print the table that would result, from a CSV of scans.")] = False,
+    defects: Annotated[Path | None, typer.Option(help="With --plan: CSV of segmented and repeated scans.", show_default=False)] = None,
     seed: Seed = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
