@@ -18,7 +18,7 @@ from ctcovid.base.choices import BalanceChoice, ImagesChoice, Interval, Part, Pr
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, ToldError
 from ctcovid.base.launch import require_alone
-from ctcovid.base.settings import name_environment, read_config, sources
+from ctcovid.base.settings import micro_batch, name_environment, read_config, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
 
@@ -48,15 +48,6 @@ def _architectures(incomplete: str) -> list[str]:
 
 def _models(incomplete: str) -> list[str]:
     return sorted(path.parent.name for path in Path("runs").glob("*/model.json") if path.parent.name.startswith(incomplete))
-
-
-def _micro_batch(value: Any) -> int | str:
-    """A number of volumes, or "auto"."""
-    if value == "auto":
-        return "auto"
-    if not str(value).isdigit() or int(value) < 1:
-        raise typer.BadParameter(f"{value} is neither a number of volumes from 1 nor auto.")
-    return int(value)
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
@@ -95,6 +86,11 @@ def Beyond(what: str, *names: str, **limits: Any) -> Any:  # noqa: N802
     return typer.Option(*names, help=what, rich_help_panel="Beyond the paper's recipe, all off by default", show_default=False, **limits)
 
 
+def Listed(what: str) -> Any:  # noqa: N802
+    """An option that names a file."""
+    return typer.Option(help=what, show_default=False)
+
+
 Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, or trees of such folders.", show_default=False)]
 
 
@@ -125,17 +121,13 @@ def prepare(
     on_problem: Annotated[
         ProblemChoice, typer.Option(help="Repair what can be repaired for certain, drop such scans, or stop at the first.")
     ] = ProblemChoice.REPAIR,
-    exclude: Annotated[Path | None, typer.Option(help="List of scans to leave out, such as NCP/96/1328.", show_default=False)] = None,
-    lesions: Annotated[
-        Path | None, typer.Option(help="CSV of the slices with lesions; others of the diseased classes are left out.", show_default=False)
-    ] = None,
+    exclude: Annotated[Path | None, Listed("List of scans to leave out, such as NCP/96/1328.")] = None,
+    lesions: Annotated[Path | None, Listed("CSV of the slices with lesions; others of diseased classes are left out.")] = None,
     balance: Annotated[bool, typer.Option("--balance", help="Pick patients so that all classes have as many slices.")] = False,
-    same_as: Annotated[
-        Path | None, typer.Option(help="Volumes file whose number of slices by class and part is taken.", show_default=False)
-    ] = None,
+    same_as: Annotated[Path | None, Listed("Volumes file whose number of slices by class and part is taken.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only say what is wrong with the scans, in quality.csv.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only print the table that would result, from a CSV of scans.")] = False,
-    defects: Annotated[Path | None, typer.Option(help="With --plan: CSV of segmented and repeated scans.", show_default=False)] = None,
+    defects: Annotated[Path | None, Listed("With --plan: CSV of segmented and repeated scans.")] = None,
     seed: Seed = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -161,7 +153,7 @@ def train(
     micro_batch: Annotated[
         Any,
         typer.Option(
-            parser=_micro_batch,
+            parser=micro_batch,
             metavar="N|auto",
             help="Volumes in memory at a time, where a batch does not fit; auto tries how many do.",
             show_default=False,

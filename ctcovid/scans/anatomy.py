@@ -12,6 +12,9 @@ PLANE = np.zeros((3, 3, 3), bool)
 PLANE[1] = ndimage.generate_binary_structure(2, 1)
 # Lung is at least this share of the body where it is widest: 0.24 to 0.57 in the real chests measured, 0.05 in the real abdomen.
 LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
+# So much of what seems lung lies where most slices have it: 0.45 and more in real chests and parts of them, 0.27 and less in photographs.
+# The upper corners show air there, and anything in photographs.
+LEAST_STEADY, LEAST_AIR = 0.3, 0.75
 # Neighbours of unrelated pictures differ as much as any two of them.
 UNRELATED = 0.85
 # From apex to base lungs move away from the midline, by 0.10 to 0.13 of the width of the chest in the real scans measured.
@@ -22,11 +25,20 @@ LIKELY_CHANGE, LIKELY_TREND = 0.012, 0.5
 @dataclass(frozen=True)
 class Anatomy:
     """lung_share : of the body, in the tenth of the slices where it is largest
+    steady : share of the lung that lies where seven of ten slices have it, of those with half as much lung as the one with most
+    air : share of the upper corners that is dark
     head_first : 1 certainly, 0.5 probably, 0 not to be told, -0.5 probably and -1 certainly feet first
     """
 
     lung_share: float
+    steady: float
+    air: float
     head_first: float
+
+    @property
+    def is_chest(self) -> bool:
+        """False only where that is certain enough to leave a scan out."""
+        return self.lung_share >= LEAST_LUNG and self.steady >= LEAST_STEADY and (self.air >= LEAST_AIR or self.lung_share >= LITTLE_LUNG)
 
 
 def anatomy(thumbnails: np.ndarray, masked: bool) -> Anatomy:
@@ -36,7 +48,8 @@ def anatomy(thumbnails: np.ndarray, masked: bool) -> Anatomy:
     area = lungs.sum((1, 2))
     body = area + (0 if masked else (thumbnails >= dark_below).sum((1, 2)))
     share = area / np.maximum(body, 1)
-    return Anatomy(float(np.quantile(share, 0.9)), _head_first(lungs, area))
+    corners = np.concatenate([thumbnails[:, :4, :4], thumbnails[:, :4, -4:]])
+    return Anatomy(float(np.quantile(share, 0.9)), _steady(lungs, area), float((corners < dark_below).mean()), _head_first(lungs, area))
 
 
 def unrelated(apart: np.ndarray) -> bool:
@@ -67,6 +80,13 @@ def _enclosed(dark: np.ndarray) -> np.ndarray:
         edge[border.ravel()] = True
     edge[0] = True
     return ~edge[labels]
+
+
+def _steady(lungs: np.ndarray, area: np.ndarray) -> float:
+    if not area.any():
+        return 0.0
+    most = lungs[2 * area >= area.max()]
+    return float((most & (most.mean(0) >= 0.7)).sum() / most.sum())
 
 
 def _head_first(lungs: np.ndarray, area: np.ndarray) -> float:

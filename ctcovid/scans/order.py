@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-# A slice is torn from its neighbour where a slice elsewhere in the scan resembles it this much more.
-TORN = 1.6
+# A slice may be torn from the next where one elsewhere in the scan resembles it this much more, or where the step between them is this
+# much longer than those before and after it.
+TORN, LONGER = 1.6, 1.8
 # Slices this near in the folder are no better neighbours, only other ones.
 NEAR = 2
-# Another order is believed only where it has fewer tears and is shorter by this share of the longest of them. The sound scans that this
-# was measured on are as short as they can be.
-SHORTER = 0.3
+# Another order is believed only where it is shorter by this share of the longest tear: sound scans are as short as they can be. One that
+# moves whole stretches is preferred to one that moves single slices, if it is longer by no more than this share of a usual step.
+SHORTER, STEADIER = 0.3, 0.3
 # In a masked slice, lung is brighter than this; slices that have none in common are as unlike as this many grey levels.
 LUNG, OUTLINE = 20, 80.0
 
@@ -46,7 +47,7 @@ def _of_lungs(pixels: np.ndarray) -> np.ndarray:
 
 
 def tears(apart: np.ndarray) -> list[int]:
-    """Places i where slice i + 1 does not follow slice i, in a stack with these distances."""
+    """Places i where slice i + 1 perhaps does not follow slice i, in a stack with these distances."""
     count = len(apart)
     if count < 4:
         return []
@@ -54,8 +55,9 @@ def tears(apart: np.ndarray) -> list[int]:
     best = np.where(far, apart, np.inf).min(1)
     step = apart[np.arange(count - 1), np.arange(1, count)]
     # Of both sides of a seam one suffices: the other may be an end of the chest, which resembles nothing.
-    floor = 0.5 * np.median(step) + 1e-9
-    return [int(i) for i in np.flatnonzero(step > TORN * np.maximum(np.minimum(best[:-1], best[1:]), floor))]
+    unlike = step > TORN * np.maximum(np.minimum(best[:-1], best[1:]), 0.5 * np.median(step))
+    around = np.maximum(np.append(step[1:], 0), np.append(0, step[:-1]))
+    return [int(place) for place in np.flatnonzero((unlike | (step > LONGER * around)) & (step > 0))]
 
 
 def reordered(apart: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -73,15 +75,14 @@ def reordered(apart: np.ndarray) -> tuple[np.ndarray, bool]:
     torn = tears(apart)
     if not torn:
         return stored, True
-    candidates = []
+    best = _chain(apart)
     if 3 * len(torn) < len(stored):
         blocks = np.split(stored, np.array(torn) + 1)
-        candidates.append(np.concatenate([blocks[place] for place in _chain_blocks(blocks, apart)]))
-    candidates.append(_chain(apart))
-    longest = max(apart[place, place + 1] for place in torn)
-    best = min(candidates, key=lambda order: round(_length(apart, order), 6))
+        by_blocks = np.concatenate([blocks[place] for place in _chain_blocks(blocks, apart)])
+        if _length(apart, by_blocks) <= _length(apart, best) + STEADIER * np.median(np.diagonal(apart, 1)):
+            best = by_blocks
     gain = _length(apart, stored) - _length(apart, best)
-    if len(tears(apart[np.ix_(best, best)])) < len(torn) and gain >= SHORTER * longest:
+    if gain >= SHORTER * max(apart[place, place + 1] for place in torn):
         return best, True
     return stored, gain < 0.2 * _length(apart, stored)
 

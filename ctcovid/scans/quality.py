@@ -166,7 +166,7 @@ def _judged_by_sight(looks: dict[int, Look], kept: list[int], masked: bool, orde
     stack = np.stack([looks[place].thumbnail for place in kept])
     apart = order.distances(stack, masked)
     seen = anatomy.anatomy(stack, masked)
-    if anatomy.unrelated(apart) or seen.lung_share < anatomy.LEAST_LUNG:
+    if anatomy.unrelated(apart) or not seen.is_chest:
         why = "its slices have nothing to do with each other" if anatomy.unrelated(apart) else "there are no lungs in it"
         return [Finding("not-a-chest", ERROR, f"Not a CT scan of a chest: {why}.", SCAN_DROPPED)], kept
     if not ordered:
