@@ -39,4 +39,4 @@ def look(pixels: np.ndarray) -> Look:
     thumbnail = np.asarray(Image.fromarray(square(pixels, max(height, width))).resize((SIDE, SIDE), Image.Resampling.BOX))
     first = pixels.flat[0]
     constant = bool(thumbnail.min() == thumbnail.max() and (pixels == first).all())
-    return Look(thumbnail, zlib.crc32(pixels.tobytes()), height, width, constant, looks_masked(pixels))
+    return Look(thumbnail, zlib.crc32(pixels.tobytes()), height, width, constant, looks_masked(thumbnail))
