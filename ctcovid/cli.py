@@ -14,11 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid import __version__
-from ctcovid.base.choices import BalanceChoice, Interval, Part, PrecisionChoice, ScheduleChoice
+from ctcovid.base.choices import BalanceChoice, ImagesChoice, Interval, Part, PrecisionChoice, ProblemChoice, ScheduleChoice
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.launch import require_alone
-from ctcovid.base.settings import name_environment, read_config, sources
+from ctcovid.base.settings import micro_batch, name_environment, read_config, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
 
@@ -48,15 +48,6 @@ def _architectures(incomplete: str) -> list[str]:
 
 def _models(incomplete: str) -> list[str]:
     return sorted(path.parent.name for path in Path("runs").glob("*/model.json") if path.parent.name.startswith(incomplete))
-
-
-def _micro_batch(value: Any) -> int | str:
-    """A number of volumes, or "auto"."""
-    if value == "auto":
-        return "auto"
-    if not str(value).isdigit() or int(value) < 1:
-        raise typer.BadParameter(f"{value} is neither a number of volumes from 1 nor auto.")
-    return int(value)
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
@@ -95,6 +86,11 @@ def Beyond(what: str, *names: str, **limits: Any) -> Any:  # noqa: N802
     return typer.Option(*names, help=what, rich_help_panel="Beyond the paper's recipe, all off by default", show_default=False, **limits)
 
 
+def Listed(what: str) -> Any:  # noqa: N802
+    """An option that names a file."""
+    return typer.Option(help=what, show_default=False)
+
+
 Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, or trees of such folders.", show_default=False)]
 
 
@@ -108,7 +104,9 @@ def root(
 @app.command(epilog="Example: ctcovid prepare ./CC-CCII --depth 4")
 def prepare(
     ctx: typer.Context,
-    dataset: Annotated[Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices.", show_default=False)],
+    dataset: Annotated[
+        Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices. With --plan a CSV of scans.", show_default=False)
+    ],
     depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice.")] = 512,
     output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 file to write.")] = Path("volumes.h5"),
@@ -117,6 +115,19 @@ def prepare(
     positive: Annotated[
         str | None, typer.Option(help="Class that precision and recall are about; by default the first.", show_default=False)
     ] = None,
+    images: Annotated[ImagesChoice, typer.Option(help="Complete CT, segmented CT (black outside the lungs), or both.")] = (
+        ImagesChoice.COMPLETE
+    ),
+    on_problem: Annotated[
+        ProblemChoice, typer.Option(help="Repair what can be repaired for certain, drop such scans, or stop at the first.")
+    ] = ProblemChoice.REPAIR,
+    exclude: Annotated[Path | None, Listed("List of scans to leave out, such as NCP/96/1328.")] = None,
+    lesions: Annotated[Path | None, Listed("CSV of the slices with lesions; others of diseased classes are left out.")] = None,
+    balance: Annotated[bool, typer.Option("--balance", help="Pick patients so that all classes have as many slices.")] = False,
+    same_as: Annotated[Path | None, Listed("Volumes file whose number of slices by class and part is taken.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say what is wrong with the scans, in quality.csv.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print the table that would result, from a CSV of scans.")] = False,
+    defects: Annotated[Path | None, Listed("With --plan: CSV of segmented and repeated scans.")] = None,
     seed: Seed = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -142,7 +153,7 @@ def train(
     micro_batch: Annotated[
         Any,
         typer.Option(
-            parser=_micro_batch,
+            parser=micro_batch,
             metavar="N|auto",
             help="Volumes in memory at a time, where a batch does not fit; auto tries how many do.",
             show_default=False,

@@ -13,9 +13,8 @@
 # Every other setting of a command is an environment variable, such as CTCOVID_DEVICE=cuda:1 or CTCOVID_TRAIN_MICRO_BATCH=8.
 set -euo pipefail
 
-COMPLETE=${COMPLETE:-CC-CCII}     # folder of complete CT, CLASS/patient/scan/slices
-SAME_NUMBER=${SAME_NUMBER:-}      # Table 4: folder of as many complete slices as there are segmented ones
-SEGMENTED=${SEGMENTED:-}          # Table 4: folder of segmented CT
+COMPLETE=${COMPLETE:-CC-CCII}     # folder with complete CT, CLASS/patient/scan/slices
+SEGMENTED=${SEGMENTED:-}          # Table 4: folder with segmented CT; the same one where both are mixed, as in CC-CCII
 SIZE=${SIZE:-512}                 # pixels per side of a slice
 EPOCHS=${EPOCHS:-20}
 DEPTHS=${DEPTHS:-2 4 8 16 32 64}  # cells of other depths, batches and models stay missing
@@ -45,8 +44,9 @@ row() {
 folder_of() {
     case $1 in
         complete) echo "$COMPLETE" ;;
-        same-number) echo "$SAME_NUMBER" ;;
         segmented) echo "$SEGMENTED" ;;
+        # As many complete slices as there are segmented ones, where there are any.
+        same-number) if [ -n "$SEGMENTED" ]; then echo "$COMPLETE"; fi ;;
     esac
 }
 
@@ -64,13 +64,19 @@ has() {
     case " $1 " in *" $2 "*) return 0 ;; *) return 1 ;; esac
 }
 
+# Table 1 balances its classes; the second row of Table 4 has as many slices as Table 2, in each class and part.
 prepare() {
-    local images folder file code
-    for images in complete same-number segmented; do
+    local images folder file code choice
+    for images in complete segmented same-number; do
         folder=$(folder_of $images) file=$OUT/$images.h5 code=0
+        case $images in
+            complete) choice=(--images complete --balance) ;;
+            segmented) choice=(--images segmented) ;;
+            same-number) choice=(--images complete --same-as "$OUT/segmented.h5") ;;
+        esac
         if [ -n "$folder" ] && [ ! -f "$file" ]; then
-            ctcovid prepare "$folder" --size "$SIZE" --output "$file" || code=$?
-            # With 4 some scans were damaged and left out; the others are packed.
+            ctcovid prepare "$folder" --size "$SIZE" --output "$file" "${choice[@]}" || code=$?
+            # With 4 some scans could not be used and were left out; the others are packed.
             if [ $code -ne 0 ] && [ $code -ne 4 ]; then exit $code; fi
         fi
     done

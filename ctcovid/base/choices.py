@@ -33,3 +33,15 @@ class ScheduleChoice(str, Enum):
     """How the learning rate falls."""
 
     STEP, COSINE = "step", "cosine"
+
+
+class ImagesChoice(str, Enum):
+    """Kinds of CT images: with everything, or black outside the lungs."""
+
+    COMPLETE, SEGMENTED, ALL = "complete", "segmented", "all"
+
+
+class ProblemChoice(str, Enum):
+    """What is done about scans with something wrong."""
+
+    REPAIR, DROP, STOP = "repair", "drop", "stop"

@@ -68,6 +68,15 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def micro_batch(value: Any) -> int | str:
+    """A number of volumes, or "auto"."""
+    if value == "auto":
+        return "auto"
+    if not str(value).isdigit() or int(value) < 1:
+        raise typer.BadParameter(f"{value} is neither a number of volumes from 1 nor auto.")
+    return int(value)
+
+
 def _known(path: Path, table: str, key: str, names: set[str]) -> str:
     name = key.replace("-", "_")
     if name not in names - NOT_IN_FILE:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base import cpus
+from ctcovid.base.choices import ImagesChoice
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError, listing
 from ctcovid.base.files import claim_file, write_text
@@ -17,14 +18,18 @@ from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.base.workers import Workers
 from ctcovid.reports.dataset_table import dataset_table, missing_classes
+from ctcovid.reports.quality_table import findings_table, summary_table
 from ctcovid.reports.tables import Table
 from ctcovid.scans.discover import Scan, class_order, find_dataset, positive_class
-from ctcovid.scans.kind import SEGMENTED, image_kind
-from ctcovid.scans.read import ScanFormat
-from ctcovid.volumes.encode import BATCH, Chunk, encode_slices, probe_scan
+from ctcovid.scans.findings import SCAN_DROPPED
+from ctcovid.scans.kind import SEGMENTED
+from ctcovid.volumes.encode import BATCH, Chunk, Job, Probed, encode_slices, probe_scan
+from ctcovid.volumes.judging import Wishes, findings_of, judged, reasons_of
 from ctcovid.volumes.layout import ScanRow
+from ctcovid.volumes.listing import read_exclusions, read_lesions, read_plan
 from ctcovid.volumes.reader import VolumesFile
-from ctcovid.volumes.split import parse_shares, read_split_file, split_patients
+from ctcovid.volumes.selection import Deal, choose, patients_of, slices_by_part
+from ctcovid.volumes.split import parse_shares, read_split_file
 from ctcovid.volumes.writer import VolumesWriter
 
 
@@ -39,192 +44,329 @@ class Options:
     split: str = "60/20/20"
     split_file: Path | None = None
     positive: str | None = None
+    images: str = "complete"
+    on_problem: str = "repair"
+    exclude: Path | None = None
+    lesions: Path | None = None
+    balance: bool = False
+    same_as: Path | None = None
+    check: bool = False
+    plan: bool = False
+    defects: Path | None = None
     seed: int = 0
     workers: int = 0
     overwrite: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def quality(self) -> Path:
+        """Where the findings go: quality.csv beside volumes.h5, other.quality.csv beside other.h5."""
+        return self.output.with_name("quality.csv" if self.output.stem == "volumes" else f"{self.output.stem}.quality.csv")
+
 
 @dataclass(frozen=True)
 class Summary:
-    """What was prepared: rows of the table by class and split, and the scans that had to be left out."""
+    """What was prepared: rows of the table by class and split, the scans that had to be left out, and what was found wrong.
 
-    output: Path
+    `output` is None where only a check or a plan was asked for.
+    """
+
+    output: Path | None
     table: Table
     failed: list[str]
+    quality: Table
 
     def document(self) -> dict[str, Any]:
-        rows = [dict(zip(self.table.columns, row, strict=True)) for row in self.table.rows]
-        return {"output": str(self.output), "table": rows, "failed": self.failed}
+        output = {"output": str(self.output)} if self.output else {}
+        return {**output, "table": _records(self.table), "failed": self.failed, "quality": _records(self.quality)}
 
 
 def run(options: Options, console: Console) -> Summary:
-    """Check everything, decode what is sound, write the file, and count it as Table 1 does."""
-    claim_file(options.output, options.overwrite)
-    shares = parse_shares(options.split)
-    if options.split_file is not None and options.sources.get("split", "default") != "default":
-        raise UsageError("--split and --split-file exclude each other. Give one of them.")
+    """Check everything, decode and judge each scan, write what is sound, deal the patients, and count them as Table 1 does."""
+    shares = _require_sense(options)
+    if options.plan:
+        return _plan(options, shares, console)
+    if not options.check:
+        claim_file(options.output, options.overwrite)
     scans, problems = find_dataset(options.dataset)
+    scans = _without_excluded(scans, options.exclude, console)
+    lesions = read_lesions(options.lesions) if options.lesions else None
+    wishes = Wishes(options.depth, options.images, options.on_problem, lesions)
     classes = class_order(scan.label for scan in scans)
     positive = positive_class(classes, options.positive)
+    parts = read_split_file(options.split_file, dict.fromkeys(scan.patient for scan in scans)) if options.split_file else None
+    sizes = slices_by_part(VolumesFile(options.same_as).rows) if options.same_as else None
+    deal = Deal(shares, options.seed, parts, sizes, options.balance)
     patients, slices = len({scan.patient for scan in scans}), sum(len(scan.slices) for scan in scans)
     console.say(f"Found {len(scans):,} scans of {patients:,} patients in {', '.join(classes)}: {slices:,} slices.")
+    longest = max(len(scan.slices) for scan in scans)
+    if longest < options.depth:
+        raise InputError(
+            f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
+        )
+    if options.check:
+        with StopRequest() as stop, Workers(options.workers or cpus.allowed()) as pool:
+            probed = _probe(scans, pool, stop, console)
+            rows = [row for row, _ in _judged(probed, None, wishes, pool, stop, console)]
+        return _report_check(rows, problems, options, console)
 
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
-    workers = options.workers or cpus.allowed()
-    with card.recording(), StopRequest() as stop, Workers(workers) as pool:
-        sound, unsound = _check(scans, pool, stop, console)
-        problems += unsound
+    with card.recording(), StopRequest() as stop, Workers(options.workers or cpus.allowed()) as pool:
         if problems:
             console.warn(f"{len(problems):,} of the folders cannot be used and are left out:\n{listing(problems)}")
-        if not sound:
-            raise InputError(f"No scan under {options.dataset} can be used; the reasons are above.")
-        longest = max(len(scan.slices) for scan, _ in sound)
-        if longest < options.depth:
-            raise InputError(
-                f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
-            )
-        parts = _split([scan for scan, _ in sound], classes, shares, options, console)
-        settings = _settings(options, classes, parts, sound)
+        probed = _probe(scans, pool, stop, console)
+        settings = _settings(options, classes, deal, probed)
         with VolumesWriter(options.output, options.depth, options.size, classes, positive, settings) as writer:
-            damaged = _encode(sound, parts, options.size, writer, pool, stop, console)
-            if not writer.rows:
-                raise InputError(f"No scan under {options.dataset} can be used:\n{listing(damaged)}")
-            writer.finish()
+            _pack(probed, writer, options.size, wishes, pool, stop, console)
+            rows = writer.rows
+            failed = _failed(rows, options.dataset)
+            quality = _write_quality(rows, options, card)
+            usable = [row for row in rows if row.slice_count]
+            if not usable:
+                raise InputError(_none_usable(options, rows, failed))
+            _warn_of_several_classes(usable, classes, options.depth, console)
+            chosen = choose(usable, classes, options.depth, deal)
+            if not chosen:
+                raise InputError(f"No scan of the classes of {options.same_as} is there. Give a data set of the same classes.")
+            writer.finish(chosen)
 
         file = VolumesFile(options.output)
         card.input(options.dataset, f"listing:{settings['listing']}")
         card.output(options.output)
-        summary = Summary(options.output, dataset_table(file.rows, classes, options.depth), problems + damaged)
+        summary = Summary(options.output, dataset_table(file.rows, classes, options.depth), problems + failed, quality)
         table_path = options.output.with_suffix(".table.csv")
         write_text(table_path, summary.table.csv())
         card.output(table_path)
         card.content["failed"] = summary.failed
-    _report(summary, file, options.dataset, damaged, console)
+    _report_choice(usable, file.rows, sizes, console)
+    _report(summary, file, options, failed, console)
     return summary
 
 
-def _split(scans: list[Scan], classes: list[str], shares: tuple[float, float, float], options: Options, console: Console) -> dict[str, str]:
-    """Part by patient. One id is one patient, in whichever class folders it stands."""
-    patients: dict[str, str] = {}
-    # Patients of whom no volume comes must not take the places of others; they fill up the training part.
-    long_enough = [scan for scan in scans if len(scan.slices) >= options.depth]
-    for scan in sorted(long_enough, key=lambda scan: classes.index(scan.label)):
-        patients.setdefault(scan.patient, scan.label)
-    several = sorted({scan.patient for scan in long_enough if patients[scan.patient] != scan.label})
+def _require_sense(options: Options) -> tuple[float, float, float]:
+    """Shares of the parts.
+
+    Raises UsageError where options exclude each other.
+    """
+    given = {
+        "--split": options.sources.get("split", "default") != "default",
+        "--split-file": options.split_file is not None,
+        "--same-as": options.same_as is not None,
+        "--balance": options.balance,
+        "--check": options.check,
+        "--plan": options.plan,
+    }
+    for pair in (("--split", "--split-file"), ("--split", "--same-as"), ("--split-file", "--same-as"), ("--check", "--plan")):
+        if all(given[name] for name in pair):
+            raise UsageError(f"{pair[0]} and {pair[1]} exclude each other. Give one of them.")
+    for other in ("--split-file", "--same-as"):
+        if options.balance and given[other]:
+            raise UsageError(f"--balance and {other} exclude each other. Give one of them.")
+    if options.defects is not None and not options.plan:
+        raise UsageError("--defects goes with --plan. To leave listed scans out, pass --exclude.")
+    return parse_shares(options.split)
+
+
+def _plan(options: Options, shares: tuple[float, float, float], console: Console) -> Summary:
+    """The table that would result, from a listing of the scans alone."""
+    rows = read_plan(options.dataset, options.defects)
+    listed = len(rows)
+    excluded = read_exclusions(options.exclude) if options.exclude else set()
+    rows = [row for row in rows if not excluded & {(row.label, row.patient, row.id), ("", row.patient, row.id)}]
+    of_kind = [row for row in rows if options.images in (row.image_kind, ImagesChoice.ALL)]
+    console.say(f"{listed:,} scans are listed, {listed - len(rows):,} excluded, {len(rows) - len(of_kind):,} of the other kind of images.")
+    usable = [row for row in of_kind if row.slice_count]
+    if not usable:
+        raise InputError(f"{options.dataset} lists no scan that can be used. Give the CSV that lists the scans, or other --images.")
+    classes = class_order(row.label for row in usable)
+    parts = read_split_file(options.split_file, dict.fromkeys(row.patient for row in usable)) if options.split_file else None
+    sizes = slices_by_part(VolumesFile(options.same_as).rows) if options.same_as else None
+    chosen = choose(usable, classes, options.depth, Deal(shares, options.seed, parts, sizes, options.balance))
+    summary = Summary(None, dataset_table(chosen, classes, options.depth), [], summary_table([]))
+    _report_choice(usable, chosen, sizes, console)
+    console.result(summary.table, summary.document())
+    return summary
+
+
+def _without_excluded(scans: list[Scan], path: Path | None, console: Console) -> list[Scan]:
+    if path is None:
+        return scans
+    excluded = read_exclusions(path)
+    left = [scan for scan in scans if not excluded & {(scan.label, scan.patient, scan.id), ("", scan.patient, scan.id)}]
+    absent = len(excluded) - len(excluded & {(label, scan.patient, scan.id) for scan in scans for label in (scan.label, "")})
+    said = f" {absent:,} more that it lists are not here." if absent else ""
+    console.say(f"Left out {len(scans) - len(left):,} scans that {path} lists.{said}")
+    if not left:
+        raise InputError(f"{path} excludes every scan. Give a shorter list.")
+    return left
+
+
+def _probe(scans: list[Scan], pool: Workers, stop: StopRequest, console: Console) -> list[tuple[Scan, Probed]]:
+    """Scans with what the headers of all their slices say."""
+    probed = []
+    with console.progress(sum(len(scan.slices) for scan in scans), "Checking slices") as advance:
+        for scan, found in zip(scans, pool.map(probe_scan, (scan.slices for scan in scans)), strict=True):
+            probed.append((scan, found))
+            advance(len(scan.slices))
+            if stop.received:
+                raise stop.error("Nothing is packed yet; run the line again.")
+    return probed
+
+
+def _settings(options: Options, classes: list[str], deal: Deal, probed: list[tuple[Scan, Probed]]) -> dict[str, Any]:
+    """All that the file's content depends on: a killed run is continued only where none of it has changed."""
+    listing_hash = hashlib.sha256()
+    for scan, found in probed:
+        listing_hash.update(repr((scan.source, found)).encode())
+        for path in scan.slices:
+            state = path.stat()
+            listing_hash.update(repr((path.name, state.st_size, state.st_mtime_ns)).encode())
+    given = sorted((deal.parts or {}).items()), sorted((deal.sizes or {}).items())
+    settings = {
+        "depth": options.depth,
+        "size": options.size,
+        "classes": classes,
+        "split": "file" if options.split_file else "same-as" if options.same_as else options.split,
+        "seed": options.seed,
+        "images": options.images,
+        "on_problem": options.on_problem,
+        "balance": options.balance,
+        "parts": hashlib.sha256(json.dumps(given).encode()).hexdigest(),
+        "listing": listing_hash.hexdigest(),
+    }
+    if options.lesions:
+        settings["lesions"] = hashlib.sha256(options.lesions.read_bytes()).hexdigest()
+    return settings
+
+
+def _pack(
+    probed: list[tuple[Scan, Probed]],
+    writer: VolumesWriter,
+    size: int,
+    wishes: Wishes,
+    pool: Workers,
+    stop: StopRequest,
+    console: Console,
+) -> None:
+    """Write every scan that the file does not hold yet. One that is left out gets a row without slices until the file is finished."""
+    written = {row.source for row in writer.rows}
+    if written:
+        console.say(f"Continuing {writer.partial}: {len(written):,} of {len(probed):,} scans are there already.")
+    todo = [(scan, found) for scan, found in probed if scan.source not in written]
+    for row, chunks in _judged(todo, size, wishes, pool, stop, console):
+        writer.add(row, chunks)
+        if stop.received:
+            raise stop.error(f"{len(writer.rows):,} scans are packed; the same line again continues.")
+
+
+def _judged(
+    todo: list[tuple[Scan, Probed]], size: int | None, wishes: Wishes, pool: Workers, stop: StopRequest, console: Console
+) -> Iterator[tuple[ScanRow, list[Chunk]]]:
+    """Decode and judge scans: a row for each, without its part, and the slices that stay. Without `size`, only judge them.
+
+    Raises InputError at the first scan with a problem where that is wished for.
+    """
+    jobs = (
+        Job(scan.slices[first : first + BATCH], found.form.bits, size)
+        for scan, found in todo
+        for first in range(0, len(scan.slices), BATCH)
+    )
+    results = pool.map(encode_slices, jobs)
+    with console.progress(sum(len(scan.slices) for scan, _ in todo), "Packing slices" if size else "Judging slices") as advance:
+        for scan, found in todo:
+            slices = [one for _ in range(0, len(scan.slices), BATCH) for one in next(results)]
+            yield judged(scan, found, slices, wishes)
+            advance(len(scan.slices))
+            if stop.received and size is None:
+                raise stop.error("Nothing is written; run the line again.")
+
+
+def _failed(rows: list[ScanRow], dataset: Path) -> list[str]:
+    """A sentence for each scan that is left out for what is wrong with it."""
+    return [said if str(dataset) in said else f"{dataset / source}: {said}" for source, said in reasons_of(rows).items()]
+
+
+def _write_quality(rows: list[ScanRow], options: Options, card: RunCard | None = None) -> Table:
+    found = findings_of(rows)
+    write_text(options.quality, findings_table(found).csv())
+    if card is not None:
+        card.output(options.quality)
+    return summary_table(found)
+
+
+def _report_check(rows: list[ScanRow], problems: list[str], options: Options, console: Console) -> Summary:
+    quality = _write_quality(rows, options)
+    failed = problems + _failed(rows, options.dataset)
+    if failed:
+        console.warn(f"{len(failed):,} scans cannot be used:\n{listing(failed)}")
+    summary = Summary(None, summary_table([]), failed, quality)
+    console.result(quality, {"quality": _records(quality), "failed": failed, "file": str(options.quality)})
+    console.say(f"Wrote {options.quality}." if quality.rows else f"Nothing is wrong. Wrote {options.quality}, without a row.")
+    return summary
+
+
+def _none_usable(options: Options, rows: list[ScanRow], failed: list[str]) -> str:
+    if failed:
+        return f"No scan under {options.dataset} can be used:\n{listing(failed)}"
+    if options.lesions and all(row.image_kind == options.images for row in rows):
+        return f"No scan under {options.dataset} has slices that {options.lesions} lists. Its rows are such as NCP/96/1328/0032.png."
+    return f"No scan under {options.dataset} is a {options.images} one. Pass --images all, or the other kind."
+
+
+def _warn_of_several_classes(rows: list[ScanRow], classes: list[str], depth: int, console: Console) -> None:
+    labels, _ = patients_of(rows, classes, depth)
+    several = sorted({row.patient for row in rows if row.volume_count(depth) and labels[row.patient] != row.label})
     if several:
         names = ", ".join(several[:5]) + (", …" if len(several) > 5 else "")
         console.warn(
             f"{len(several):,} patient ids stand in several classes ({names}); each is taken for one patient and stays in one part."
         )
-    if options.split_file is not None:
-        return read_split_file(options.split_file, dict.fromkeys(scan.patient for scan in scans))
-    return dict.fromkeys((scan.patient for scan in scans), "train") | split_patients(patients, shares, options.seed)
 
 
-def _check(scans: list[Scan], pool: Workers, stop: StopRequest, console: Console) -> tuple[list[tuple[Scan, ScanFormat]], list[str]]:
-    """Sound scans with their format, and what is wrong with the others, by the headers of all slices."""
-    sound, unsound = [], []
-    total = sum(len(scan.slices) for scan in scans)
-    with console.progress(total, "Checking slices") as advance:
-        for scan, found in zip(scans, pool.map(probe_scan, (scan.slices for scan in scans)), strict=True):
-            if isinstance(found, InputError):
-                unsound.append(str(found))
-            else:
-                sound.append((scan, found))
-            advance(len(scan.slices))
-            if stop.received:
-                raise stop.error("Nothing is packed yet; run the line again.")
-    return sound, unsound
+def _report_choice(usable: list[ScanRow], chosen: list[ScanRow], sizes: dict[tuple[str, str], int] | None, console: Console) -> None:
+    """What --balance or --same-as left out, and what --same-as could not fill."""
+    left = len(usable) - len(chosen)
+    if left:
+        slices = sum(row.slice_count for row in usable) - sum(row.slice_count for row in chosen)
+        console.say(f"Left out {left:,} scans, {slices:,} slices in all, so that the classes have the numbers that were asked for.")
+    have = slices_by_part(chosen)
+    short = [f"{label} {part}: {have.get((label, part), 0):,} of {size:,}" for (label, part), size in (sizes or {}).items()]
+    short = [line for line, key in zip(short, sizes or {}, strict=True) if have.get(key, 0) < (sizes or {})[key]]
+    if short:
+        console.warn(f"there are not as many slices as --same-as asks for:\n{listing(short)}")
 
 
-def _settings(options: Options, classes: list[str], parts: dict[str, str], sound: list[tuple[Scan, ScanFormat]]) -> dict[str, Any]:
-    """All that the file's content depends on: a killed run is continued only where none of it has changed."""
-    listing_hash = hashlib.sha256()
-    for scan, form in sound:
-        listing_hash.update(repr((scan.source, form)).encode())
-        for path in scan.slices:
-            state = path.stat()
-            listing_hash.update(repr((path.name, state.st_size, state.st_mtime_ns)).encode())
-    return {
-        "depth": options.depth,
-        "size": options.size,
-        "classes": classes,
-        "split": "file" if options.split_file else options.split,
-        "seed": options.seed,
-        "parts": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
-        "listing": listing_hash.hexdigest(),
-    }
-
-
-def _encode(
-    sound: list[tuple[Scan, ScanFormat]],
-    parts: dict[str, str],
-    size: int,
-    writer: VolumesWriter,
-    pool: Workers,
-    stop: StopRequest,
-    console: Console,
-) -> list[str]:
-    """Decode and write every scan that the file does not hold yet; the scans that turned out to be damaged."""
-    written = {row.source for row in writer.rows}
-    if written:
-        console.say(f"Continuing {writer.partial}: {len(written):,} of {len(sound):,} scans are there already.")
-    todo = [(scan, form) for scan, form in sound if scan.source not in written]
-    jobs = ((scan.slices[first : first + BATCH], form.bits, size) for scan, form in todo for first in range(0, len(scan.slices), BATCH))
-    results = pool.map(encode_slices, jobs)
-    damaged = []
-    with console.progress(sum(len(scan.slices) for scan, _ in todo), "Packing slices") as advance:
-        for scan, form in todo:
-            chunks = _take(results, len(scan.slices))
-            if isinstance(chunks, InputError):
-                damaged.append(str(chunks))
-            else:
-                kind = image_kind(sum(chunk.masked for chunk in chunks), len(chunks))
-                checks = json.dumps({"height": form.height, "width": form.width, "bits": form.bits})
-                row = ScanRow(scan.id, scan.patient, scan.label, parts[scan.patient], 0, len(chunks), kind, scan.source, checks, crc32=0)
-                writer.add(row, chunks)
-            advance(len(scan.slices))
-            if stop.received:
-                raise stop.error(f"{len(writer.rows):,} scans are packed; the same line again continues.")
-    return damaged
-
-
-def _take(results: Iterator[list[Chunk] | InputError], count: int) -> list[Chunk] | InputError:
-    """The chunks of one scan, or its first error."""
-    chunks: list[Chunk] = []
-    error: InputError | None = None
-    for _ in range(0, count, BATCH):
-        result = next(results)
-        if isinstance(result, InputError):
-            error = error or result
-        else:
-            chunks += result
-    return error or chunks
-
-
-def _report(summary: Summary, file: VolumesFile, dataset: Path, damaged: list[str], console: Console) -> None:
+def _report(summary: Summary, file: VolumesFile, options: Options, damaged: list[str], console: Console) -> None:
     if damaged:
-        console.warn(f"{len(damaged):,} scans are damaged and were left out:\n{listing(damaged)}")
-    short = [f"{dataset / row.source}: {row.slice_count} slices" for row in file.rows if not row.volume_count(file.depth)]
+        console.warn(f"{len(damaged):,} scans cannot be used and were left out:\n{listing(damaged)}")
+    if summary.quality.rows:
+        console.say(f"{summary.quality.text()}\nEach finding is in {options.quality}.")
+    short = [f"{options.dataset / row.source}: {row.slice_count} slices" for row in file.rows if not row.volume_count(file.depth)]
     if short:
         console.warn(f"{len(short):,} scans are shorter than the depth of {file.depth}; a smaller --depth uses them:\n{listing(short)}")
     dropped = sum(row.slice_count % file.depth for row in file.rows)
     if dropped:
         console.say(f"{dropped:,} slices at the ends of scans do not fill a volume of depth {file.depth} and take no part.")
-    _report_kinds(file, console)
+    _report_kinds(summary, file, options, console)
     for part, labels in missing_classes(file.rows, file.classes, file.depth).items():
         lacks = "is empty" if len(labels) == len(file.classes) else f"has no {' and no '.join(labels)}"
         console.warn(f"the {part} part {lacks}. Assign patients yourself with --split-file.")
     console.result(summary.table, summary.document())
-    console.say(f"Wrote {summary.output} and {summary.output.with_suffix('.table.csv')}.")
+    console.say(f"Wrote {summary.output}, {options.output.with_suffix('.table.csv')} and {options.quality}.")
 
 
-def _report_kinds(file: VolumesFile, console: Console) -> None:
+def _report_kinds(summary: Summary, file: VolumesFile, options: Options, console: Console) -> None:
+    other = [row for row in summary.quality.rows if row[0] in ("segmented", "complete") and row[2] == SCAN_DROPPED]
+    for code, _, _, scans, _ in other:
+        console.say(f"Left out {scans:,} {code} scans; --images all takes both kinds.")
     masked = {label: sum(row.label == label and row.image_kind == SEGMENTED for row in file.rows) for label in file.classes}
-    if any(masked.values()):
+    if any(masked.values()) and options.images == ImagesChoice.ALL:
         counts = ", ".join(f"{label} {masked[label]:,} of {sum(row.label == label for row in file.rows):,}" for label in file.classes)
         console.warn(
             f"segmented scans (black outside the lungs) among the scans: {counts}. "
             "Where the shares differ, a network can learn the mask in place of the disease."
         )
+
+
+def _records(table: Table) -> list[dict[str, Any]]:
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from PIL import Image
+
+from ctcovid.scans.read import UNDECODABLE
 
 COMPLETE, SEGMENTED = "complete", "segmented"
 
@@ -20,3 +25,16 @@ def looks_masked(pixels: np.ndarray) -> bool:
 def image_kind(masked_slices: int, slices: int) -> str:
     """ "segmented" where most slices of a scan look masked, else "complete"."""
     return SEGMENTED if 2 * masked_slices > slices else COMPLETE
+
+
+def in_colour(path: Path) -> bool:
+    """Whether a picture is in colour, as a photograph is. CT comes grey, or with three channels that are equal."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LAB", "HSV"):
+                return False
+            channels = np.asarray(picture.convert("RGB").reduce(4) if min(picture.size) >= 8 else picture.convert("RGB"), np.int16)
+    except UNDECODABLE:
+        # What is wrong with the file is found where it is read.
+        return False
+    return float(np.ptp(channels, axis=2).mean()) > 12

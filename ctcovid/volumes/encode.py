@@ -1,16 +1,21 @@
-"""Slices to chunks of volumes.h5, in worker processes: decode, resize, compress."""
+"""Slices to chunks of volumes.h5, in worker processes: decode, look at, resize, compress."""
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.kind import looks_masked
+from ctcovid.scans.kind import in_colour
+from ctcovid.scans.look import Look, look
+from ctcovid.scans.quality import Unusable
 from ctcovid.scans.read import ScanFormat, probe, read_slice, square
 
 # gzip is the one filter that every HDF5 tool has; level 1 costs least for what it saves on CT.
@@ -21,32 +26,73 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Chunk:
-    """One slice as it will lie in the file: compressed bytes, with what the writer wants to know of its pixels."""
+    """One slice as it will lie in the file: compressed bytes, the checksum of its pixels, and what its scan is judged by."""
 
     data: bytes
     crc32: int
-    masked: bool
+    look: Look
 
 
-def encode_slices(job: tuple[tuple[Path, ...], int, int]) -> list[Chunk] | InputError:
-    """Chunks of the slices ``(paths, bits, size)``; the error rather than an exception where one cannot be read."""
-    paths, bits, size = job
-    chunks = []
-    try:
-        for path in paths:
-            pixels = square(read_slice(path, bits), size)
-            # HDF5 itself makes the chunk, in memory, so that its bytes are what any HDF5 library expects.
-            with h5py.File("chunk", "w", driver="core", backing_store=False) as file:
-                dataset = file.create_dataset("slice", data=pixels[None], chunks=(1, size, size), **CHUNK_OPTIONS)
-                chunks.append(Chunk(dataset.id.read_direct_chunk((0, 0, 0))[1], zlib.crc32(pixels.tobytes()), looks_masked(pixels)))
-    except InputError as error:
-        return error
+Encoded = Chunk | Unusable
+
+
+@dataclass(frozen=True)
+class Job:
+    """Slices of one scan to encode. Of a scan that is to be checked only, `size` is None, and nothing is compressed."""
+
+    paths: tuple[Path, ...]
+    bits: int
+    size: int | None
+
+
+def encode_slices(job: Job) -> list[Encoded]:
+    """A chunk for each slice, or why it cannot be read."""
+    chunks: list[Encoded] = []
+    for path in job.paths:
+        try:
+            pixels = read_slice(path, job.bits)
+        except InputError as error:
+            chunks.append(unusable(path, error))
+        else:
+            chunks.append(Chunk(b"", 0, look(pixels)) if job.size is None else _encoded(pixels, job.size))
     return chunks
 
 
-def probe_scan(slices: tuple[Path, ...]) -> ScanFormat | InputError:
-    """The scan's format; the error rather than an exception where it has none."""
-    try:
-        return probe(slices)
-    except InputError as error:
-        return error
+def _encoded(pixels: np.ndarray, size: int) -> Chunk:
+    seen, pixels = look(pixels), square(pixels, size)
+    # HDF5 itself makes the chunk, in memory, so that its bytes are what any HDF5 library expects.
+    with h5py.File("chunk", "w", driver="core", backing_store=False) as file:
+        dataset = file.create_dataset("slice", data=pixels[None], chunks=(1, size, size), **CHUNK_OPTIONS)
+        return Chunk(dataset.id.read_direct_chunk((0, 0, 0))[1], zlib.crc32(pixels.tobytes()), seen)
+
+
+def unusable(path: Path, error: InputError) -> Unusable:
+    """What is wrong with a slice that could not be read."""
+    message = str(error)
+    if path.is_file() and path.stat().st_size == 0:
+        return Unusable("empty-file", message)
+    return Unusable("truncated" if "truncated" in message else "unreadable", message)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the headers of a scan say: the size of most slices, the most bits of any, and whether they are in colour.
+
+    The size is 0×0 where no header can be read.
+    """
+
+    form: ScanFormat
+    colour: bool
+
+
+def probe_scan(slices: Sequence[Path]) -> Probed:
+    """Read the headers of all slices. What is wrong with single ones is found when they are decoded."""
+    forms: list[ScanFormat] = []
+    for path in slices:
+        with contextlib.suppress(InputError):
+            forms.append(probe((path,)))
+    if not forms:
+        return Probed(ScanFormat(0, 0, 8), False)
+    sizes = [(form.height, form.width) for form in forms]
+    height, width = max(dict.fromkeys(sizes), key=sizes.count)
+    return Probed(ScanFormat(height, width, max(form.bits for form in forms)), in_colour(slices[len(slices) // 2]))

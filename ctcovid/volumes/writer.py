@@ -38,15 +38,17 @@ class VolumesWriter:
         self.depth, self.size, self.classes, self.positive = depth, size, classes, positive
         self.settings = json.dumps(settings, sort_keys=True, ensure_ascii=False)
         self.rows: list[ScanRow] = []
+        # Of each row the checksums of its slices, for a row may change when all scans are known.
+        self.crcs: list[list[int]] = []
 
     def __enter__(self) -> VolumesWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._require_alone()
-            rows = self._keep_best_leftover()
+            rows, crcs = self._keep_best_leftover()
             self._begin()
             if rows:
-                self._copy(rows)
+                self._copy(rows, crcs)
             self.leftover.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{self.partial} cannot be written: {error}. Choose another place with --output.") from error
@@ -65,29 +67,31 @@ class VolumesWriter:
                 # What a kill has left need not open; then nothing of it is used.
                 return
 
-    def _keep_best_leftover(self) -> list[ScanRow]:
-        """Move what a killed run has left out of the way, and say which of its scans are sound.
+    def _keep_best_leftover(self) -> tuple[list[ScanRow], list[list[int]]]:
+        """Move what a killed run has left out of the way, and say which of its scans are sound, with the checksums of their slices.
 
         HDF5 may be killed between any two writes, and going on in a file that is not consistent would spread what is wrong. So its
         sound scans are copied into a new file. A run killed while it copies leaves two files; the one with more goes on.
         """
         found = {path: self._sound_rows(path) for path in (self.partial, self.leftover)}
-        if len(found[self.partial]) > len(found[self.leftover]):
+        if len(found[self.partial][0]) > len(found[self.leftover][0]):
             self.partial.replace(self.leftover)
             return found[self.partial]
         return found[self.leftover]
 
-    def _sound_rows(self, path: Path) -> list[ScanRow]:
+    def _sound_rows(self, path: Path) -> tuple[list[ScanRow], list[list[int]]]:
         """The first scans of an unfinished file about the same content, as many as their checksums confirm."""
         rows: list[ScanRow] = []
+        sound: list[list[int]] = []
         with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError), h5py.File(path, "r", locking=False) as file:
             if file.attrs["settings"] == self.settings:
                 for row in read_rows(file):
-                    crcs = (zlib.crc32(file["slices"][index].tobytes()) for index in range(row.first_slice, _end([row])))
+                    crcs = [zlib.crc32(file["slices"][index].tobytes()) for index in range(row.first_slice, _end([row]))]
                     if row.first_slice != _end(rows) or row.crc32 != _checksum(row, crcs):
                         break
                     rows.append(row)
-        return rows
+                    sound.append(crcs)
+        return rows, sound
 
     def _begin(self) -> None:
         self.partial.unlink(missing_ok=True)
@@ -103,18 +107,20 @@ class VolumesWriter:
         self.file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, settings=self.settings, complete=False)
         self.file.flush()
 
-    def _copy(self, rows: list[ScanRow]) -> None:
-        """Take over the sound scans of the leftover, compressed as they are."""
+    def _copy(self, rows: list[ScanRow], crcs: list[list[int]]) -> None:
+        """Take over scans of the leftover, compressed as they are: of each the slices that its row speaks of."""
         with h5py.File(self.leftover, "r", locking=False) as file:
-            for row in rows:
+            for row, of_slices in zip(rows, crcs, strict=True):
+                first, row = row.first_slice, replace(row, first_slice=_end(self.rows))
                 self.slices.resize(_end([row]), axis=0)
-                for index in range(row.first_slice, _end([row])):
-                    self.slices.id.write_direct_chunk((index, 0, 0), file["slices"].id.read_direct_chunk((index, 0, 0))[1])
-                self._append(row)
+                for index in range(row.slice_count):
+                    data = file["slices"].id.read_direct_chunk((first + index, 0, 0))[1]
+                    self.slices.id.write_direct_chunk((row.first_slice + index, 0, 0), data)
+                self._append(row, of_slices)
         self.file.flush()
 
     def add(self, row: ScanRow, chunks: Iterable[Chunk]) -> None:
-        """Append a scan. `first_slice` and `crc32` of `row` are the writer's to fill in."""
+        """Append a scan. `first_slice` and `crc32` of `row` are the writer's to fill in; of a scan that is left out there are no slices."""
         row = replace(row, first_slice=_end(self.rows))
         self.slices.resize(_end([row]), axis=0)
         crcs = []
@@ -123,18 +129,27 @@ class VolumesWriter:
             crcs.append(chunk.crc32)
         # The pixels are on their way to the disk before the row that speaks of them.
         self.file.flush()
-        self._append(replace(row, crc32=_checksum(row, crcs)))
+        self._append(row, crcs)
         self.file.flush()
 
-    def _append(self, row: ScanRow) -> None:
-        self.rows.append(row)
-        for name, (value,) in columns([row]).items():
+    def _append(self, row: ScanRow, crcs: list[int]) -> None:
+        self.rows.append(replace(row, crc32=_checksum(row, crcs)))
+        self.crcs.append(crcs)
+        for name, (value,) in columns(self.rows[-1:]).items():
             dataset = self.file["scans"][name]
             dataset.resize(len(self.rows), axis=0)
             dataset[-1] = value
 
-    def finish(self) -> None:
-        """Add the virtual ``/volumes`` and the attributes, mark the file complete and give it its name."""
+    def finish(self, chosen: list[ScanRow] | None = None) -> None:
+        """Keep the rows that were chosen, add the virtual ``/volumes`` and the attributes, mark the file complete and give it its name.
+
+        Parameters
+        ----------
+        chosen : in the order of `rows`, some of them, with their part filled in; `first_slice` and `slice_count` may be narrowed to a
+            stretch of a scan. All rows as they are where it is None
+        """
+        if chosen is not None:
+            self._keep(chosen)
         self._add_volumes()
         kinds = {row.image_kind for row in self.rows}
         self.file.attrs.update(
@@ -151,6 +166,29 @@ class VolumesWriter:
         with self.partial.open("rb") as written:
             os.fsync(written.fileno())
         self.partial.replace(self.path)
+        self.leftover.unlink(missing_ok=True)
+
+    def _keep(self, chosen: list[ScanRow]) -> None:
+        """Put the chosen rows in the place of all. Where slices go with the others, what stays is copied into a new file."""
+        crcs_of = dict(zip((row.source for row in self.rows), zip(self.rows, self.crcs, strict=True), strict=True))
+        crcs = []
+        for row in chosen:
+            whole, of_slices = crcs_of[row.source]
+            skipped = row.first_slice - whole.first_slice
+            crcs.append(of_slices[skipped : skipped + row.slice_count])
+        everything = sum(row.slice_count for row in chosen) == _end(self.rows)
+        self.rows, self.crcs = [], []
+        if not everything:
+            # A run killed from here on finds the whole file there, with more scans than the new one.
+            self.file.close()
+            self.partial.replace(self.leftover)
+            self._begin()
+            self._copy(chosen, crcs)
+            return
+        for dataset in self.file["scans"].values():
+            dataset.resize(0, axis=0)
+        for row, of_slices in zip(chosen, crcs, strict=True):
+            self._append(row, of_slices)
 
     def _add_volumes(self) -> None:
         counts = [row.volume_count(self.depth) for row in self.rows]

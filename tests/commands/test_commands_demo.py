@@ -26,12 +26,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_data_set_alone_is_what_prepare_takes(made: Path, tmp_path: Path) -> None:
-    """With lesion masks beside the class folders that are no class, and a damaged file that is named and left out."""
-    summary = prepare.run(prepare.Options(made, 4, 32, tmp_path / "volumes.h5", workers=1), quiet())
+    """With lesion masks beside the class folders that are no class, and damaged files that are named and left out."""
+    options = prepare.Options(made, 4, 32, tmp_path / "volumes.h5", on_problem="drop", workers=1)
+    summary = prepare.run(options, quiet())
     assert {row[0] for row in summary.table.rows} == {"NCP", "CP", "Normal", "all"}
     with (made / "defects.csv").open(newline="") as file:
         defects = list(csv.DictReader(file))
-    corrupt = [f"{row['class']}/{row['patient']}/{row['scan']}" for row in defects if row["kind"] == "corrupt"]
+    # Repeats are dropped as well, to the bit as they are.
+    corrupt = [f"{row['class']}/{row['patient']}/{row['scan']}" for row in defects if row["kind"] in ("corrupt", "repeated")]
     assert corrupt and len(summary.failed) == len(corrupt)
     assert all(any(name in sentence for sentence in summary.failed) for name in corrupt)
 

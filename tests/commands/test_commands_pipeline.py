@@ -116,7 +116,7 @@ def test_models_lists_the_run(directory: Path) -> None:
 def test_segmented_scans_are_told_from_complete_ones(sample_data: Path, tmp_path: Path) -> None:
     shutil.copytree(sample_data / "ccccii-segmented", tmp_path / "data")
     shutil.copytree(sample_data / "ccccii" / "NCP" / "920", tmp_path / "data" / "NCP" / "920")
-    done = ctcovid(tmp_path, "prepare", "data", "--size", 64)
+    done = ctcovid(tmp_path, "prepare", "data", "--size", 64, "--images", "all")
     assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "volumes.h5") as file:
         kinds = dict(zip(file["scans/id"].asstr()[:].tolist(), file["scans/image_kind"].asstr()[:].tolist(), strict=True))

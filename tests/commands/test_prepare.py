@@ -23,6 +23,8 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError, InputError, OutputExistsError, StoppedError, UsageError
 from ctcovid.commands import prepare as module
 from ctcovid.commands.prepare import Options, Summary
+from ctcovid.phantom.chest import slices_of_chest
+from ctcovid.volumes.encode import Job
 from ctcovid.volumes.writer import VolumesWriter
 
 SIZE = 32
@@ -137,7 +139,7 @@ def test_slices_are_those_on_disk_and_no_half_file_is_left(dataset: Path, output
     expected = [np.asarray(Image.open(path)) for source in sources(output) for path in sorted((dataset / source).iterdir())]
     with h5py.File(output, "r") as file:
         assert np.array_equal(file["slices"][...], np.stack(expected))
-    assert sorted(path.name for path in output.parent.iterdir()) == ["volumes.h5", "volumes.run.json", "volumes.table.csv"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["quality.csv", "volumes.h5", "volumes.run.json", "volumes.table.csv"]
 
 
 def test_several_processes_write_the_same_as_one(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_several_processes_write_the_same_as_one(make_dataset: Callable[..., Pat
     root = make_dataset(tmp_path / "CC-CCII", patients=3, slices=31)
     cut_short(root / "CP" / "101" / "1" / "0020.png")
     for workers in (1, 3):
-        assert len(prepare(root, tmp_path / f"{workers}.h5", workers=workers).failed) == 1
+        assert len(prepare(root, tmp_path / f"{workers}.h5", on_problem="drop", workers=workers).failed) == 1
     assert content(tmp_path / "1.h5") == content(tmp_path / "3.h5")
 
 
@@ -234,7 +236,7 @@ def test_segmented_scans_among_real_ones_are_counted_by_class(
         folder.mkdir(parents=True)
         for path in sorted((sample_data / origin).iterdir())[60:65]:
             (folder / path.name).symlink_to(path)
-    prepare(tmp_path / "real", output)
+    prepare(tmp_path / "real", output, images="all")
     assert "segmented scans (black outside the lungs) among the scans: NCP 1 of 2, CP 0 of 1, Normal 1 of 1." in capsys.readouterr().err
 
 
@@ -258,8 +260,8 @@ def test_run_that_broke_off_after_some_scans_is_continued_to_the_same_file(
     decoded = set()
     encode = module.encode_slices
 
-    def noting(job: tuple[tuple[Path, ...], int, int]) -> object:
-        decoded.update(path.parent for path in job[0])
+    def noting(job: Job) -> object:
+        decoded.update(path.parent for path in job.paths)
         return encode(job)
 
     monkeypatch.setattr(module, "encode_slices", noting)
@@ -335,24 +337,26 @@ def test_killed_run_is_continued_to_the_same_file_and_leaves_no_process(tmp_path
         folder = tmp_path / "CC-CCII" / ("NCP", "CP", "Normal")[number % 3] / str(number) / "1"
         folder.mkdir(parents=True)
         for position in range(20):
-            Image.fromarray(generator.integers(0, 256, (64, 64), dtype=np.uint8)).save(folder / f"{position:04d}.png")
-    prepare(tmp_path / "CC-CCII", tmp_path / "undisturbed.h5", size=64)
-    output, status, _ = end_midway(tmp_path / "CC-CCII", 64, (150_000, 900_000), tmp_path, subprocess.Popen.kill)
+            Image.fromarray(generator.integers(0, 256, (48, 48), dtype=np.uint8)).save(folder / f"{position:04d}.png")
+    prepare(tmp_path / "CC-CCII", tmp_path / "undisturbed.h5", size=48)
+    output, status, _ = end_midway(tmp_path / "CC-CCII", 48, (100_000, 600_000), tmp_path, subprocess.Popen.kill)
     assert status == -signal.SIGKILL
     assert card(output)["status"] == "running"
-    prepare(tmp_path / "CC-CCII", output, size=64)
+    prepare(tmp_path / "CC-CCII", output, size=48)
     assert content(output) == content(tmp_path / "undisturbed.h5")
 
 
 def test_sigterm_to_the_whole_process_group_stops_in_order_with_status_75(tmp_path: Path) -> None:
     """What SLURM does: the worker hears the signal too, in the midst of decoding what the command waits for."""
-    pixels = np.random.default_rng(0).integers(0, 256, (1024, 1024), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "slice.png")
+    generator = np.random.default_rng(0)
+    for position, item in enumerate(slices_of_chest("NCP", 16, 64, 0, 0, 0, 0.2)):
+        pixels = np.clip(np.kron(item.pixels, np.ones((16, 16))) + generator.normal(0, 10, (1024, 1024)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{position}.png")
     for number in range(6):
         folder = tmp_path / "CC-CCII" / "NCP" / str(number) / "1"
         folder.mkdir(parents=True)
         for position in range(16):
-            (folder / f"{position:04d}.png").symlink_to(tmp_path / "slice.png")
+            (folder / f"{position:04d}.png").symlink_to(tmp_path / f"{position}.png")
 
     def end(process: subprocess.Popen[str]) -> None:
         # The first scan is in the file, and decoding the second takes longer than this.
@@ -396,10 +400,10 @@ def test_slice_that_changed_since_begins_anew(
         leave_after(patch, 5, fail)
         prepare(dataset, output)
     assert sources(output.with_name("volumes.h5.partial"))[0] == "CP/99/1"
-    Image.fromarray(np.full((SIZE, SIZE), 99, np.uint8)).save(dataset / "CP" / "99" / "1" / "0000.bmp")
+    Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(dataset / "CP" / "99" / "1" / "0000.bmp")
     prepare(dataset, output)
     with h5py.File(output, "r") as file:
-        assert np.all(file["slices"][0] == 99)
+        assert np.array_equal(file["slices"][0], np.eye(SIZE))
 
 
 def test_damaged_scan_stays_left_out_and_named_when_the_run_continues(
@@ -408,8 +412,8 @@ def test_damaged_scan_stays_left_out_and_named_when_the_run_continues(
     damaged = cut_short(dataset / "CP" / "101" / "1" / "0004.png")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         leave_after(patch, 5, fail)
-        prepare(dataset, output)
-    summary = prepare(dataset, output)
+        prepare(dataset, output, on_problem="drop")
+    summary = prepare(dataset, output, on_problem="drop")
     (failed,) = summary.failed
     assert str(damaged) in failed
     assert len(sources(output)) == 14 and "CP/101/1" not in sources(output)
@@ -428,7 +432,7 @@ def test_damaged_scans_are_left_out_and_named_and_the_others_are_written(
     early.write_bytes(b"")
     text = dataset / "Normal" / "200" / "1" / "0000.png"
     text.write_text("not a picture")
-    summary = prepare(dataset, output)
+    summary = prepare(dataset, output, on_problem="drop")
     assert len(summary.failed) == 3
     talk = capsys.readouterr().err
     for path in (late, early, text):
@@ -443,7 +447,7 @@ def test_damaged_scans_are_left_out_and_named_and_the_others_are_written(
 def test_line_ends_with_4_where_some_scans_failed_and_its_json_names_them(dataset: Path, tmp_path: Path) -> None:
     damaged = cut_short(dataset / "CP" / "101" / "1" / "0004.png")
     (dataset / "NCP" / "77" / "1").mkdir(parents=True)
-    done = ctcovid(tmp_path, "prepare", dataset, "--size", SIZE, "--workers", 1, "--json")
+    done = ctcovid(tmp_path, "prepare", dataset, "--size", SIZE, "--workers", 1, "--on-problem", "drop", "--json")
     assert done.returncode == 4
     document = json.loads(done.stdout)
     assert document["output"] == "volumes.h5"
@@ -458,7 +462,7 @@ def test_line_ends_with_4_where_some_scans_failed_and_its_json_names_them(datase
 def test_line_ends_with_3_where_no_scan_can_be_used_and_writes_no_volumes(dataset: Path, tmp_path: Path) -> None:
     for path in dataset.rglob("0001.png"):
         path.write_bytes(b"")
-    done = ctcovid(tmp_path, "prepare", dataset, "--size", SIZE, "--workers", 1)
+    done = ctcovid(tmp_path, "prepare", dataset, "--size", SIZE, "--workers", 1, "--on-problem", "drop")
     assert done.returncode == 3
     assert done.stdout == ""
     assert f"No scan under {dataset} can be used" in done.stderr and "0001.png: the file is empty" in done.stderr
@@ -471,7 +475,7 @@ def test_data_set_whose_scans_all_fail_to_decode_is_an_input_error(dataset: Path
     for path in dataset.rglob("0001.png"):
         cut_short(path)
     with pytest.raises(InputError, match=r"(?s)No scan under .* can be used:.*0001\.png: damaged"):
-        prepare(dataset, output)
+        prepare(dataset, output, on_problem="drop")
     assert not output.exists()
 
 
@@ -517,7 +521,7 @@ def test_shortest_line_writes_volumes_h5_here_and_the_next_one_touches_nothing(d
     done = ctcovid(tmp_path / "here", "prepare", dataset, "--size", SIZE, CTCOVID_WORKERS="1")
     assert done.returncode == 0
     assert done.stdout.startswith("| class  | split | patients | scans | slices | volumes |")
-    assert "Wrote volumes.h5 and volumes.table.csv." in done.stderr
+    assert "Wrote volumes.h5, volumes.table.csv and quality.csv." in done.stderr
     before = snapshot(tmp_path)
     again = ctcovid(tmp_path / "here", "prepare", dataset, "--size", SIZE)
     assert again.returncode == 5
@@ -564,9 +568,9 @@ def test_run_card_names_input_output_and_seed(dataset: Path, output: Path, one_p
     prepare(dataset, output, seed=5)
     found = card(output)
     assert (found["command"], found["status"], found["seed"]) == ("prepare", "done", 5)
-    assert found["outputs"] == [str(output), str(output.with_suffix(".table.csv"))]
+    assert found["outputs"] == [str(output.with_name("quality.csv")), str(output), str(output.with_suffix(".table.csv"))]
     assert found["inputs"][0]["path"] == str(dataset.resolve())
     first = found["inputs"][0]["hash"]
-    Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(dataset / "CP" / "100" / "1" / "0000.png")
+    Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(dataset / "CP" / "100" / "1" / "0000.png")
     prepare(dataset, output, seed=5, overwrite=True)
     assert card(output)["inputs"][0]["hash"] != first

@@ -71,7 +71,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _environment(tools: Path, **settings: object) -> dict[str, str]:
     """What a shell has that has ctcovid's environment activated, and these settings alone."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "CTCOVID_"))}
-    for name in ("SIZE", "EPOCHS", "DEPTHS", "BATCHES", "MODELS", "OUT", "COMPLETE", "SEGMENTED", "SAME_NUMBER"):
+    for name in ("SIZE", "EPOCHS", "DEPTHS", "BATCHES", "MODELS", "OUT", "COMPLETE", "SEGMENTED"):
         inherited.pop(name, None)
     path = {"PATH": f"{tools}:{os.environ['PATH']}", "CTCOVID_WORKERS": "1", "CTCOVID_DEVICE": "cpu"}
     return inherited | path | {name: str(value) for name, value in settings.items()}
@@ -113,7 +113,7 @@ def test_the_scripts_train_the_cells_of_the_paper(tools: Path) -> None:
     for line in lines:
         name, images, arch, depth, batch = line.split()
         assert (name, images) == (f"{arch}-d{depth}-b{batch}", "complete")
-    with_all = _paper(_environment(tools, SEGMENTED="s", SAME_NUMBER="n"), "list").stdout
+    with_all = _paper(_environment(tools, SEGMENTED="s"), "list").stdout
     assert {line.split()[0] for line in with_all.splitlines()} == {*PAPER, "r3d18-d64-b8-same-number", "r3d18-d64-b8-segmented"}
 
 

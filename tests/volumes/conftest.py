@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctcovid.volumes.encode import Chunk, encode_slices
+from ctcovid.volumes.encode import Chunk, Job, encode_slices
 from ctcovid.volumes.layout import ScanRow
 from ctcovid.volumes.writer import VolumesWriter
 
@@ -45,8 +45,8 @@ def known_scans(tmp_path: Path) -> list[KnownScan]:
         paths = tuple(tmp_path / "scans" / source / f"{position:04d}.png" for position in range(len(pixels)))
         for path, slice_ in zip(paths, pixels, strict=True):
             Image.fromarray(slice_).save(path)
-        chunks = encode_slices((paths, 8, 32))
-        assert isinstance(chunks, list)
+        chunks = encode_slices(Job(paths, 8, 32))
+        chunks = [one for one in chunks if isinstance(one, Chunk)]
         row = ScanRow(str(1000 + number), patient, label, split, 0, len(pixels), "complete", source, '{"bits": 8}', 0)
         scans.append(KnownScan(row, chunks, pixels))
     return scans

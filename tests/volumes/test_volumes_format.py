@@ -44,7 +44,7 @@ def dataset(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def file(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h5py.File]:
     path = tmp_path_factory.mktemp("out") / "volumes.h5"
-    run(Options(dataset, DEPTH, SIZE, path, workers=1), Console(quiet=True, results=False))
+    run(Options(dataset, DEPTH, SIZE, path, images="all", workers=1), Console(quiet=True, results=False))
     with h5py.File(path, "r") as opened:
         yield opened
 
@@ -133,7 +133,12 @@ def test_scans_have_one_row_each_with_all_columns(file: h5py.File) -> None:
     assert column(file, "first_slice") == [sum(counts[before] for before in ORDER[:row]) for row in range(len(ORDER))]
     kinds = ["segmented" if source in ("NCP/96/1328", "Normal/1995/500") else "complete" for source in ORDER]
     assert column(file, "image_kind") == kinds
-    assert [json.loads(text) for text in column(file, "checks")] == [{"height": 512, "width": 512, "bits": 8}] * len(ORDER)
+    checks = [json.loads(text) for text in column(file, "checks")]
+    codes = [[finding["code"] for finding in found.pop("findings", [])] for found in checks]
+    short = ["too-few-slices" if counts[source] < DEPTH else "" for source in ORDER]
+    masked = ["segmented" if kind == "segmented" else "" for kind in kinds]
+    assert codes == [[code for code in both if code] for both in zip(short, masked, strict=True)]
+    assert checks == [{"height": 512, "width": 512, "bits": 8}] * len(ORDER)
 
 
 def test_no_patient_is_in_two_splits(file: h5py.File) -> None:

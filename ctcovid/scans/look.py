@@ -1,0 +1,42 @@
+"""What the judgement of a scan needs of each slice, small enough to be handed from process to process."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ctcovid.scans.kind import looks_masked
+from ctcovid.scans.read import square
+
+SIDE = 64
+
+
+@dataclass(frozen=True)
+class Look:
+    """One decoded slice in short.
+
+    thumbnail : uint8 (64, 64), means over the slice, which was padded to a square
+    digest : equal for equal pixels
+    height, width : of the slice
+    constant : all pixels are alike
+    masked : black outside the lungs
+    """
+
+    thumbnail: np.ndarray
+    digest: int
+    height: int
+    width: int
+    constant: bool
+    masked: bool
+
+
+def look(pixels: np.ndarray) -> Look:
+    """The look of a slice, uint8 (H, W)."""
+    height, width = pixels.shape
+    thumbnail = np.asarray(Image.fromarray(square(pixels, max(height, width))).resize((SIDE, SIDE), Image.Resampling.BOX))
+    first = pixels.flat[0]
+    constant = bool(thumbnail.min() == thumbnail.max() and (pixels == first).all())
+    return Look(thumbnail, zlib.crc32(pixels.tobytes()), height, width, constant, looks_masked(thumbnail))

@@ -1,0 +1,188 @@
+"""The order of slices, from their likeness: neighbours in a chest resemble each other more than others do."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# A slice may be torn from the next where one elsewhere in the scan resembles it this much more, or where the step between them is this
+# much longer than those before and after it.
+TORN, LONGER = 1.6, 1.8
+# Slices this near in the folder are no better neighbours, only other ones.
+NEAR = 2
+# Another order is believed only where it is shorter by this share of the longest tear: sound scans are as short as they can be. One that
+# moves whole stretches is preferred to one that moves single slices, if it is longer by no more than this share of a usual step.
+SHORTER, STEADIER = 0.3, 0.3
+# In a masked slice, lung is brighter than this; slices that have none in common are as unlike as this many grey levels.
+LUNG, OUTLINE = 20, 80.0
+
+
+def distances(thumbnails: np.ndarray, masked: bool = False) -> np.ndarray:
+    """How unlike slices are, in grey levels, float64 (S, S), from thumbnails, uint8 (S, 64, 64).
+
+    Root mean square differences; of `masked` slices those of the lung that both show, and of the outlines, whose jumps from slice to
+    slice would drown it.
+    """
+    halves = thumbnails.reshape(len(thumbnails), 32, 2, 32, 2).mean((2, 4)).reshape(len(thumbnails), -1)
+    if masked:
+        return _of_lungs(halves)
+    # About the mean slice, where little is lost to rounding.
+    halves = halves - halves.mean(0)
+    squares = (halves**2).sum(1)
+    found = squares[:, None] + squares[None, :] - 2 * (halves @ halves.T)
+    np.fill_diagonal(found, 0)
+    return np.sqrt(np.maximum(found, 0) / halves.shape[1])
+
+
+def _of_lungs(pixels: np.ndarray) -> np.ndarray:
+    lung = (pixels > LUNG).astype(float)
+    grey = pixels * lung
+    common = lung @ lung.T
+    inside = (grey**2) @ lung.T
+    squares = np.maximum(inside + inside.T - 2 * (grey @ grey.T), 0) / np.maximum(common, 1)
+    area = lung.sum(1)
+    union = area[:, None] + area[None, :] - common
+    found = np.sqrt(squares) + OUTLINE * (1 - common / np.maximum(union, 1))
+    np.fill_diagonal(found, 0)
+    return found
+
+
+def tears(apart: np.ndarray) -> list[int]:
+    """Places i where slice i + 1 perhaps does not follow slice i, in a stack with these distances."""
+    count = len(apart)
+    if count < 4:
+        return []
+    far = np.abs(np.arange(count)[:, None] - np.arange(count)[None, :]) > NEAR
+    best = np.where(far, apart, np.inf).min(1)
+    step = apart[np.arange(count - 1), np.arange(1, count)]
+    # Of both sides of a seam one suffices: the other may be an end of the chest, which resembles nothing.
+    unlike = step > TORN * np.maximum(np.minimum(best[:-1], best[1:]), 0.5 * np.median(step))
+    around = np.maximum(np.append(step[1:], 0), np.append(0, step[:-1]))
+    return [int(place) for place in np.flatnonzero((unlike | (step > LONGER * around)) & (step > 0))]
+
+
+def reordered(apart: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The order in which slices follow each other, and whether that is certain; the stored order where nothing is torn.
+
+    Parameters
+    ----------
+    apart : float (S, S), distances of the slices as stored
+
+    Returns
+    -------
+    int (S,), the stored places in their better order, running as most of it ran; and whether it may be relied on
+    """
+    stored = np.arange(len(apart))
+    torn = tears(apart)
+    if not torn:
+        return stored, True
+    best = _chain(apart)
+    if 3 * len(torn) < len(stored):
+        blocks = np.split(stored, np.array(torn) + 1)
+        by_blocks = np.concatenate([blocks[place] for place in _chain_blocks(blocks, apart)])
+        if _length(apart, by_blocks) <= _length(apart, best) + STEADIER * np.median(np.diagonal(apart, 1)):
+            best = by_blocks
+    gain = _length(apart, stored) - _length(apart, best)
+    if gain >= SHORTER * max(apart[place, place + 1] for place in torn):
+        return best, True
+    return stored, gain < 0.2 * _length(apart, stored)
+
+
+def _length(apart: np.ndarray, order: np.ndarray) -> float:
+    return float(apart[order[:-1], order[1:]].sum())
+
+
+def _chain_blocks(blocks: list[np.ndarray], apart: np.ndarray) -> list[int]:
+    """Blocks in the order in which the end of one resembles the beginning of the next; none is turned round."""
+    ends, starts = [block[-1] for block in blocks], [block[0] for block in blocks]
+    seams = apart[np.ix_(ends, starts)].copy()
+    np.fill_diagonal(seams, np.inf)
+    following: dict[int, int] = {}
+    taken: set[int] = set()
+    last = list(range(len(blocks)))
+
+    def end_of(block: int) -> int:
+        while block in following:
+            block = following[block]
+        return block
+
+    for place in np.argsort(seams, axis=None, kind="stable"):
+        one, other = divmod(int(place), len(blocks))
+        if one in following or other in taken or end_of(other) == one:
+            continue
+        following[one] = other
+        taken.add(other)
+        if len(following) == len(blocks) - 1:
+            break
+    chain = [next(block for block in last if block not in taken)]
+    while chain[-1] in following:
+        chain.append(following[chain[-1]])
+    return _moved(chain, seams)
+
+
+def _moved(chain: list[int], seams: np.ndarray) -> list[int]:
+    """The chain with stretches of it moved elsewhere as long as that makes it shorter."""
+
+    def length(order: list[int]) -> float:
+        return float(seams[order[:-1], order[1:]].sum())
+
+    best = length(chain)
+    for _ in range(20):
+        found = None
+        for first in range(len(chain)):
+            for stretch in range(1, min(4, len(chain) - first) + 1):
+                rest = chain[:first] + chain[first + stretch :]
+                for to in range(len(rest) + 1):
+                    tried = rest[:to] + chain[first : first + stretch] + rest[to:]
+                    if (new := length(tried)) < best - 1e-9:
+                        best, found = new, tried
+            if len(chain) > 40 and found:
+                break
+        if found is None:
+            return chain
+        chain = found
+    return chain
+
+
+def _chain(apart: np.ndarray) -> np.ndarray:
+    """A short path through all slices: nearest pairs joined first, then 2-opt. It runs as most of the stored stack did."""
+    count = len(apart)
+    links: list[list[int]] = [[] for _ in range(count)]
+    group = np.arange(count)
+    upper = np.triu_indices(count, 1)
+    joined = 0
+    for place in np.argsort(apart[upper], kind="stable"):
+        one, other = int(upper[0][place]), int(upper[1][place])
+        if len(links[one]) < 2 and len(links[other]) < 2 and group[one] != group[other]:
+            links[one].append(other)
+            links[other].append(one)
+            group[group == group[other]] = group[one]
+            joined += 1
+            if joined == count - 1:
+                break
+    here = next(place for place in range(count) if len(links[place]) < 2)
+    path, before = [here], -1
+    while len(path) < count:
+        before, here = here, next(place for place in links[here] if place != before)
+        path.append(here)
+    order = _untangled(np.array(path), apart)
+    return order if (np.diff(order) > 0).sum() * 2 >= count - 1 else order[::-1].copy()
+
+
+def _untangled(order: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """2-opt with free ends: stretches are turned round as long as the path gets shorter."""
+    count = len(order)
+    for _ in range(2 * count):
+        along = apart[np.ix_(order, order)]
+        step = along[np.arange(count - 1), np.arange(1, count)]
+        # Turning round the stretch first..last replaces the steps into and out of it; beyond the ends there is none.
+        into, out = np.append(0, step), np.append(step, 0)
+        new_into = np.vstack([np.zeros(count), along[:-1]])
+        new_out = np.hstack([along[:, 1:], np.zeros((count, 1))])
+        gain = into[:, None] + out[None, :] - new_into - new_out
+        gain[np.tril_indices(count)] = 0
+        first, last = np.unravel_index(int(gain.argmax()), gain.shape)
+        if gain[first, last] < 1e-6:
+            break
+        order = order.copy()
+        order[first : last + 1] = order[first : last + 1][::-1]
+    return order

@@ -1,0 +1,161 @@
+"""What is wrong with a scan is found, repaired where that is certain, and never suspected where nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from defect_rates import DEFECTS, SCANS, compressed, scans, sound, variant, verdict
+
+from ctcovid.phantom.chest import slices_of_chest
+from ctcovid.scans.look import Look, look
+from ctcovid.scans.quality import Unusable, Verdict, dropped_instead, judge
+
+
+def looks(volume: np.ndarray) -> list[Look | Unusable]:
+    return [look(pixels) for pixels in volume]
+
+
+def names(count: int) -> list[str]:
+    return [f"{place:04d}.png" for place in range(count)]
+
+
+def codes(found: Verdict) -> list[str]:
+    return [finding.code for finding in found.findings]
+
+
+def actions(found: Verdict) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(finding.code, finding.action, finding.slices) for finding in found.findings]
+
+
+@pytest.fixture(scope="module")
+def real(sample_data: Path) -> dict[str, np.ndarray]:
+    return scans(sample_data)
+
+
+@pytest.fixture(scope="module")
+def chest() -> np.ndarray:
+    """A synthetic chest, uint8 (30, 96, 96)."""
+    return np.stack([item.pixels for item in slices_of_chest("NCP", 30, 96, 3, 1, 0, 0.2)])
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_whole_real_scans_and_parts_of_them_are_not_suspected(scan: str, real: dict[str, np.ndarray]) -> None:
+    masked = "segmented" in scan
+    parts = [variant(real[scan], np.random.default_rng(seed)) for seed in range(3)]
+    for volume in (real[scan], *parts):
+        found = verdict(volume)
+        assert codes(found) == (["segmented"] if masked else [])
+        assert found.kept == tuple(range(len(volume)))
+        assert found.kind == ("segmented" if masked else "complete")
+
+
+@pytest.mark.parametrize("plant", DEFECTS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("scan", SCANS[:4])
+def test_defects_planted_in_real_complete_scans_are_found_and_repaired(
+    plant: Callable[..., tuple[np.ndarray, list[int]]], scan: str, real: dict[str, np.ndarray]
+) -> None:
+    generator = np.random.default_rng(11)
+    stack, order = plant(variant(real[scan], generator), generator)
+    found = verdict(stack)
+    assert set(codes(found)) & set(DEFECTS[plant])
+    assert [order[place] for place in found.kept] == list(range(max(order) + 1))
+
+
+@pytest.mark.parametrize("plant", [sound, *DEFECTS], ids=lambda plant: plant.__name__)
+def test_defects_planted_in_a_synthetic_chest_are_found_and_repaired(
+    plant: Callable[..., tuple[np.ndarray, list[int]]], chest: np.ndarray
+) -> None:
+    stack, order = plant(chest, np.random.default_rng(2))
+    found = verdict(stack)
+    assert bool(set(codes(found)) & set(DEFECTS.get(plant, ()))) == (plant is not sound)
+    assert [order[place] for place in found.kept] == list(range(30))
+
+
+def test_slices_that_cannot_be_read_are_dropped_where_their_neighbours_remain(chest: np.ndarray) -> None:
+    slices = looks(chest)
+    slices[4], slices[11] = Unusable("truncated", "4 is cut short."), Unusable("empty-file", "11 is empty.")
+    found = judge(names(30), slices)
+    assert actions(found) == [("truncated", "slice dropped", (4,)), ("empty-file", "slice dropped", (11,))]
+    assert found.kept == tuple(place for place in range(30) if place not in (4, 11))
+
+
+@pytest.mark.parametrize("bad", [(3, 4, 5), (1, 5, 9, 13), tuple(range(30))], ids=["three in a row", "more than a tenth", "all"])
+def test_scan_that_lost_too_many_slices_is_dropped(bad: tuple[int, ...], chest: np.ndarray) -> None:
+    slices = [Unusable("unreadable", "No picture.") if place in bad else one for place, one in enumerate(looks(chest))]
+    found = judge(names(30), slices)
+    assert [(finding.severity, finding.action, finding.slices) for finding in found.findings] == [("error", "scan dropped", bad)]
+    assert found.kept == ()
+
+
+def test_slices_of_another_size_are_dropped_and_half_a_scan_of_them_drops_it(chest: np.ndarray) -> None:
+    small = [look(pixels[:80, :80]) for pixels in chest]
+    found = judge(names(30), [small[place] if place in (7, 20) else one for place, one in enumerate(looks(chest))])
+    assert actions(found) == [("mixed-sizes", "slice dropped", (7, 20))]
+    found = judge(names(30), [*small[:14], *looks(chest)[14:]])
+    assert actions(found) == [("mixed-sizes", "scan dropped", tuple(range(14)))] and found.kept == ()
+
+
+def test_slices_of_a_single_grey_level_are_dropped(chest: np.ndarray) -> None:
+    chest = chest.copy()
+    chest[0], chest[13] = 0, 77
+    found = verdict(chest)
+    assert actions(found) == [("constant", "slice dropped", (0, 13))]
+    assert found.kept == tuple(place for place in range(30) if place not in (0, 13))
+    assert verdict(np.zeros((9, 96, 96), np.uint8)).kept == ()
+
+
+def test_gaps_in_the_names_are_counted_and_even_steps_are_none(chest: np.ndarray) -> None:
+    numbers = [place + (place > 9) * 3 + (place > 19) for place in range(30)]
+    found = judge([f"{number:04d}.png" for number in numbers], looks(chest))
+    assert actions(found) == [("numbering-gap", "kept", (9, 19))]
+    assert found.findings[0].message.startswith("4 numbers left out") and "0009.png" in found.findings[0].message
+    assert codes(judge([f"IM-{2 * place}.png" for place in range(30)], looks(chest))) == []
+    assert codes(judge(["a.png"] * 30, looks(chest))) == []
+
+
+def test_order_from_positions_is_not_doubted(chest: np.ndarray) -> None:
+    assert judge(names(30), looks(chest[::-1]), ordered=True).kept == tuple(range(30))
+
+
+def test_abdomen_is_no_chest(sample_data: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.DICOMOrient(sitk.ReadImage(str(sample_data / "nifti" / "abdomen-not-chest.nii.gz")), "LPS")
+    grey = np.clip((sitk.GetArrayFromImage(image) + 1350.0) / 1500 * 255, 0, 255).astype(np.uint8)[::-1]
+    for part in (grey, grey[:60], grey[20::3]):
+        found = verdict(part)
+        assert "not-a-chest" in codes(found) and found.kept == ()
+
+
+def test_unrelated_pictures_and_photographs_are_no_chest() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    pictures = [np.rint(picture.mean(2)).astype(np.uint8) for picture in datasets.load_sample_images().images]
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        corners = [(generator.integers(2), generator.integers(290), generator.integers(500)) for _ in range(20)]
+        stack = np.stack([pictures[which][top : top + 128, left : left + 128] for which, top, left in corners])
+        assert "not-a-chest" in codes(verdict(stack))
+    noise = generator.integers(0, 256, (20, 96, 96), dtype=np.uint8)
+    assert "not-a-chest" in codes(verdict(noise))
+
+
+def test_who_wants_no_repairs_loses_the_scan_and_keeps_sound_ones(chest: np.ndarray) -> None:
+    assert dropped_instead(verdict(chest)).kept == tuple(range(30))
+    found = dropped_instead(verdict(chest[::-1]))
+    assert actions(found) == [("feet-first", "scan dropped", ())] and found.kept == ()
+
+
+def test_few_slices_and_small_pictures_are_left_as_they_are(chest: np.ndarray) -> None:
+    """They show too little to be judged by."""
+    assert verdict(chest[:5][::-1]) == Verdict((), tuple(range(5)), "complete")
+    assert verdict(chest[::-1, :60, :60]) == Verdict((), tuple(range(30)), "complete")
+
+
+def test_noise_and_compression_make_no_repeats(chest: np.ndarray) -> None:
+    """Neighbours that another compression brings nearer to each other are still neighbours."""
+    generator = np.random.default_rng(1)
+    noisy = np.clip(chest + generator.normal(0, 8, chest.shape), 0, 255).astype(np.uint8)
+    assert codes(verdict(noisy)) == []
+    assert codes(verdict(np.stack([compressed(pixels, 60) for pixels in chest]))) == []
