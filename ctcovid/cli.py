@@ -95,7 +95,8 @@ def Beyond(what: str, *names: str, **limits: Any) -> Any:  # noqa: N802
     return typer.Option(*names, help=what, rich_help_panel="Beyond the paper's recipe, all off by default", show_default=False, **limits)
 
 
-Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, or trees of such folders.", show_default=False)]
+Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, trees of them, scan files, or a CSV of paths.", show_default=False)]
+Series = Annotated[str | None, typer.Option(help="DICOM series, by UID, number or description, of each study.", show_default=False)]
 
 
 @app.callback()
@@ -108,7 +109,7 @@ def root(
 @app.command(epilog="Example: ctcovid prepare ./CC-CCII --depth 4")
 def prepare(
     ctx: typer.Context,
-    dataset: Annotated[Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices.", show_default=False)],
+    dataset: Annotated[Path, typer.Argument(help="Folder of CLASS/patient/scan, or CSV of path,label,patient.", show_default=False)],
     depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice.")] = 512,
     output: Annotated[Path, typer.Option("--output", "-o", help="HDF5 file to write.")] = Path("volumes.h5"),
@@ -117,6 +118,9 @@ def prepare(
     positive: Annotated[
         str | None, typer.Option(help="Class that precision and recall are about; by default the first.", show_default=False)
     ] = None,
+    window: Annotated[str, typer.Option(help="Level and width that Hounsfield units become grey by.", metavar="LEVEL/WIDTH")] = "-600/1500",
+    series: Series = None,
+    keep_ids: Annotated[bool, typer.Option("--keep-ids", help="Write DICOM's own patient and study ids, not pseudonyms.")] = False,
     seed: Seed = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -230,6 +234,7 @@ def predict(
     ctx: typer.Context,
     scans: Scans,
     model: Model = None,
+    series: Series = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="CSV or JSON file to write, in place of stdout.", show_default=False)
     ] = None,
@@ -252,6 +257,7 @@ def explain(
     ctx: typer.Context,
     scans: Scans,
     model: Model = None,
+    series: Series = None,
     layer: Annotated[str | None, typer.Option(help="Layer to look at; by default the last convolution's.", show_default=False)] = None,
     target: Annotated[str | None, typer.Option(help="Class to explain; by default the one predicted.", show_default=False)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each volume.")] = 10,

@@ -18,9 +18,14 @@ from ctcovid.base.signals import StopRequest
 from ctcovid.base.workers import Workers
 from ctcovid.reports.dataset_table import dataset_table, missing_classes
 from ctcovid.reports.tables import Table
-from ctcovid.scans.discover import Scan, class_order, find_dataset, positive_class
+from ctcovid.scans.discover import class_order, find_dataset, positive_class
+from ctcovid.scans.findings import warn_of
 from ctcovid.scans.kind import SEGMENTED, image_kind
+from ctcovid.scans.manifest import is_manifest, manifest_parts, manifest_scans
+from ctcovid.scans.privacy import Pseudonyms
 from ctcovid.scans.read import ScanFormat
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.window import Window, parse_window
 from ctcovid.volumes.encode import BATCH, Chunk, encode_slices, probe_scan
 from ctcovid.volumes.layout import ScanRow
 from ctcovid.volumes.reader import VolumesFile
@@ -39,6 +44,9 @@ class Options:
     split: str = "60/20/20"
     split_file: Path | None = None
     positive: str | None = None
+    window: str = "-600/1500"
+    series: str | None = None
+    keep_ids: bool = False
     seed: int = 0
     workers: int = 0
     overwrite: bool = False
@@ -64,11 +72,13 @@ def run(options: Options, console: Console) -> Summary:
     shares = parse_shares(options.split)
     if options.split_file is not None and options.sources.get("split", "default") != "default":
         raise UsageError("--split and --split-file exclude each other. Give one of them.")
-    scans, problems = find_dataset(options.dataset)
+    window = parse_window(options.window)
+    scans, problems, given = _find(options)
     classes = class_order(scan.label for scan in scans)
     positive = positive_class(classes, options.positive)
     patients, slices = len({scan.patient for scan in scans}), sum(len(scan.slices) for scan in scans)
     console.say(f"Found {len(scans):,} scans of {patients:,} patients in {', '.join(classes)}: {slices:,} slices.")
+    warn_of(scans, console)
 
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
     workers = options.workers or cpus.allowed()
@@ -84,10 +94,10 @@ def run(options: Options, console: Console) -> Summary:
             raise InputError(
                 f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
             )
-        parts = _split([scan for scan, _ in sound], classes, shares, options, console)
-        settings = _settings(options, classes, parts, sound)
+        parts = given or _split([scan for scan, _ in sound], classes, shares, options, console)
+        settings = _settings(options, classes, parts, sound, window, "manifest" if given else "")
         with VolumesWriter(options.output, options.depth, options.size, classes, positive, settings) as writer:
-            damaged = _encode(sound, parts, options.size, writer, pool, stop, console)
+            damaged = _encode(sound, parts, options.size, window, writer, pool, stop, console)
             if not writer.rows:
                 raise InputError(f"No scan under {options.dataset} can be used:\n{listing(damaged)}")
             writer.finish()
@@ -102,6 +112,17 @@ def run(options: Options, console: Console) -> Summary:
         card.content["failed"] = summary.failed
     _report(summary, file, options.dataset, damaged, console)
     return summary
+
+
+def _find(options: Options) -> tuple[list[Scan], list[str], dict[str, str] | None]:
+    """Scans, what looked wrong on the way, and part by patient where a manifest gives it."""
+    if is_manifest(options.dataset):
+        given = manifest_parts(options.dataset)
+        if given and options.split_file is not None:
+            raise UsageError(f"{options.dataset} has a split, which --split-file would contradict. Leave one of them away.")
+        return manifest_scans(options.dataset, options.series), [], given
+    salt = None if options.keep_ids else options.output.with_name(options.output.name + ".salt")
+    return *find_dataset(options.dataset, options.series, Pseudonyms(salt)), None
 
 
 def _split(scans: list[Scan], classes: list[str], shares: tuple[float, float, float], options: Options, console: Console) -> dict[str, str]:
@@ -127,7 +148,7 @@ def _check(scans: list[Scan], pool: Workers, stop: StopRequest, console: Console
     sound, unsound = [], []
     total = sum(len(scan.slices) for scan in scans)
     with console.progress(total, "Checking slices") as advance:
-        for scan, found in zip(scans, pool.map(probe_scan, (scan.slices for scan in scans)), strict=True):
+        for scan, found in zip(scans, pool.map(probe_scan, scans), strict=True):
             if isinstance(found, InputError):
                 unsound.append(str(found))
             else:
@@ -138,19 +159,22 @@ def _check(scans: list[Scan], pool: Workers, stop: StopRequest, console: Console
     return sound, unsound
 
 
-def _settings(options: Options, classes: list[str], parts: dict[str, str], sound: list[tuple[Scan, ScanFormat]]) -> dict[str, Any]:
+def _settings(
+    options: Options, classes: list[str], parts: dict[str, str], sound: list[tuple[Scan, ScanFormat]], window: Window, source: str
+) -> dict[str, Any]:
     """All that the file's content depends on: a killed run is continued only where none of it has changed."""
     listing_hash = hashlib.sha256()
     for scan, form in sound:
         listing_hash.update(repr((scan.source, form)).encode())
-        for path in scan.slices:
+        for path in dict.fromkeys(scan.slices):
             state = path.stat()
             listing_hash.update(repr((path.name, state.st_size, state.st_mtime_ns)).encode())
     return {
         "depth": options.depth,
         "size": options.size,
         "classes": classes,
-        "split": "file" if options.split_file else options.split,
+        "split": source or ("file" if options.split_file else options.split),
+        "window": [window.level, window.width],
         "seed": options.seed,
         "parts": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         "listing": listing_hash.hexdigest(),
@@ -161,6 +185,7 @@ def _encode(
     sound: list[tuple[Scan, ScanFormat]],
     parts: dict[str, str],
     size: int,
+    window: Window,
     writer: VolumesWriter,
     pool: Workers,
     stop: StopRequest,
@@ -171,12 +196,12 @@ def _encode(
     if written:
         console.say(f"Continuing {writer.partial}: {len(written):,} of {len(sound):,} scans are there already.")
     todo = [(scan, form) for scan, form in sound if scan.source not in written]
-    jobs = ((scan.slices[first : first + BATCH], form.bits, size) for scan, form in todo for first in range(0, len(scan.slices), BATCH))
+    jobs = ((part, form.bits, size, window) for scan, form in todo for part in scan.parts(BATCH))
     results = pool.map(encode_slices, jobs)
     damaged = []
     with console.progress(sum(len(scan.slices) for scan, _ in todo), "Packing slices") as advance:
         for scan, form in todo:
-            chunks = _take(results, len(scan.slices))
+            chunks = _take(results, len(scan.parts(BATCH)))
             if isinstance(chunks, InputError):
                 damaged.append(str(chunks))
             else:
@@ -191,10 +216,10 @@ def _encode(
 
 
 def _take(results: Iterator[list[Chunk] | InputError], count: int) -> list[Chunk] | InputError:
-    """The chunks of one scan, or its first error."""
+    """The chunks of one scan, which come in `count` parts, or its first error."""
     chunks: list[Chunk] = []
     error: InputError | None = None
-    for _ in range(0, count, BATCH):
+    for _ in range(count):
         result = next(results)
         if isinstance(result, InputError):
             error = error or result

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import listing
 
 INFO, WARNING, ERROR = "info", "warning", "error"
 KEPT, REPAIRED, SLICE_DROPPED, SCAN_DROPPED = "kept", "repaired", "slice dropped", "scan dropped"
@@ -22,3 +27,21 @@ class Finding:
     message: str
     action: str = KEPT
     slices: tuple[int, ...] | str = ()
+
+
+class Judged(Protocol):
+    """What findings are about: a scan."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def findings(self) -> tuple[Finding, ...]: ...
+
+
+def warn_of(scans: Sequence[Judged], console: Console) -> None:
+    """Say what was found: warnings as such, what merely is to be known as talk. Errors are said by what cannot go on."""
+    for severity, tell in ((INFO, console.say), (WARNING, console.warn)):
+        lines = [f"{scan.id}: {one.message} ({one.action})" for scan in scans for one in scan.findings if one.severity == severity]
+        if lines:
+            tell(f"{len(lines):,} notes on scans:\n{listing(lines)}" if len(lines) > 1 else f"Scan {lines[0]}.")

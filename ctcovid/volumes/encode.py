@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import h5py
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.kind import looks_masked
-from ctcovid.scans.read import ScanFormat, probe, read_slice, square
+from ctcovid.scans.read import ScanFormat, read_slices, scan_format, square
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.window import Window
 
 # gzip is the one filter that every HDF5 tool has; level 1 costs least for what it saves on CT.
 CHUNK_OPTIONS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
@@ -28,13 +29,13 @@ class Chunk:
     masked: bool
 
 
-def encode_slices(job: tuple[tuple[Path, ...], int, int]) -> list[Chunk] | InputError:
-    """Chunks of the slices ``(paths, bits, size)``; the error rather than an exception where one cannot be read."""
-    paths, bits, size = job
+def encode_slices(job: tuple[Scan, int, int, Window]) -> list[Chunk] | InputError:
+    """Chunks of the slices ``(scan or part of one, bits, size, window)``; the error rather than an exception where one cannot be read."""
+    scan, bits, size, window = job
     chunks = []
     try:
-        for path in paths:
-            pixels = square(read_slice(path, bits), size)
+        for decoded in read_slices(scan, bits, window):
+            pixels = square(decoded, size)
             # HDF5 itself makes the chunk, in memory, so that its bytes are what any HDF5 library expects.
             with h5py.File("chunk", "w", driver="core", backing_store=False) as file:
                 dataset = file.create_dataset("slice", data=pixels[None], chunks=(1, size, size), **CHUNK_OPTIONS)
@@ -44,9 +45,9 @@ def encode_slices(job: tuple[tuple[Path, ...], int, int]) -> list[Chunk] | Input
     return chunks
 
 
-def probe_scan(slices: tuple[Path, ...]) -> ScanFormat | InputError:
+def probe_scan(scan: Scan) -> ScanFormat | InputError:
     """The scan's format; the error rather than an exception where it has none."""
     try:
-        return probe(slices)
+        return scan_format(scan)
     except InputError as error:
         return error

@@ -23,6 +23,8 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError, InputError, OutputExistsError, StoppedError, UsageError
 from ctcovid.commands import prepare as module
 from ctcovid.commands.prepare import Options, Summary
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.window import Window
 from ctcovid.volumes.writer import VolumesWriter
 
 SIZE = 32
@@ -258,8 +260,8 @@ def test_run_that_broke_off_after_some_scans_is_continued_to_the_same_file(
     decoded = set()
     encode = module.encode_slices
 
-    def noting(job: tuple[tuple[Path, ...], int, int]) -> object:
-        decoded.update(path.parent for path in job[0])
+    def noting(job: tuple[Scan, int, int, Window]) -> object:
+        decoded.add(job[0].folder)
         return encode(job)
 
     monkeypatch.setattr(module, "encode_slices", noting)

@@ -11,7 +11,13 @@ import pytest
 from PIL import Image
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.window import LUNG
 from ctcovid.volumes.encode import encode_slices, probe_scan
+
+
+def pictures(*slices: Path) -> Scan:
+    return Scan("scan", "", "", slices[0].parent, slices, ".")
 
 
 def fletcher32(data: bytes) -> int:
@@ -26,7 +32,7 @@ def fletcher32(data: bytes) -> int:
 
 def test_chunk_is_gzip_of_the_pixels_with_their_fletcher32(sample_data: Path) -> None:
     path = sample_data / "ccccii/NCP/920/2462/0025.JPG"
-    (chunk,) = encode_slices(((path,), 8, 128))  # type: ignore[misc]
+    (chunk,) = encode_slices((pictures(path), 8, 128, LUNG))  # type: ignore[misc]
     compressed, checksum = chunk.data[:-4], int.from_bytes(chunk.data[-4:], "little")
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L").resize((128, 128), Image.Resampling.BILINEAR))
@@ -37,7 +43,7 @@ def test_chunk_is_gzip_of_the_pixels_with_their_fletcher32(sample_data: Path) ->
 
 def test_chunk_knows_whether_the_slice_is_masked(sample_data: Path) -> None:
     complete, masked = (sample_data / name for name in ("ccccii/NCP/16/1164/0070.png", "ccccii-segmented/NCP/96/1328/0058.png"))
-    assert [chunk.masked for chunk in encode_slices(((complete, masked), 8, 64))] == [False, True]  # type: ignore[union-attr]
+    assert [chunk.masked for chunk in encode_slices((pictures(complete, masked), 8, 64, LUNG))] == [False, True]  # type: ignore[union-attr]
 
 
 def test_encoding_leaves_no_file_behind(make_scan: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +51,10 @@ def test_encoding_leaves_no_file_behind(make_scan: Callable[..., Path], tmp_path
     slices = tuple(sorted(make_scan(tmp_path / "scan").iterdir()))
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    encode_slices((slices, 8, 32))
+    encode_slices((pictures(*slices), 8, 32, LUNG))
     assert list((tmp_path / "empty").iterdir()) == []
     (tmp_path / "empty" / "chunk").write_text("mine")
-    encode_slices((slices, 8, 32))
+    encode_slices((pictures(*slices), 8, 32, LUNG))
     assert (tmp_path / "empty" / "chunk").read_text() == "mine"
 
 
@@ -57,7 +63,7 @@ def test_errors_come_back_as_values_that_name_the_slice(make_scan: Callable[...,
     whole = (folder / "0003.png").read_bytes()
     (folder / "0003.png").write_bytes(whole[: len(whole) // 2])
     slices = tuple(sorted(folder.iterdir()))
-    found = encode_slices((slices, 8, 32))
+    found = encode_slices((pictures(*slices), 8, 32, LUNG))
     assert isinstance(found, InputError) and str(folder / "0003.png") in str(found)
     (folder / "0003.png").write_bytes(b"")
-    assert isinstance(probe_scan(slices), InputError)
+    assert isinstance(probe_scan(pictures(*slices)), InputError)

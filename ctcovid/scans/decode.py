@@ -1,0 +1,203 @@
+"""NIfTI, NRRD and MetaImage, read by SimpleITK, and all that is in Hounsfield units brought to grey."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctcovid.base.errors import InputError
+from ctcovid.scans.findings import ERROR, KEPT, SCAN_DROPPED, WARNING, Finding
+from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise
+from ctcovid.scans.pixels import dicom_frames
+from ctcovid.scans.quiet import silenced
+from ctcovid.scans.scan import MOST_BYTES, Scan, Stack
+from ctcovid.scans.window import Window
+
+# Also the order in which a name is taken apart: .nii.gz before .gz.
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+# What a header says of its axes, where it says anything.
+AXES_IN_HEADER = rb"(?mi)^(space directions:|TransformMatrix\s*=|Rotation\s*=|Orientation\s*=)"
+HEADER_BYTES = 1 << 16
+# Deflate makes nothing smaller than by this factor.
+MOST_DEFLATED = 1040
+
+
+def ending(name: str) -> str:
+    """The ending of a volume file's name, in lower case; empty where it is none."""
+    return next((known for known in VOLUME_ENDINGS if name.lower().endswith(known)), "")
+
+
+def volume_scan(place: Scan, path: Path) -> Scan:
+    """`place` with the slices of a volume file, by its header alone; without slices, and with the reason, where it cannot be used."""
+    try:
+        reader = _header(path)
+        size, spacing = reader.GetSize(), reader.GetSpacing()
+        _require_grey_3d(reader)
+        kind = ending(path.name)
+        _require_whole(path, kind, int(np.prod([float(length) for length in size])) * _bytes_per_value(reader))
+        columns, rows, slices = (*size, 1)[:3]
+        affine = np.eye(4)
+        dimension = len(size)
+        directions = np.array(reader.GetDirection()).reshape(dimension, dimension)
+        known = min(dimension, 3)
+        affine[:known, :known] = directions[:known, :known] * np.array(spacing[:known])
+        affine[:known, 3] = reader.GetOrigin()[:known]
+        turn, geometry, angle = normalise(LPS_TO_RAS @ affine, (slices, rows, columns))
+    except ValueError as error:
+        return _without(place, str(error))
+    except RuntimeError:
+        return _without(place, "damaged, or not what its name says")
+    except OSError as error:
+        return _without(place, error.strerror or "not readable")
+    findings = []
+    if angle > MOST_OBLIQUE:
+        return _without(place, f"its axes stand {angle:.0f}° from the patient's; resample it to axial slices")
+    if angle > OBLIQUE:
+        findings.append(Finding("oblique", WARNING, f"slices stand {angle:.0f}° from the patient's axes and are used as they are", KEPT))
+    if not _says_axes(path, kind, reader):
+        text = "it does not say how it lies in the patient; its axes are taken for left, back and head"
+        findings.append(Finding("orientation-unknown", WARNING, text, KEPT))
+    across, down, _ = geometry.spacing
+    if abs(across - down) > 0.02 * max(across, down):
+        text = f"pixels are {across:.4g} mm wide and {down:.4g} mm high; they are taken for square"
+        findings.append(Finding("anisotropic-pixels", WARNING, text, KEPT))
+    count = (slices, rows, columns)[turn.axes[0]]
+    return _with(place, path, count, Stack("volume", (slices, rows, columns), turn, (), geometry), findings)
+
+
+def decode_slice(path: Path, stack: Stack, window: Window) -> np.ndarray:
+    """One DICOM file of one slice as uint8 (H, W), turned.
+
+    Raises InputError where it cannot be decoded.
+    """
+    (values,) = dicom_frames(path, stack.shape)
+    return np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
+
+
+def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[np.ndarray]:
+    """The slices of a file that holds all of them, as uint8 (H, W), turned and from head to feet.
+
+    Raises InputError where it cannot be decoded.
+    """
+    if stack.frames:
+        for values in dicom_frames(path, stack.shape, stack.frames):
+            yield np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
+        return
+    values = _decode(path)
+    if values.shape != stack.shape:
+        raise InputError(f"{path}: other pixels than its header declares. Copy it again or remove the scan.")
+    # There is no CT without air, which is far below 0 Hounsfield units: such values are grey already.
+    grey_already = values.min() >= 0 and values.max() <= 255
+    for frame in stack.turn(values):
+        yield np.rint(frame).astype(np.uint8) if grey_already else window.grey(np.ascontiguousarray(frame))
+
+
+def _decode(path: Path) -> np.ndarray:
+    """Values in Hounsfield units, (slices, rows, columns)."""
+    import SimpleITK
+
+    try:
+        with silenced():
+            values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    except RuntimeError as error:
+        if not path.exists():
+            raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error
+        raise InputError(f"{path}: damaged, its pixels cannot be decoded. Copy it again or remove the scan.") from error
+    if values.ndim == 2:
+        return values[None]
+    return values[0] if values.ndim == 4 else values
+
+
+def _header(path: Path) -> Any:
+    import SimpleITK
+
+    if path.stat().st_size == 0:
+        raise ValueError("empty")
+    _require_own_data(path)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    with silenced():
+        reader.ReadImageInformation()
+    return reader
+
+
+def _require_grey_3d(reader: Any) -> None:
+    size = reader.GetSize()
+    if reader.GetNumberOfComponents() != 1:
+        raise ValueError("colours or vectors in place of grey values")
+    if not 2 <= len(size) <= 4 or (len(size) == 4 and size[3] != 1):
+        raise ValueError(f"{'×'.join(map(str, size))} values; a scan has three axes")
+
+
+def _bytes_per_value(reader: Any) -> int:
+    import SimpleITK
+
+    bits = re.search(r"(\d+)-bit", SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
+    return int(bits[1]) // 8 if bits else 8
+
+
+def _require_whole(path: Path, kind: str, declared: int) -> None:
+    """Raises ValueError where the values that the header declares are too many, or cannot all be there."""
+    size = path.stat().st_size
+    if declared > MOST_BYTES:
+        raise ValueError(f"it declares {declared / 1e9:.1f} GB of values; a scan has fewer")
+    if declared > size * MOST_DEFLATED:
+        raise ValueError("cut short, or its header is damaged")
+    if kind == ".nii" and size < declared:
+        raise ValueError("cut short")
+    if kind == ".nii.gz" and _unpacked(path, declared) < declared:
+        raise ValueError("cut short, or damaged")
+
+
+def _unpacked(path: Path, enough: int) -> int:
+    """Bytes that a gzip file holds, at least whether there are `enough`: ITK fills up with zeros what is missing."""
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        said = int.from_bytes(file.read(4), "little")
+    if enough <= said <= enough + HEADER_BYTES:
+        return said
+    # Several streams in one file, or no whole one: only reading tells.
+    total = 0
+    try:
+        with gzip.open(path, "rb") as file:
+            while total < enough and (piece := file.read(1 << 20)):
+                total += len(piece)
+    except (OSError, EOFError, zlib.error):
+        return 0
+    return total
+
+
+def _require_own_data(path: Path) -> None:
+    """A MetaImage or NRRD header may name another file, which must lie beside it and be a plain file."""
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    for named in re.findall(rb"(?mi)^(?:ElementDataFile\s*=|data ?file:)[ \t]*([^\r\n]*)", head[:HEADER_BYTES]):
+        name = os.fsdecode(named.strip())
+        if name.upper() == "LOCAL":
+            return
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise ValueError(f"its values lie in {name[:100]}, which is no file beside it")
+
+
+def _says_axes(path: Path, kind: str, reader: Any) -> bool:
+    if kind.startswith(".nii"):
+        codes = [reader.GetMetaData(name) for name in ("qform_code", "sform_code") if reader.HasMetaDataKey(name)]
+        return any(code.strip() not in ("", "0") for code in codes)
+    with path.open("rb") as file:
+        return re.search(AXES_IN_HEADER, file.read(HEADER_BYTES)) is not None
+
+
+def _with(place: Scan, path: Path, count: int, stack: Stack, findings: list[Finding]) -> Scan:
+    return replace(place, slices=(path,) * count, stack=stack, findings=tuple(findings))
+
+
+def _without(place: Scan, message: str) -> Scan:
+    return replace(place, slices=(), findings=(Finding("unreadable", ERROR, message, SCAN_DROPPED),))
