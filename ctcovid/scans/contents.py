@@ -53,7 +53,7 @@ def look_into(folder: Path) -> Contents:
         elif ending(name):
             volumes.append(folder / name)
         # Names of DICOM files often have no ending, or are UIDs.
-        elif suffix in DICOM or (not re.search("[a-z]", suffix) and is_dicom(folder / name)):
+        elif suffix in DICOM or is_dicom(folder / name):
             dicom.append(folder / name)
     if dicom and len(dicom) >= len(pictures):
         return Contents(dicom=tuple(dicom))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -26,6 +27,11 @@ VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 # What a header says of its axes, where it says anything.
 AXES_IN_HEADER = rb"(?mi)^(space directions:|TransformMatrix\s*=|Rotation\s*=|Orientation\s*=)"
 HEADER_BYTES = 1 << 16
+# The formats of which ITK reads a part without reading all, and how much of them at a time, in 32-bit floats.
+READ_IN_SLABS = (".nii", ".nii.gz")
+SLAB_BYTES = 256 << 20
+# Brings 0 to 255 to themselves.
+AS_IT_IS = Window(127.5, 255)
 # Deflate makes nothing smaller than by this factor.
 MOST_DEFLATED = 1040
 
@@ -42,7 +48,7 @@ def volume_scan(place: Scan, path: Path) -> Scan:
         size, spacing = reader.GetSize(), reader.GetSpacing()
         _require_grey_3d(reader)
         kind = ending(path.name)
-        _require_whole(path, kind, int(np.prod([float(length) for length in size])) * _bytes_per_value(reader))
+        _require_whole(path, kind, reader)
         columns, rows, slices = (*size, 1)[:3]
         affine = np.eye(4)
         dimension = len(size)
@@ -91,29 +97,81 @@ def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[np.ndarr
         for values in dicom_frames(path, stack.shape, stack.frames):
             yield np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
         return
-    values = _decode(path)
-    if values.shape != stack.shape:
-        raise InputError(f"{path}: other pixels than its header declares. Copy it again or remove the scan.")
+    greys, lowest, highest = _greys(path, stack, window)
     # There is no CT without air, which is far below 0 Hounsfield units: such values are grey already.
-    grey_already = values.min() >= 0 and values.max() <= 255
-    for frame in stack.turn(values):
-        yield np.rint(frame).astype(np.uint8) if grey_already else window.grey(np.ascontiguousarray(frame))
+    if lowest >= 0 and highest <= 255:
+        greys, _, _ = _greys(path, stack, AS_IT_IS)
+    yield from (np.ascontiguousarray(frame) for frame in stack.turn(greys))
 
 
-def _decode(path: Path) -> np.ndarray:
-    """Values in Hounsfield units, (slices, rows, columns)."""
+def _greys(path: Path, stack: Stack, window: Window) -> tuple[np.ndarray, float, float]:
+    """All of a volume file as uint8 of the file's shape, with the lowest and the highest of its values; read in slabs, to spare memory."""
+    _require_sound(path)
+    greys = np.empty(stack.shape, np.uint8)
+    lowest, highest = np.inf, -np.inf
+    slices, rows, columns = stack.shape
+    thickness = max(1, SLAB_BYTES // (4 * rows * columns))
+    for first in range(0, slices, thickness):
+        last = min(first + thickness, slices)
+        try:
+            values = _slab(path, first, last) if ending(path.name) in READ_IN_SLABS else _slab(path, 0, slices)[first:last]
+        except RuntimeError as error:
+            if not path.exists():
+                raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error
+            raise InputError(f"{path}: damaged, its values cannot be decoded. Copy it again or remove the scan.") from error
+        if values.shape != (last - first, rows, columns):
+            raise InputError(f"{path}: other values than its header declares. Copy it again or remove the scan.")
+        for place, frame in enumerate(values, start=first):
+            lowest, highest = min(lowest, float(frame.min())), max(highest, float(frame.max()))
+            greys[place] = window.grey(frame)
+    return greys, lowest, highest
+
+
+def _slab(path: Path, first: int, last: int) -> np.ndarray:
+    """Slices of a volume file, as it has them."""
     import SimpleITK
 
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    with silenced():
+        reader.ReadImageInformation()
+        size = list(reader.GetSize())
+        if len(size) > 2:
+            reader.SetExtractIndex([0, 0, first, 0][: len(size)])
+            reader.SetExtractSize([*size[:2], last - first, 1][: len(size)])
+        values = SimpleITK.GetArrayFromImage(reader.Execute())
+    return values.reshape(-1, *values.shape[-2:])
+
+
+def _require_sound(path: Path) -> None:
+    """Raises InputError where a compressed MetaImage is damaged, which ITK does not notice."""
+    if ending(path.name) not in (".mha", ".mhd"):
+        return
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+        if not re.search(rb"(?mi)^CompressedData\s*=\s*True", head):
+            return
+        named = re.search(rb"(?mi)^ElementDataFile\s*=[ \t]*([^\r\n]*)\r?\n", head)
+        if named is None or named[1].strip().upper() == b"LOCAL":
+            file.seek(named.end() if named else 0)
+            sound = _inflates(file)
+        else:
+            with (path.parent / os.fsdecode(named[1].strip())).open("rb") as beside:
+                sound = _inflates(beside)
+    if not sound:
+        raise InputError(f"{path}: damaged, its values cannot be decoded. Copy it again or remove the scan.")
+
+
+def _inflates(file: BinaryIO) -> bool:
+    unpacker = zlib.decompressobj()
     try:
-        with silenced():
-            values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-    except RuntimeError as error:
-        if not path.exists():
-            raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error
-        raise InputError(f"{path}: damaged, its pixels cannot be decoded. Copy it again or remove the scan.") from error
-    if values.ndim == 2:
-        return values[None]
-    return values[0] if values.ndim == 4 else values
+        while piece := file.read(1 << 20):
+            while piece:
+                unpacker.decompress(piece, 1 << 22)
+                piece = unpacker.unconsumed_tail
+    except zlib.error:
+        return False
+    return unpacker.eof
 
 
 def _header(path: Path) -> Any:
@@ -137,24 +195,32 @@ def _require_grey_3d(reader: Any) -> None:
         raise ValueError(f"{'×'.join(map(str, size))} values; a scan has three axes")
 
 
+def _require_whole(path: Path, kind: str, reader: Any) -> None:
+    """Raises ValueError where the values that the header declares are too many, or cannot all be there."""
+    values = math.prod(reader.GetSize())
+    stored = values * _bytes_per_value(reader)
+    # Of what is read in slabs, only greys are held.
+    if (values if kind in READ_IN_SLABS else stored) > MOST_BYTES:
+        raise ValueError(f"it declares {stored / 1e9:.1f} GB of values; a scan has fewer")
+    if kind in READ_IN_SLABS:
+        stored += int(float(_entry(reader, "vox_offset") or 0))
+    size = path.stat().st_size
+    if kind != ".mhd" and stored > size * MOST_DEFLATED:
+        raise ValueError("cut short, or its header is damaged")
+    if (kind == ".nii" and size < stored) or (kind == ".nii.gz" and _unpacked(path, stored) < stored):
+        raise ValueError("cut short")
+
+
 def _bytes_per_value(reader: Any) -> int:
+    """Of a value in the file; a rescaled one is larger in memory."""
     import SimpleITK
 
-    bits = re.search(r"(\d+)-bit", SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
-    return int(bits[1]) // 8 if bits else 8
+    said = re.search(r"(\d+)-bit", SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
+    return int(_entry(reader, "bitpix") or (said[1] if said else 64)) // 8
 
 
-def _require_whole(path: Path, kind: str, declared: int) -> None:
-    """Raises ValueError where the values that the header declares are too many, or cannot all be there."""
-    size = path.stat().st_size
-    if declared > MOST_BYTES:
-        raise ValueError(f"it declares {declared / 1e9:.1f} GB of values; a scan has fewer")
-    if declared > size * MOST_DEFLATED:
-        raise ValueError("cut short, or its header is damaged")
-    if kind == ".nii" and size < declared:
-        raise ValueError("cut short")
-    if kind == ".nii.gz" and _unpacked(path, declared) < declared:
-        raise ValueError("cut short, or damaged")
+def _entry(reader: Any, name: str) -> str:
+    return str(reader.GetMetaData(name)).strip() if reader.HasMetaDataKey(name) else ""
 
 
 def _unpacked(path: Path, enough: int) -> int:
@@ -189,8 +255,7 @@ def _require_own_data(path: Path) -> None:
 
 def _says_axes(path: Path, kind: str, reader: Any) -> bool:
     if kind.startswith(".nii"):
-        codes = [reader.GetMetaData(name) for name in ("qform_code", "sform_code") if reader.HasMetaDataKey(name)]
-        return any(code.strip() not in ("", "0") for code in codes)
+        return any(_entry(reader, name) not in ("", "0") for name in ("qform_code", "sform_code"))
     with path.open("rb") as file:
         return re.search(AXES_IN_HEADER, file.read(HEADER_BYTES)) is not None
 

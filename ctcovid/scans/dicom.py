@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,10 +84,10 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         if size == 0:
             raise ValueError("empty")
-        dataset = open_dataset(path, TAGS)
+        dataset, place = open_dataset(path, TAGS)
         header = _header(path, dataset)
         if header.rows:
-            _require_whole(header, dataset)
+            _require_whole(header, dataset, path.stat().st_size - place)
     except OSError as error:
         raise ValueError(error.strerror or "not readable") from error
     except ValueError:
@@ -109,8 +110,10 @@ class _Bounded:
         return self.file.read(left if count < 0 or count > left else count)
 
 
-def open_dataset(path: Path, tags: str) -> Any:
-    """The elements of a DICOM file that `tags` names, as a pydicom dataset; all up to the pixels, and these where they are named.
+def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
+    """The elements of a DICOM file that `tags` names, as a pydicom dataset, and where in the file reading ended.
+
+    Reading ends before the pixels where these are not named.
 
     Raises OSError, or any other exception where the file is damaged.
     """
@@ -119,13 +122,15 @@ def open_dataset(path: Path, tags: str) -> Any:
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    # Values are only converted when they are asked for, and may be complained of then.
+    warnings.filterwarnings("ignore", module="pydicom")
+    with path.open("rb") as file:
         bounded: Any = _Bounded(file, path.stat().st_size)
         dataset = pydicom.dcmread(bounded, stop_before_pixels="PixelData" not in tags, force=True, specific_tags=tags.split())
+        place = file.tell()
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
         raise ValueError("damaged" if len(dataset) else "not DICOM, whatever its name says")
-    return dataset
+    return dataset, place
 
 
 def _header(path: Path, dataset: Any) -> Header:
@@ -154,9 +159,8 @@ def _header(path: Path, dataset: Any) -> Header:
     )
 
 
-def _require_whole(header: Header, dataset: Any) -> None:
-    """Raises ValueError where the pixels that the header declares are too many, or are not all there."""
-    size = header.path.stat().st_size
+def _require_whole(header: Header, dataset: Any, left: int) -> None:
+    """Raises ValueError where the pixels that the header declares are too many, or are not all in the `left` bytes behind it."""
     bits = _integer(dataset, "BitsAllocated", 16)
     declared = header.rows * header.columns * header.frames * header.samples * max(bits, 8) // 8
     if min(header.rows, header.columns, header.frames, header.samples, bits) < 1:
@@ -165,11 +169,11 @@ def _require_whole(header: Header, dataset: Any) -> None:
         raise ValueError(f"it declares {header.frames:,} pictures of {header.columns}×{header.rows}, {declared / 1e9:.1f} GB")
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if syntax in NATIVE_SYNTAXES:
-        if size < declared:
+        if left < declared:
             raise ValueError("cut short")
     elif syntax and syntax != DEFLATED_SYNTAX:
         with header.path.open("rb") as file:
-            file.seek(max(size - TAIL, 0))
+            file.seek(-min(left, TAIL), os.SEEK_END)
             if DELIMITER not in file.read(TAIL):
                 raise ValueError("cut short")
 

@@ -27,12 +27,12 @@ JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] = ()) -> Iterator[np.ndarray]:
-    """Frames of a DICOM file in Hounsfield units, float32 (rows, columns), all or those of `frames`.
+    """Frames of a DICOM file in Hounsfield units, int16 or float64 (rows, columns), all or those of `frames`.
 
     Raises InputError where they cannot be decoded, or are not what the header, with (frames, rows, columns) in `shape`, declared.
     """
     try:
-        dataset = open_dataset(path, TAGS)
+        dataset, _ = open_dataset(path, TAGS)
         declared = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
         if declared != shape or int(dataset.get("SamplesPerPixel") or 1) != 1:
             raise ValueError("other pixels than before")
@@ -41,7 +41,11 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
         native = syntax in NATIVE_SYNTAXES or syntax == DEFLATED
         for number, stored in zip(wanted, (_native if native else _compressed)(dataset, syntax, wanted), strict=True):
             slope, intercept = _rescale(dataset, number)
-            yield stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+            if slope == 1 and intercept == round(intercept) and stored.dtype.itemsize <= 2:
+                # What lies beyond 16 bits is white or black all the same.
+                yield np.clip(stored.astype(np.int32) + round(intercept), -32768, 32767).astype(np.int16)
+            else:
+                yield stored * np.float64(slope) + intercept
     except FileNotFoundError as error:
         raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error
     except InputError:

@@ -19,6 +19,8 @@ from ctcovid.scans.window import LUNG, Window
 
 # Pillow's limit lies above ours, which is an error and no warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What it finds in damaged files is said by an error where it matters.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # What Pillow raises on damaged files, beside what it documents.
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, Image.DecompressionBombError)
 # More pages than slices in any scan are damage.

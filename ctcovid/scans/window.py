@@ -21,10 +21,16 @@ class Window:
     width: float = 1500.0
 
     def grey(self, values: np.ndarray) -> np.ndarray:
-        """Hounsfield units of any shape to uint8, rounded to the nearest grey."""
-        scaled = (values.astype(np.float32) - np.float32(self.level - self.width / 2)) * np.float32(255 / self.width)
-        # What is no number is no tissue.
-        return np.nan_to_num(np.rint(np.clip(scaled, 0, 255)), nan=0.0).astype(np.uint8)
+        """Hounsfield units of any shape to uint8, rounded to the nearest grey; what is no number is black."""
+        # In this order and precision whole numbers that lie between two greys are rounded alike, whatever type they come in.
+        scaled: np.ndarray = values.astype(np.float64)
+        np.subtract(scaled, self.level - self.width / 2, out=scaled)
+        np.multiply(scaled, 255, out=scaled)
+        np.divide(scaled, self.width, out=scaled)
+        np.clip(scaled, 0, 255, out=scaled)
+        if values.dtype.kind == "f":
+            np.nan_to_num(scaled, copy=False, nan=0.0)
+        return np.rint(scaled, out=scaled).astype(np.uint8)
 
     def __str__(self) -> str:
         return f"{self.level:g}/{self.width:g}"
