@@ -15,6 +15,8 @@ from ctcovid.scans.read import page_count
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 DICOM = frozenset({".dcm", ".dicom", ".dic", ".ima"})
+# The table of contents of a DICOM medium.
+INDEX = "DICOMDIR"
 TIFF = frozenset({".tif", ".tiff"})
 # So many pictures are a scan, beside a file that may be its mask; fewer are previews of that file.
 PICTURES_OF_A_SCAN = 8
@@ -53,7 +55,7 @@ def look_into(folder: Path) -> Contents:
         elif ending(name):
             volumes.append(folder / name)
         # Names of DICOM files often have no ending, or are UIDs.
-        elif suffix in DICOM or is_dicom(folder / name):
+        elif suffix in DICOM or (name.upper() != INDEX and is_dicom(folder / name)):
             dicom.append(folder / name)
     if dicom and len(dicom) >= len(pictures):
         return Contents(dicom=tuple(dicom))

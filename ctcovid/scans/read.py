@@ -111,7 +111,7 @@ def _grey(path: Path, image: Image.Image, bits: int) -> np.ndarray:
         scale = 255 / ((1 << bits) - 1)
         return np.clip(np.rint(_values(path, image) * scale), 0, 255).astype(np.uint8)
     try:
-        return np.asarray(image.convert("L"))
+        return np.asarray(image if image.mode == "L" else image.convert("L"))
     except UNDECODABLE as error:
         raise _unreadable(path, error) from error
 

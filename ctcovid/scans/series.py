@@ -24,7 +24,10 @@ LEAST_COVER = 0.25
 
 @dataclass(frozen=True)
 class Series:
-    """Slices of one series that are alike. `unfit` says why it is no axial CT, `derived` that it was computed from another."""
+    """Slices of one series that are alike. `unfit` says why it is no axial CT, `derived` that it was computed from another.
+
+    `number` is its SeriesNumber, or its place among the others, as ``#2``, where it has none: a UID could lead back to the patient.
+    """
 
     uid: str
     number: str
@@ -39,7 +42,7 @@ class Series:
 
     @property
     def name(self) -> str:
-        return f"series {self.number}" if self.number else f"series {self.uid}"
+        return f"series {self.number}"
 
     @property
     def spacing(self) -> float:
@@ -116,7 +119,8 @@ def group(headers: Sequence[Header]) -> list[Series]:
     for (_, unfit, derived, *_), members in alike.items():
         first = members[0]
         found.append(Series(first.series, first.number, first.description, tuple(members), str(unfit), bool(derived)))
-    return sorted(found, key=lambda series: (_order(series.number), series.uid, -series.slices))
+    found.sort(key=lambda series: (_order(series.number), series.uid, -series.slices))
+    return [series if series.number else replace(series, number=f"#{place}") for place, series in enumerate(found, start=1)]
 
 
 def matches(series: Series, wanted: str) -> bool:
@@ -138,9 +142,12 @@ def ordered(place: Scan, series: Series, notes: list[Finding]) -> Scan:
             )
         frames = [(first, number) for number in range(first.frames)]
     planes = _planes((first,) if first.frames > 1 else series.headers)
-    if not planes:
+    if len(frames) > 1 and np.ptp(_positions(planes) if planes else np.zeros(1)) < 0.01:
         frames.sort(key=lambda one: (one[0].order, one[0].path.name, one[1]))
-        notes.append(Finding("no-positions", WARNING, "its files do not say where slices lie; the order is that of their numbers", KEPT))
+        said = "say that all slices lie at one place" if planes else "do not say where slices lie"
+        notes.append(Finding("no-positions", WARNING, f"its files {said}; the order is that of their numbers", KEPT))
+        return _scan(place, frames, Turn(), None, notes)
+    if not planes:
         return _scan(place, frames, Turn(), None, notes)
     positions = _positions(planes)
     # Along the normal, but from the head, which is up in z.

@@ -131,6 +131,16 @@ def test_files_that_do_not_say_where_they_lie_come_by_number_with_a_warning(
     assert np.array_equal(read_scan(scan, 24), squared(chest))
 
 
+def test_files_that_all_claim_one_place_come_by_number_with_a_warning(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    for number, path in enumerate(write_series(tmp_path / "scan", chest, spacing=0)):
+        header = pydicom.dcmread(path)
+        header.InstanceNumber = number
+        header.save_as(path)
+    scan = only(tmp_path / "scan")
+    assert codes(scan) == {"no-positions"}
+    assert np.array_equal(read_scan(scan, 24), squared(chest))
+
+
 # --- which series
 
 
@@ -165,6 +175,20 @@ def test_series_can_be_asked_for_by_uid_number_or_description(
     write_series(tmp_path / "study", chest, spacing=1, number=1)
     write_series(tmp_path / "study", chest[:5], number=2, series="1.9.2", SeriesDescription="Lung 5.0 B70f")
     assert np.array_equal(read_scan(only(tmp_path / "study", wanted), 24), squared(chest[:5]))
+
+
+def test_series_without_a_number_has_one_of_its_place(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "study" / "a", chest, number=0, series="1.1", SeriesNumber=None)
+    write_series(tmp_path / "study" / "b", chest[:5], number=0, series="1.2", SeriesNumber=None)
+    scan = only(tmp_path / "study")
+    assert scan.findings[0].message == "used series #1 (9 slices, 2 mm); left series #2 (5 slices, 2 mm)"
+    assert len(only(tmp_path / "study", "#2").slices) == 5
+
+
+def test_table_of_contents_of_a_medium_is_no_slice(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "DICOM", chest)
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    assert codes(only(tmp_path)) == set()
 
 
 def test_series_that_is_not_there_is_refused_with_those_that_are(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
