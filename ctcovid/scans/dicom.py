@@ -26,6 +26,7 @@ DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
 # A compressed picture ends with this item; what comes behind it is small.
 DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 TAIL = 1 << 20
+MOST_DEFLATED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,12 @@ def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
     # Values are only converted when they are asked for, and may be complained of then.
     warnings.filterwarnings("ignore", module="pydicom")
     with path.open("rb") as file:
-        bounded: Any = _Bounded(file, path.stat().st_size)
+        size = path.stat().st_size
+        # pydicom unpacks it all at once, to as much as a thousand times its size.
+        if size > MOST_DEFLATED and DEFLATED_SYNTAX.encode() in file.read(1024):
+            raise ValueError("deflated as a whole, and too large to be unpacked safely")
+        file.seek(0)
+        bounded: Any = _Bounded(file, size)
         dataset = pydicom.dcmread(bounded, stop_before_pixels="PixelData" not in tags, force=True, specific_tags=tags.split())
         place = file.tell()
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
@@ -168,10 +174,10 @@ def _require_whole(header: Header, dataset: Any, left: int) -> None:
     if declared > MOST_BYTES:
         raise ValueError(f"it declares {header.frames:,} pictures of {header.columns}×{header.rows}, {declared / 1e9:.1f} GB")
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
-    if syntax in NATIVE_SYNTAXES:
+    if syntax in NATIVE_SYNTAXES or not syntax:
         if left < declared:
             raise ValueError("cut short")
-    elif syntax and syntax != DEFLATED_SYNTAX:
+    elif syntax != DEFLATED_SYNTAX:
         with header.path.open("rb") as file:
             file.seek(-min(left, TAIL), os.SEEK_END)
             if DELIMITER not in file.read(TAIL):

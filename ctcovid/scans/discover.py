@@ -54,7 +54,7 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
                 if not inside:
                     problems.append(f"{scan_folder}: no slices in it; put {KINDS} there or remove it")
                 places += inside
-            scans += [_named(found, root, class_folder.name, patient_folder.name, pseudonyms) for found in found_in(places, series)]
+            scans += _of_patient(found_in(places, series), root, patient_folder, pseudonyms)
         if len(scans) == before and not any(folders(folder) or look_into(folder) for folder in folders(class_folder)):
             del problems[earlier:]
             problems.append(f"{class_folder}: not a class folder, nothing in it lies as patient/scan/slices; move it elsewhere")
@@ -108,18 +108,30 @@ def positive_class(classes: list[str], wanted: str | None) -> str:
     return wanted
 
 
+def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms: Pseudonyms) -> list[Scan]:
+    """A patient's scans. Each bears the name of its folder; where this holds several, also that of its place there."""
+    firsts = [one.scan.folder.relative_to(patient_folder).parts[:1] for one in found]
+    scans = []
+    for one, first in zip(found, firsts, strict=True):
+        scan = _named(one, root, patient_folder.parent.name, patient_folder.name, pseudonyms)
+        alone = first and firsts.count(first) == 1 and (patient_folder / first[0]).is_dir()
+        scans.append(replace(scan, id=first[0]) if alone else scan)
+    return scans
+
+
 def _named(found: Found, root: Path, label: str, patient: str, pseudonyms: Pseudonyms) -> Scan:
     """A scan with the names that its place in the layout gives it."""
     place = found.scan.folder
     source = place.relative_to(root)
+    # A number would be another's as soon as there is one study more.
+    suffix = f"-{pseudonyms(found.study)}" if found.number else ""
     if place.is_file():
-        alone = len(source.parts) == 4 and look_into(place.parent).volumes == (place,)
-        name = place.parent.name if alone else "/".join((*source.parts[2:-1], stem(place)))
+        name = "/".join((*source.parts[2:-1], stem(place)))
     elif len(source.parts) > 2:
-        name = "/".join(source.parts[2:]) + (f"-{pseudonyms(found.study)}" if found.number else "")
+        name = "/".join(source.parts[2:]) + suffix
     else:
         name = pseudonyms(found.study or source.as_posix())
-    return replace(found.scan, id=name, patient=patient, label=label, source=source.as_posix() + found.suffix)
+    return replace(found.scan, id=name, patient=patient, label=label, source=source.as_posix() + suffix)
 
 
 def _below(found: Found, path: Path, alone: bool) -> Scan:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.dicom import NATIVE_SYNTAXES, open_dataset
+from ctcovid.scans.dicom import DEFLATED_SYNTAX, NATIVE_SYNTAXES, open_dataset
 from ctcovid.scans.quiet import silenced
 
 TAGS = (
@@ -21,7 +21,6 @@ TAGS = (
     "PixelData FloatPixelData SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
-DEFLATED = "1.2.840.10008.1.2.1.99"
 JPEG_2000_SIZE, JPEG_LS_FRAME = 0x51, 0xF7
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
@@ -38,7 +37,7 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
             raise ValueError("other pixels than before")
         syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) or "1.2.840.10008.1.2"
         wanted = frames or range(shape[0])
-        native = syntax in NATIVE_SYNTAXES or syntax == DEFLATED
+        native = syntax in NATIVE_SYNTAXES or syntax == DEFLATED_SYNTAX
         for number, stored in zip(wanted, (_native if native else _compressed)(dataset, syntax, wanted), strict=True):
             slope, intercept = _rescale(dataset, number)
             if slope == 1 and intercept == round(intercept) and stored.dtype.itemsize <= 2:

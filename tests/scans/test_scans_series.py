@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_dataset, find_scans
@@ -285,6 +285,33 @@ def test_rle_gives_the_same_as_uncompressed(write_series: WriteSeries, chest: np
         header = pydicom.dcmread(path)
         header.compress(RLELossless, generate_instance_uid=False)
         header.save_as(path)
+    assert np.array_equal(read_scan(only(tmp_path / "scan"), 24), squared(chest))
+
+
+@pytest.mark.parametrize("kind", ["no preamble", "big endian", "deflated", "signed"])
+def test_uncommon_ways_to_write_the_same_are_read(kind: str, write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    for place, path in enumerate(write_series(tmp_path / "scan", chest)):
+        header = pydicom.dcmread(path)
+        if kind == "signed":
+            # Twelve bits with a sign; what lies above them is no part of the value.
+            header.PixelRepresentation, header.RescaleIntercept = 1, 0
+            header.PixelData = (np.clip(chest[place], -2048, 2047).astype("<u2") & 0x0FFF | 0x5000).tobytes()
+            header.save_as(path)
+        elif kind == "no preamble":
+            path.unlink()
+            meta, header.file_meta = header.file_meta, FileMetaDataset()
+            del meta
+            header.save_as(path.with_suffix(".dcm"), implicit_vr=True, little_endian=True, enforce_file_format=False)
+        elif kind == "big endian":
+            header.decode()
+            swapped = pydicom.Dataset({element.tag: element for element in header})
+            swapped.PixelData = np.frombuffer(header.PixelData, "<u2").astype(">u2").tobytes()
+            swapped.file_meta = header.file_meta
+            swapped.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+            swapped.save_as(path, enforce_file_format=True)
+        else:
+            header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+            header.save_as(path)
     assert np.array_equal(read_scan(only(tmp_path / "scan"), 24), squared(chest))
 
 

@@ -162,7 +162,7 @@ def test_dataset_takes_volume_files_in_each_place(chest: np.ndarray, write_serie
         ("NCP", "16", "1164"),
         ("NCP", "17", "2/a"),
         ("NCP", "17", "2/b"),
-        ("Normal", "9", "1/DICOM/SE0"),
+        ("Normal", "9", "1"),
     ]
     assert len({scan.source for scan in scans}) == 6
     assert all(np.array_equal(read_scan(scan, 24), squared(chest)) for scan in scans)
