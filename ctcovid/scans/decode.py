@@ -19,7 +19,7 @@ from ctcovid.scans.findings import ERROR, KEPT, SCAN_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.quiet import silenced
-from ctcovid.scans.scan import MOST_BYTES, Scan, Stack
+from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE, Scan, Stack
 from ctcovid.scans.window import Window
 
 # Also the order in which a name is taken apart: .nii.gz before .gz.
@@ -64,6 +64,9 @@ def volume_scan(place: Scan, path: Path) -> Scan:
     except OSError as error:
         return _without(place, error.strerror or "not readable")
     findings = []
+    stack = Stack("volume", (slices, rows, columns), turn, (), geometry)
+    if max(stack.slice_size) > MOST_PIXELS_PER_SIDE:
+        return _without(place, f"slices of {stack.slice_size[1]}×{stack.slice_size[0]}; at most {MOST_PIXELS_PER_SIDE} on a side are read")
     if angle > MOST_OBLIQUE:
         return _without(place, f"its axes stand {angle:.0f}° from the patient's; resample it to axial slices")
     if angle > OBLIQUE:
@@ -76,7 +79,7 @@ def volume_scan(place: Scan, path: Path) -> Scan:
         text = f"pixels are {across:.4g} mm wide and {down:.4g} mm high; they are taken for square"
         findings.append(Finding("anisotropic-pixels", WARNING, text, KEPT))
     count = (slices, rows, columns)[turn.axes[0]]
-    return _with(place, path, count, Stack("volume", (slices, rows, columns), turn, (), geometry), findings)
+    return _with(place, path, count, stack, findings)
 
 
 def decode_slice(path: Path, stack: Stack, window: Window) -> np.ndarray:
@@ -105,16 +108,16 @@ def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[np.ndarr
 
 
 def _greys(path: Path, stack: Stack, window: Window) -> tuple[np.ndarray, float, float]:
-    """All of a volume file as uint8 of the file's shape, with the lowest and the highest of its values; read in slabs, to spare memory."""
+    """All of a volume file as uint8 of the file's shape, with the lowest and the highest of its values; in slabs, to spare memory."""
     _require_sound(path)
     greys = np.empty(stack.shape, np.uint8)
     lowest, highest = np.inf, -np.inf
     slices, rows, columns = stack.shape
-    thickness = max(1, SLAB_BYTES // (4 * rows * columns))
+    thickness = max(1, SLAB_BYTES // (4 * rows * columns)) if ending(path.name) in READ_IN_SLABS else slices
     for first in range(0, slices, thickness):
         last = min(first + thickness, slices)
         try:
-            values = _slab(path, first, last) if ending(path.name) in READ_IN_SLABS else _slab(path, 0, slices)[first:last]
+            values = _slab(path, first, last)
         except RuntimeError as error:
             if not path.exists():
                 raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ctcovid.scans.scan import MOST_BYTES
+from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE
 
 TAGS = (
     "SOPClassUID SOPInstanceUID Modality ImageType StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID "
@@ -171,7 +171,7 @@ def _require_whole(header: Header, dataset: Any, left: int) -> None:
     declared = header.rows * header.columns * header.frames * header.samples * max(bits, 8) // 8
     if min(header.rows, header.columns, header.frames, header.samples, bits) < 1:
         raise ValueError("damaged: it declares pictures without pixels")
-    if declared > MOST_BYTES:
+    if declared > MOST_BYTES or max(header.rows, header.columns) > MOST_PIXELS_PER_SIDE:
         raise ValueError(f"it declares {header.frames:,} pictures of {header.columns}×{header.rows}, {declared / 1e9:.1f} GB")
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if syntax in NATIVE_SYNTAXES or not syntax:

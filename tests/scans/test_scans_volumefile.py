@@ -252,6 +252,15 @@ def huge_nifti(path: Path, chest: np.ndarray) -> None:
     path.write_bytes(content)
 
 
+def long_row(path: Path, write_series: Callable[..., list[Path]], chest: np.ndarray) -> None:
+    """Padded to a square it would take gigabytes."""
+    (written,) = write_series(path.parent, chest[:1])
+    header = pydicom.dcmread(written)
+    header.Rows, header.Columns, header.PixelData = 1, 65535, bytes(2 * 65535)
+    header.save_as(path)
+    written.unlink()
+
+
 def circle(path: Path) -> None:
     for name in ("a", "b"):
         (path / name).mkdir(parents=True)
@@ -260,7 +269,7 @@ def circle(path: Path) -> None:
     (path / "self.nii").symlink_to(path / "self.nii")
 
 
-@pytest.mark.parametrize("case", ["png", "dicom", "nifti", "links"])
+@pytest.mark.parametrize("case", ["png", "dicom", "row", "nifti", "links"])
 def test_what_declares_too_much_is_refused_within_2_gib(
     case: str, write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path
 ) -> None:
@@ -270,6 +279,8 @@ def test_what_declares_too_much_is_refused_within_2_gib(
         huge_png(place / "0.png")
     elif case == "dicom":
         many_frames(place / "frames.dcm", write_series, chest)
+    elif case == "row":
+        long_row(place / "row.dcm", write_series, chest)
     elif case == "nifti":
         huge_nifti(place / "scan.nii", chest)
     else:
