@@ -57,7 +57,7 @@ def look_into(folder: Path) -> Contents:
         # Names of DICOM files often have no ending, or are UIDs.
         elif suffix in DICOM or (name.upper() != INDEX and is_dicom(folder / name)):
             dicom.append(folder / name)
-    if dicom and len(dicom) >= len(pictures):
+    if dicom and len(pictures) < max(len(dicom) + 1, PICTURES_OF_A_SCAN):
         return Contents(dicom=tuple(dicom))
     if volumes and len(pictures) < PICTURES_OF_A_SCAN * len(volumes):
         return Contents(volumes=tuple(volumes))

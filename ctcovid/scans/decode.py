@@ -16,7 +16,7 @@ import numpy as np
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.findings import ERROR, KEPT, SCAN_DROPPED, WARNING, Finding
-from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise
+from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise, of_pixels
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.quiet import silenced
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE, Scan, Stack
@@ -63,7 +63,7 @@ def volume_scan(place: Scan, path: Path) -> Scan:
         return _without(place, "damaged, or not what its name says")
     except OSError as error:
         return _without(place, error.strerror or "not readable")
-    findings = []
+    findings: list[Finding] = []
     stack = Stack("volume", (slices, rows, columns), turn, (), geometry)
     if max(stack.slice_size) > MOST_PIXELS_PER_SIDE:
         return _without(place, f"slices of {stack.slice_size[1]}×{stack.slice_size[0]}; at most {MOST_PIXELS_PER_SIDE} on a side are read")
@@ -74,10 +74,7 @@ def volume_scan(place: Scan, path: Path) -> Scan:
     if not _says_axes(path, kind, reader):
         text = "it does not say how it lies in the patient; its axes are taken for left, back and head"
         findings.append(Finding("orientation-unknown", WARNING, text, KEPT))
-    across, down, _ = geometry.spacing
-    if abs(across - down) > 0.02 * max(across, down):
-        text = f"pixels are {across:.4g} mm wide and {down:.4g} mm high; they are taken for square"
-        findings.append(Finding("anisotropic-pixels", WARNING, text, KEPT))
+    findings += of_pixels(geometry)
     count = (slices, rows, columns)[turn.axes[0]]
     return _with(place, path, count, stack, findings)
 

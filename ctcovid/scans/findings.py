@@ -42,6 +42,10 @@ class Judged(Protocol):
 def warn_of(scans: Sequence[Judged], console: Console) -> None:
     """Say what was found: warnings as such, what merely is to be known as talk. Errors are said by what cannot go on."""
     for severity, tell in ((INFO, console.say), (WARNING, console.warn)):
-        lines = [f"{scan.id}: {one.message} ({one.action})" for scan in scans for one in scan.findings if one.severity == severity]
+        lines = [f"{scan.id}: {one.message}{_done(one)}" for scan in scans for one in scan.findings if one.severity == severity]
         if lines:
             tell(f"{len(lines):,} notes on scans:\n{listing(lines)}" if len(lines) > 1 else f"Scan {lines[0]}.")
+
+
+def _done(finding: Finding) -> str:
+    return "" if finding.severity == INFO else f" ({finding.action})"

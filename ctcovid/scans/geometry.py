@@ -7,6 +7,8 @@ from itertools import permutations
 
 import numpy as np
 
+from ctcovid.scans.findings import KEPT, WARNING, Finding
+
 # DICOM and ITK count to the left and to the back of the patient, NIfTI to the right and to the front.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Along columns to the left, along rows to the back, along slices to the feet, in RAS+.
@@ -14,6 +16,8 @@ _WANTED = np.diag([-1.0, -1.0, -1.0])
 # Beyond this the nearest axis is no longer that of the patient.
 MOST_OBLIQUE = 40.0
 OBLIQUE = 10.0
+# By this share width and height of a pixel may differ.
+NOT_SQUARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,12 @@ def normalise(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[Turn, Ge
     columns, rows, slices = (2 - axis for axis in order)
     turn = Turn((slices, rows, columns), (flips[2], flips[1], flips[0]))
     return turn, Geometry(affine @ change), float(np.degrees(np.arccos(min(worst, 1.0))))
+
+
+def of_pixels(geometry: Geometry) -> list[Finding]:
+    """A finding where pixels are not square."""
+    across, down, _ = geometry.spacing
+    if abs(across - down) <= NOT_SQUARE * max(across, down):
+        return []
+    text = f"pixels are {across:.4g} mm wide and {down:.4g} mm high; they are taken for square"
+    return [Finding("anisotropic-pixels", WARNING, text, KEPT)]

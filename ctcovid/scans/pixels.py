@@ -30,6 +30,7 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
 
     Raises InputError where they cannot be decoded, or are not what the header, with (frames, rows, columns) in `shape`, declared.
     """
+    packed = ""
     try:
         dataset, _ = open_dataset(path, TAGS)
         declared = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
@@ -38,6 +39,7 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
         syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) or "1.2.840.10008.1.2"
         wanted = frames or range(shape[0])
         native = syntax in NATIVE_SYNTAXES or syntax == DEFLATED_SYNTAX
+        packed = "" if native else f" (packed by transfer syntax {syntax})"
         for number, stored in zip(wanted, (_native if native else _compressed)(dataset, syntax, wanted), strict=True):
             slope, intercept = _rescale(dataset, number)
             if slope == 1 and intercept == round(intercept) and stored.dtype.itemsize <= 2:
@@ -51,7 +53,7 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
         raise
     except Exception as error:
         # There is hardly an exception that damaged pixels cannot end in.
-        raise InputError(f"{path}: damaged, its pixels cannot be decoded. Copy it again or remove the scan.") from error
+        raise InputError(f"{path}: damaged, its pixels{packed} cannot be decoded. Copy it again or remove the scan.") from error
 
 
 def _native(dataset: Any, syntax: str, frames: Sequence[int]) -> Iterator[np.ndarray]:

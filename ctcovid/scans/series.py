@@ -11,7 +11,7 @@ import numpy as np
 
 from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane, read_header
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
-from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise
+from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
 from ctcovid.scans.scan import Scan, Stack
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
@@ -162,6 +162,7 @@ def ordered(place: Scan, series: Series, notes: list[Finding]) -> Scan:
     except ValueError as error:
         return _without(place, "no-geometry", str(error))
     _look_at_tilt(planes, first.tilt, angle, notes)
+    notes += of_pixels(geometry)
     return _scan(place, [frames[one] for one in kept], replace(turn, axes=(0, *turn.axes[1:])), geometry, notes)
 
 
@@ -285,7 +286,7 @@ def _derived(header: Header) -> bool:
 def _described(series: Series) -> str:
     spacing = series.spacing
     what = series.unfit or ("derived" if series.derived else f"{spacing:.4g} mm" if np.isfinite(spacing) else "no spacing")
-    return f"{series.name} ({series.slices:,} slices, {what})"
+    return f"{series.name} ({series.slices:,} slice{'' if series.slices == 1 else 's'}, {what})"
 
 
 def _order(number: str) -> int:

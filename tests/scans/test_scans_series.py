@@ -141,6 +141,12 @@ def test_files_that_all_claim_one_place_come_by_number_with_a_warning(write_seri
     assert np.array_equal(read_scan(scan, 24), squared(chest))
 
 
+def test_pixels_that_are_not_square_are_named(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", chest, PixelSpacing=[0.75, 0.6])
+    (said,) = only(tmp_path / "scan").findings
+    assert (said.code, said.message) == ("anisotropic-pixels", "pixels are 0.6 mm wide and 0.75 mm high; they are taken for square")
+
+
 # --- which series
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import resource
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import pydicom
 import pytest
 import SimpleITK
 from PIL import Image
+from pydicom.uid import RLELossless
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_dataset, find_scans
@@ -24,6 +26,8 @@ from ctcovid.scans.read import read_scan, scan_format
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import Window
 
+# Pillow says on its own what it finds in a damaged TIFF.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 # From (column, row, slice) of a head-first axial stack, patient left on the right, to RAS+ millimetres.
 NORMAL = np.array([[-0.75, 0, 0, 100], [0, -0.75, 0, 90], [0, 0, -2.0, 300], [0, 0, 0, 1]])
 
@@ -302,6 +306,43 @@ def test_what_declares_too_much_is_refused_within_2_gib(
 def _limit() -> None:
     # What is reserved, and not only what is used; threads and libraries reserve much themselves.
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.mha", "scan.nrrd", "scan.tif", "plain.dcm", "rle.dcm"])
+def test_damaged_scan_is_read_or_refused_and_never_crashes(
+    name: str, write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Cut anywhere, bits flipped anywhere, bytes of the header replaced, by a seed that a failure names."""
+    if name.endswith(".dcm"):
+        (path,) = write_series(tmp_path, chest[:1])
+        path = path.rename(tmp_path / name)
+        if name == "rle.dcm":
+            header = pydicom.dcmread(path)
+            header.compress(RLELossless, generate_instance_uid=False)
+            header.save_as(path)
+    elif name == "scan.tif":
+        pages = [Image.fromarray(pixels) for pixels in grey(chest)]
+        pages[0].save(path := tmp_path / name, save_all=True, append_images=pages[1:])
+    else:
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(chest), str(path := tmp_path / name), useCompression=True)
+    whole = path.read_bytes()
+    for seed in range(120):
+        draw = random.Random(seed)
+        content = bytearray(whole)
+        if seed % 3 == 0:
+            del content[draw.randrange(len(content)) :]
+        for _ in range(draw.randint(1, 6) if seed % 3 == 1 else 0):
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        for _ in range(draw.randint(1, 6) if seed % 3 == 2 else 0):
+            content[draw.randrange(min(400, len(content)))] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            found = [read_scan(scan, 24) for scan in find_scans([tmp_path])]
+        except InputError as error:
+            assert str(tmp_path) in str(error), seed
+        else:
+            assert all(volume.dtype == np.uint8 and volume.shape[1:] == (24, 24) for volume in found), seed
+    assert name == "scan.tif" or capfd.readouterr().err == ""
 
 
 def test_pictures_are_read_without_the_libraries_for_volumes(make_scan: Callable[..., Path], tmp_path: Path) -> None:
