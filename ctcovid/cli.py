@@ -91,7 +91,8 @@ def Listed(what: str) -> Any:  # noqa: N802
     return typer.Option(help=what, show_default=False)
 
 
-Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, or trees of such folders.", show_default=False)]
+Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, trees of them, scan files, or a CSV of paths.", show_default=False)]
+Series = Annotated[str | None, typer.Option(help="DICOM series, by UID, number or description, of each study.", show_default=False)]
 
 
 @app.callback()
@@ -105,7 +106,8 @@ def root(
 def prepare(
     ctx: typer.Context,
     dataset: Annotated[
-        Path, typer.Argument(help="Folder of class folders: CLASS/patient/scan/slices. With --plan a CSV of scans.", show_default=False)
+        Path,
+        typer.Argument(help="Folder of CLASS/patient/scan, or CSV of path,label,patient. With --plan a CSV of scans.", show_default=False),
     ],
     depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice.")] = 512,
@@ -128,6 +130,9 @@ def prepare(
     check: Annotated[bool, typer.Option("--check", help="Only say what is wrong with the scans, in quality.csv.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only print the table that would result, from a CSV of scans.")] = False,
     defects: Annotated[Path | None, Listed("With --plan: CSV of segmented and repeated scans.")] = None,
+    window: Annotated[str, typer.Option(help="Level and width that Hounsfield units become grey by.", metavar="LEVEL/WIDTH")] = "-600/1500",
+    series: Series = None,
+    keep_ids: Annotated[bool, typer.Option("--keep-ids", help="Write DICOM's own patient and study ids, not pseudonyms.")] = False,
     seed: Seed = 0,
     workers: Workers = None,
     overwrite: Overwrite = False,
@@ -241,6 +246,7 @@ def predict(
     ctx: typer.Context,
     scans: Scans,
     model: Model = None,
+    series: Series = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="CSV or JSON file to write, in place of stdout.", show_default=False)
     ] = None,
@@ -263,6 +269,7 @@ def explain(
     ctx: typer.Context,
     scans: Scans,
     model: Model = None,
+    series: Series = None,
     layer: Annotated[str | None, typer.Option(help="Layer to look at; by default the last convolution's.", show_default=False)] = None,
     target: Annotated[str | None, typer.Option(help="Class to explain; by default the one predicted.", show_default=False)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each volume.")] = 10,

@@ -1,14 +1,21 @@
-"""What many tests need: real slices where there are any, and a small data set in the CC-CCII layout."""
+"""What many tests need: real slices where there are any, a small data set in the CC-CCII layout, and DICOM as scanners write it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 # Several processes of torch threads on a few cores stand in each other's way, and one thread sums in one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,3 +56,77 @@ def make_dataset(make_scan: Callable[..., Path]) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def chest() -> np.ndarray:
+    """Hounsfield units, int16 (slices, rows, columns), head first, unlike their mirror images along every axis."""
+    slices, rows, columns = 9, 24, 20
+    values = np.random.default_rng(6).normal(-700, 60, (slices, rows, columns))
+    values += np.linspace(0, 300, slices)[:, None, None] + np.linspace(0, 200, rows)[:, None] + np.linspace(0, 150, columns)
+    values[2, 3:9, 4:7] = 400
+    return values.astype(np.int16)
+
+
+@pytest.fixture
+def write_series() -> Callable[..., list[Path]]:
+    """Write slices, int16 (S, H, W) in Hounsfield units and head first, as a DICOM series that is stored in no order."""
+
+    def write(
+        folder: Path,
+        values: np.ndarray,
+        spacing: float = 2.0,
+        orientation: Sequence[float] = AXIAL,
+        step: Sequence[float] = (0.0, 0.0, -1.0),
+        positions: Sequence[float] | None = None,
+        study: str = "1.2.3",
+        series: str = "",
+        number: int = 1,
+        slope: float = 1.0,
+        **elements: Any,
+    ) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        series = series or generate_uid()
+        along = np.asarray(positions if positions is not None else np.arange(len(values)) * spacing)
+        places = np.multiply.outer(along, step)
+        order = np.random.default_rng(number).permutation(len(values))
+        paths = []
+        for name, place in enumerate(order):
+            header = pydicom.Dataset()
+            header.file_meta = FileMetaDataset()
+            header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, generate_uid()
+            header.Modality, header.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+            header.StudyInstanceUID, header.SeriesInstanceUID, header.SeriesNumber = study, series, number
+            header.InstanceNumber = name + 1
+            header.PatientID = "P-17"
+            header.ImagePositionPatient = [float(x) for x in places[place] + np.array([-100.0, -90.0, 300.0])]
+            header.ImageOrientationPatient = [float(x) for x in orientation]
+            header.PixelSpacing = [0.75, 0.75]
+            header.WindowCenter, header.WindowWidth = [40, -600], [400, 1200]
+            header.Rows, header.Columns = values[place].shape
+            header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+            header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0
+            header.RescaleSlope, header.RescaleIntercept = slope, -1024
+            header.PixelData = np.rint((values[place] + 1024.0) / slope).astype("<u2").tobytes()
+            for key, value in elements.items():
+                setattr(header, key, value)
+            paths.append(folder / f"IM{number}_{name}")
+            header.save_as(paths[-1], enforce_file_format=True)
+        return [paths[list(order).index(place)] for place in range(len(values))]
+
+    return write
+
+
+@pytest.fixture
+def compress() -> Callable[[Path, bytes, str], None]:
+    """Replace the pixels of a DICOM file by a compressed picture."""
+
+    def replace(path: Path, picture: bytes, syntax: str) -> None:
+        header = pydicom.dcmread(path)
+        header.PixelData = encapsulate([picture])
+        header["PixelData"].VR = "OB"
+        header.file_meta.TransferSyntaxUID = syntax
+        header.save_as(path)
+
+    return replace

@@ -28,8 +28,9 @@ from ctcovid.phantom.dataset import MOST_SCANS, Parameters, plan, write_dataset
 from ctcovid.phantom.defects import Defects
 from ctcovid.phantom.lesions import DIFFICULTY
 from ctcovid.reports.tables import Table
-from ctcovid.scans.discover import CLASS_ORDER, TRUTH, Scan, find_dataset
+from ctcovid.scans.discover import CLASS_ORDER, TRUTH, find_dataset
 from ctcovid.scans.read import read_volumes
+from ctcovid.scans.scan import Scan
 
 ARCH = "r3d18"
 # At this size the last layer sees the chest as 3 by 3 places.

@@ -23,8 +23,10 @@ from ctcovid.models.device import device_name
 from ctcovid.models.registry import TrainedModel
 from ctcovid.reports.overlays import montage, save_overlay
 from ctcovid.reports.tables import Table
-from ctcovid.scans.discover import Scan, find_scans
+from ctcovid.scans.discover import find_scans
+from ctcovid.scans.findings import warn_of
 from ctcovid.scans.read import read_volumes
+from ctcovid.scans.scan import Scan
 
 MONTAGE_SLICES = 4
 
@@ -35,6 +37,7 @@ class Options:
 
     scans: tuple[Path, ...]
     model: str | None = None
+    series: str | None = None
     layer: str | None = None
     target: str | None = None
     samples: int = 10
@@ -70,7 +73,7 @@ class Summary:
 
 def run(options: Options, console: Console) -> Summary:
     """Find the scans, explain each into a folder of its own, and go on past those that cannot be read."""
-    scans = find_scans(options.scans)
+    scans = find_scans(options.scans, options.series)
     folders = _folders(scans, options.output)
     for folder in folders.values():
         claim_folder(folder, options.overwrite, "explain")
@@ -81,10 +84,11 @@ def run(options: Options, console: Console) -> Summary:
         near = did_you_mean(options.target, model.classes)
         raise UsageError(f"--target {options.target}: {model.name} knows {', '.join(model.classes)}.{near}")
     console.say(f"Model {model.name} ({model.folder}), layer {layer}, {device_name(model.network.device)}.")
+    warn_of(scans, console)
     explained, failed = [], []
     for scan in scans:
         try:
-            explained.append(_explain(scan, model, layer, folders[scan.folder], options, console))
+            explained.append(_explain(scan, model, layer, folders[scan.id], options, console))
         except InputError as error:
             failed.append(str(error))
     if failed:
@@ -103,15 +107,15 @@ def folder_name(scan: str) -> str:
     return re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan"
 
 
-def _folders(scans: list[Scan], output: Path) -> dict[Path, Path]:
+def _folders(scans: list[Scan], output: Path) -> dict[str, Path]:
     """A folder for each scan's result; a number tells apart names that differ only in what a folder name cannot hold."""
-    folders: dict[Path, Path] = {}
+    folders: dict[str, Path] = {}
     for scan in scans:
         name, number = folder_name(scan.id), 1
         while output / name in folders.values():
             number += 1
             name = f"{folder_name(scan.id)}-{number}"
-        folders[scan.folder] = output / name
+        folders[scan.id] = output / name
     return folders
 
 
@@ -129,7 +133,7 @@ def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options:
 
 
 def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: Path, options: Options, console: Console) -> dict[str, Any]:
-    volumes = read_volumes(scan, model.depth, model.size, options.workers or cpus.allowed())
+    volumes = read_volumes(scan, model.depth, model.size, options.workers or cpus.allowed(), model.window)
     probabilities = scan_probabilities(model.network.probabilities(volumes))
     predicted = int(probabilities.argmax())
     target = predicted if options.target is None else model.classes.index(options.target)
@@ -159,8 +163,8 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         "native_shape": list(native.shape[1:]),
         "minimum": lowest,
         "maximum": highest,
-        "slices": [path.name for path in scan.slices[: len(slices)]],
-        "slices_without_map": [path.name for path in scan.slices[len(slices) :]],
+        "slices": list(scan.names[: len(slices)]),
+        "slices_without_map": list(scan.names[len(slices) :]),
         "files": {"montage": "montage.png", "maps": "saliency.npz", "overlays": "overlays/"},
     }
     _draw(building, scan, slices, saliency, manifest)
@@ -172,12 +176,12 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
 
 def _draw(folder: Path, scan: Scan, slices: np.ndarray, saliency: np.ndarray, manifest: dict[str, Any]) -> None:
     (folder / "overlays").mkdir()
-    for number, path in enumerate(scan.slices[: len(slices)]):
-        save_overlay(folder / "overlays" / f"{path.stem}.png", slices[number], saliency[number])
+    for number, name in enumerate(scan.names[: len(slices)]):
+        save_overlay(folder / "overlays" / f"{Path(name).stem}.png", slices[number], saliency[number])
     chosen = telling_slices(saliency, MONTAGE_SLICES)
     share = manifest["probabilities"][manifest["class"]]
     title = f"{scan.id}: {METHOD} for {manifest['class']} (p = {share:.4f}), layer {manifest['layer']}"
-    montage(folder / "montage.png", slices[chosen], saliency[chosen], [scan.slices[number].name for number in chosen], title)
+    montage(folder / "montage.png", slices[chosen], saliency[chosen], [scan.names[number] for number in chosen], title)
 
 
 def telling_slices(saliency: np.ndarray, count: int) -> list[int]:

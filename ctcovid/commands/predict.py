@@ -19,8 +19,10 @@ from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.registry import TrainedModel
 from ctcovid.reports.tables import Cell, CsvText
-from ctcovid.scans.discover import Scan, find_scans
+from ctcovid.scans.discover import find_scans
+from ctcovid.scans.findings import warn_of
 from ctcovid.scans.read import read_volumes
+from ctcovid.scans.scan import Scan
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Options:
 
     scans: tuple[Path, ...]
     model: str | None = None
+    series: str | None = None
     output: Path | None = None
     runs: Path = registry.RUNS
     device: str = "auto"
@@ -89,10 +92,11 @@ def run(options: Options, console: Console) -> Summary:
     with together(console, options.device, "Run the line again.") as ranks:
         if options.output and ranks.first:
             claim_file(options.output, options.overwrite)
-        scans = find_scans(options.scans)
+        scans = find_scans(options.scans, options.series)
         model = registry.load(options.model, options.device, options.precision, options.runs)
         console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}.")
         if ranks.first:
+            warn_of(scans, console)
             return _predict_and_write(scans, model, options, ranks, console)
         return _predict_all(scans, model, options, ranks, console)
 
@@ -140,6 +144,6 @@ def _predict_all(scans: list[Scan], model: TrainedModel, options: Options, ranks
 
 
 def _predict(scan: Scan, model: TrainedModel, workers: int) -> ScanPrediction:
-    volumes = read_volumes(scan, model.depth, model.size, workers)
+    volumes = read_volumes(scan, model.depth, model.size, workers, model.window)
     probabilities = scan_probabilities(model.network.probabilities(volumes))
     return ScanPrediction(scan.id, scan.folder, len(volumes), model.classes[int(probabilities.argmax())], probabilities)

@@ -20,9 +20,13 @@ from ctcovid.base.workers import Workers
 from ctcovid.reports.dataset_table import dataset_table, missing_classes
 from ctcovid.reports.quality_table import findings_table, summary_table
 from ctcovid.reports.tables import Table
-from ctcovid.scans.discover import Scan, class_order, find_dataset, positive_class
-from ctcovid.scans.findings import SCAN_DROPPED
+from ctcovid.scans.discover import class_order, find_dataset, positive_class
+from ctcovid.scans.findings import SCAN_DROPPED, warn_of
 from ctcovid.scans.kind import SEGMENTED
+from ctcovid.scans.manifest import is_manifest, manifest_parts, manifest_scans
+from ctcovid.scans.privacy import Pseudonyms
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.window import Window, parse_window
 from ctcovid.volumes.encode import BATCH, Chunk, Job, Probed, encode_slices, probe_scan
 from ctcovid.volumes.judging import Wishes, findings_of, judged, reasons_of
 from ctcovid.volumes.layout import ScanRow
@@ -53,6 +57,9 @@ class Options:
     check: bool = False
     plan: bool = False
     defects: Path | None = None
+    window: str = "-600/1500"
+    series: str | None = None
+    keep_ids: bool = False
     seed: int = 0
     workers: int = 0
     overwrite: bool = False
@@ -88,17 +95,20 @@ def run(options: Options, console: Console) -> Summary:
         return _plan(options, shares, console)
     if not options.check:
         claim_file(options.output, options.overwrite)
-    scans, problems = find_dataset(options.dataset)
+    window = parse_window(options.window)
+    scans, problems, parts = _find(options)
     scans = _without_excluded(scans, options.exclude, console)
     lesions = read_lesions(options.lesions) if options.lesions else None
     wishes = Wishes(options.depth, options.images, options.on_problem, lesions)
     classes = class_order(scan.label for scan in scans)
     positive = positive_class(classes, options.positive)
-    parts = read_split_file(options.split_file, dict.fromkeys(scan.patient for scan in scans)) if options.split_file else None
+    if options.split_file:
+        parts = read_split_file(options.split_file, dict.fromkeys(scan.patient for scan in scans))
     sizes = slices_by_part(VolumesFile(options.same_as).rows) if options.same_as else None
     deal = Deal(shares, options.seed, parts, sizes, options.balance)
     patients, slices = len({scan.patient for scan in scans}), sum(len(scan.slices) for scan in scans)
     console.say(f"Found {len(scans):,} scans of {patients:,} patients in {', '.join(classes)}: {slices:,} slices.")
+    warn_of(scans, console)
     longest = max(len(scan.slices) for scan in scans)
     if longest < options.depth:
         raise InputError(
@@ -107,7 +117,7 @@ def run(options: Options, console: Console) -> Summary:
     if options.check:
         with StopRequest() as stop, Workers(options.workers or cpus.allowed()) as pool:
             probed = _probe(scans, pool, stop, console)
-            rows = [row for row, _ in _judged(probed, None, wishes, pool, stop, console)]
+            rows = [row for row, _ in _judged(probed, None, window, wishes, pool, stop, console)]
         return _report_check(rows, problems, options, console)
 
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
@@ -115,9 +125,9 @@ def run(options: Options, console: Console) -> Summary:
         if problems:
             console.warn(f"{len(problems):,} of the folders cannot be used and are left out:\n{listing(problems)}")
         probed = _probe(scans, pool, stop, console)
-        settings = _settings(options, classes, deal, probed)
+        settings = _settings(options, classes, deal, probed, window)
         with VolumesWriter(options.output, options.depth, options.size, classes, positive, settings) as writer:
-            _pack(probed, writer, options.size, wishes, pool, stop, console)
+            _pack(probed, writer, options.size, window, wishes, pool, stop, console)
             rows = writer.rows
             failed = _failed(rows, options.dataset)
             quality = _write_quality(rows, options, card)
@@ -141,6 +151,18 @@ def run(options: Options, console: Console) -> Summary:
     _report_choice(usable, file.rows, sizes, console)
     _report(summary, file, options, failed, console)
     return summary
+
+
+def _find(options: Options) -> tuple[list[Scan], list[str], dict[str, str] | None]:
+    """Scans, what looked wrong on the way, and part by patient where a manifest gives it."""
+    if not is_manifest(options.dataset):
+        salt = None if options.keep_ids else options.output.with_name(options.output.name + ".salt")
+        return *find_dataset(options.dataset, options.series, Pseudonyms(salt, lasting=not options.check)), None
+    parts = manifest_parts(options.dataset)
+    for name, given in (("--split-file", options.split_file), ("--same-as", options.same_as), ("--balance", options.balance)):
+        if parts and given:
+            raise UsageError(f"{options.dataset} has a split, which {name} would contradict. Leave one of them away.")
+    return manifest_scans(options.dataset, options.series), [], parts
 
 
 def _require_sense(options: Options) -> tuple[float, float, float]:
@@ -205,7 +227,7 @@ def _probe(scans: list[Scan], pool: Workers, stop: StopRequest, console: Console
     """Scans with what the headers of all their slices say."""
     probed = []
     with console.progress(sum(len(scan.slices) for scan in scans), "Checking slices") as advance:
-        for scan, found in zip(scans, pool.map(probe_scan, (scan.slices for scan in scans)), strict=True):
+        for scan, found in zip(scans, pool.map(probe_scan, scans), strict=True):
             probed.append((scan, found))
             advance(len(scan.slices))
             if stop.received:
@@ -213,12 +235,12 @@ def _probe(scans: list[Scan], pool: Workers, stop: StopRequest, console: Console
     return probed
 
 
-def _settings(options: Options, classes: list[str], deal: Deal, probed: list[tuple[Scan, Probed]]) -> dict[str, Any]:
+def _settings(options: Options, classes: list[str], deal: Deal, probed: list[tuple[Scan, Probed]], window: Window) -> dict[str, Any]:
     """All that the file's content depends on: a killed run is continued only where none of it has changed."""
     listing_hash = hashlib.sha256()
     for scan, found in probed:
         listing_hash.update(repr((scan.source, found)).encode())
-        for path in scan.slices:
+        for path in dict.fromkeys(scan.slices):
             state = path.stat()
             listing_hash.update(repr((path.name, state.st_size, state.st_mtime_ns)).encode())
     given = sorted((deal.parts or {}).items()), sorted((deal.sizes or {}).items())
@@ -226,7 +248,8 @@ def _settings(options: Options, classes: list[str], deal: Deal, probed: list[tup
         "depth": options.depth,
         "size": options.size,
         "classes": classes,
-        "split": "file" if options.split_file else "same-as" if options.same_as else options.split,
+        "split": "same-as" if options.same_as else "file" if deal.parts else options.split,
+        "window": [window.level, window.width],
         "seed": options.seed,
         "images": options.images,
         "on_problem": options.on_problem,
@@ -243,6 +266,7 @@ def _pack(
     probed: list[tuple[Scan, Probed]],
     writer: VolumesWriter,
     size: int,
+    window: Window,
     wishes: Wishes,
     pool: Workers,
     stop: StopRequest,
@@ -253,28 +277,30 @@ def _pack(
     if written:
         console.say(f"Continuing {writer.partial}: {len(written):,} of {len(probed):,} scans are there already.")
     todo = [(scan, found) for scan, found in probed if scan.source not in written]
-    for row, chunks in _judged(todo, size, wishes, pool, stop, console):
+    for row, chunks in _judged(todo, size, window, wishes, pool, stop, console):
         writer.add(row, chunks)
         if stop.received:
             raise stop.error(f"{len(writer.rows):,} scans are packed; the same line again continues.")
 
 
 def _judged(
-    todo: list[tuple[Scan, Probed]], size: int | None, wishes: Wishes, pool: Workers, stop: StopRequest, console: Console
+    todo: list[tuple[Scan, Probed]],
+    size: int | None,
+    window: Window,
+    wishes: Wishes,
+    pool: Workers,
+    stop: StopRequest,
+    console: Console,
 ) -> Iterator[tuple[ScanRow, list[Chunk]]]:
     """Decode and judge scans: a row for each, without its part, and the slices that stay. Without `size`, only judge them.
 
     Raises InputError at the first scan with a problem where that is wished for.
     """
-    jobs = (
-        Job(scan.slices[first : first + BATCH], found.form.bits, size)
-        for scan, found in todo
-        for first in range(0, len(scan.slices), BATCH)
-    )
+    jobs = (Job(part, found.form.bits, size, window) for scan, found in todo for part in scan.parts(BATCH))
     results = pool.map(encode_slices, jobs)
     with console.progress(sum(len(scan.slices) for scan, _ in todo), "Packing slices" if size else "Judging slices") as advance:
         for scan, found in todo:
-            slices = [one for _ in range(0, len(scan.slices), BATCH) for one in next(results)]
+            slices = [one for _ in scan.parts(BATCH) for one in next(results)]
             yield judged(scan, found, slices, wishes)
             advance(len(scan.slices))
             if stop.received and size is None:

@@ -330,6 +330,7 @@ def _register(
             "depth": depth,
             "size": file.size,
             "scaling": SCALING,
+            "window": [file.window.level, file.window.width],
             "data": {"path": str(file.path.resolve()), "fingerprint": file.fingerprint},
             "split": {part: sorted({row.patient for row in file.rows if row.split == part}) for part in PARTS},
             "recipe": asdict(recipe),

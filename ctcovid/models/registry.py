@@ -17,6 +17,7 @@ from ctcovid.models.device import choose_device, choose_precision
 from ctcovid.models.network import SCALING, Network
 from ctcovid.models.resnet3d import ResNet3D
 from ctcovid.models.torchvision_video import video_model
+from ctcovid.scans.window import LUNG, Window
 
 RUNS = Path("runs")
 # What to propose where volumes are too small for an architecture.
@@ -43,6 +44,12 @@ class TrainedModel:
     @property
     def size(self) -> int:
         return int(self.card["size"])
+
+    @property
+    def window(self) -> Window:
+        """The window that its training scans were brought to grey by; models from before there was a choice have the default."""
+        level, width = self.card.get("window", (LUNG.level, LUNG.width))
+        return Window(level, width)
 
 
 _loaded: dict[tuple[Path, str, torch.device, torch.dtype], TrainedModel] = {}

@@ -67,11 +67,17 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ModelRefusedError(f"{path} was made by a newer ctcovid. Update this one: pip install -U ctcovid")
     wrong = [name for name, kind in FIELDS.items() if type(card.get(name)) is not kind]
     wrong += [name for name in ("depth", "size") if name not in wrong and card[name] < 1]
+    if "window" in card and not _is_window(card["window"]):
+        wrong.append("a window of level and width")
     if "classes" not in wrong and (len(card["classes"]) < 2 or card.get("positive") not in card["classes"]):
         wrong.append("classes that hold the positive one")
     if wrong:
         raise ModelRefusedError(f"{path} lacks {', '.join(wrong)}. Restore it, or train the model again.")
     return card
+
+
+def _is_window(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value) and value[1] > 0
 
 
 def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:

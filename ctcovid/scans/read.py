@@ -1,21 +1,30 @@
-"""Read slices: any file that Pillow knows, any mode, to one channel of uint8."""
+"""Read slices: pictures of any kind that Pillow knows, and what SimpleITK decodes, to one channel of uint8."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.discover import Scan
+from ctcovid.scans import decode
+from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
+from ctcovid.scans.window import LUNG, Window
 
+# Pillow's limit lies above ours, which is an error and no warning.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What it finds in damaged files is said by an error where it matters.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # What Pillow raises on damaged files, beside what it documents.
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, Image.DecompressionBombError)
+# More pages than slices in any scan are damage.
+MOST_PAGES = 4096
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -31,18 +40,32 @@ class ScanFormat:
     bits: int
 
 
-def probe(slices: Sequence[Path]) -> ScanFormat:
-    """Check the headers of a scan's slices, and how many bits a scan of more than 8 bits per value really uses.
+def scan_format(scan: Scan) -> ScanFormat:
+    """Check the headers of a scan's slices, and how many bits a picture of more than 8 bits per value really uses.
 
-    Raises InputError that names the first slice that is empty, is not an image, or has another size than the rest.
+    Raises InputError that names the first slice that is empty, is not an image, or has another size than the rest, or says why
+    nothing of the scan can be used.
     """
+    scan.require_slices()
+    if scan.stack is None:
+        return probe(scan.slices)
+    height, width = scan.stack.slice_size
+    if scan.stack.reader == "pages":
+        path = scan.slices[0]
+        with _opened(path, pages=True) as image:
+            highest = max(_highest(path, page) for page in _pages(path, image))
+        return ScanFormat(height, width, _bits(highest))
+    return ScanFormat(height, width, bits=16)
+
+
+def probe(slices: Sequence[Path]) -> ScanFormat:
+    """`scan_format` of a scan of pictures."""
     sizes: dict[tuple[int, int], Path] = {}
     highest = 0
     for path in slices:
         with _opened(path) as image:
             sizes.setdefault(image.size, path)
-            if image.mode in _WIDE_MODES:
-                highest = max(highest, int(_values(path, image).max()))
+            highest = max(highest, _highest(path, image))
     if len(sizes) > 1:
         (first, one), (second, other) = list(sizes.items())[:2]
         raise InputError(
@@ -50,7 +73,25 @@ def probe(slices: Sequence[Path]) -> ScanFormat:
             "Slices of one scan are of one size; put other series into folders of their own."
         )
     width, height = next(iter(sizes))
-    return ScanFormat(height, width, bits=8 if highest < 1 << 8 else 12 if highest < 1 << 12 else 16)
+    return ScanFormat(height, width, _bits(highest))
+
+
+def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG) -> Iterator[np.ndarray]:
+    """The slices of a scan, or of a part of one, as uint8 (H, W), head to feet.
+
+    `bits` is what `scan_format` found and scales pictures; `window` turns Hounsfield units into grey.
+
+    Raises InputError where a slice cannot be decoded.
+    """
+    stack = scan.stack
+    if stack is None:
+        yield from (read_slice(path, bits) for path in scan.slices)
+    elif stack.reader == "dicom":
+        yield from (decode.decode_slice(path, stack, window) for path in scan.slices)
+    elif stack.reader == "pages":
+        yield from _read_pages(scan.slices[0], stack, bits)
+    else:
+        yield from decode.decode_volume(scan.slices[0], stack, window)
 
 
 def read_slice(path: Path, bits: int = 8) -> np.ndarray:
@@ -62,13 +103,17 @@ def read_slice(path: Path, bits: int = 8) -> np.ndarray:
     Raises InputError where the file cannot be decoded.
     """
     with _opened(path) as image:
-        if image.mode in _WIDE_MODES:
-            scale = 255 / ((1 << bits) - 1)
-            return np.clip(np.rint(_values(path, image) * scale), 0, 255).astype(np.uint8)
-        try:
-            return np.asarray(image.convert("L"))
-        except UNDECODABLE as error:
-            raise _unreadable(path, error) from error
+        return _grey(path, image, bits)
+
+
+def _grey(path: Path, image: Image.Image, bits: int) -> np.ndarray:
+    if image.mode in _WIDE_MODES:
+        scale = 255 / ((1 << bits) - 1)
+        return np.clip(np.rint(_values(path, image) * scale), 0, 255).astype(np.uint8)
+    try:
+        return np.asarray(image if image.mode == "L" else image.convert("L"))
+    except UNDECODABLE as error:
+        raise _unreadable(path, error) from error
 
 
 def square(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -86,47 +131,106 @@ def square(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def read_scan(slices: Sequence[Path], size: int, workers: int = 1) -> np.ndarray:
+def read_scan(scan: Scan, size: int, workers: int = 1, window: Window = LUNG) -> np.ndarray:
     """All slices of a scan as uint8 (S, size, size), `workers` of them decoded at a time.
 
     Raises InputError that names the slice that is wrong.
     """
-    bits = probe(slices).bits
+    bits = scan_format(scan).bits
     # Threads: Pillow decodes without holding the interpreter.
     with ThreadPoolExecutor(workers) as pool:
-        return np.stack(list(pool.map(lambda path: square(read_slice(path, bits), size), slices)))
+        parts = pool.map(lambda part: [square(pixels, size) for pixels in read_slices(part, bits, window)], scan.parts(1))
+        return np.stack([pixels for part in parts for pixels in part])
 
 
-def read_volumes(scan: Scan, depth: int, size: int, workers: int = 1) -> np.ndarray:
+def read_volumes(scan: Scan, depth: int, size: int, workers: int = 1, window: Window = LUNG) -> np.ndarray:
     """The non-overlapping depth-n volumes of a scan, uint8 (N, depth, size, size), N ≥ 1; the tail is dropped (Sec. 2.2).
 
     Raises InputError where a slice cannot be read, or the scan is shorter than a volume.
     """
+    scan.require_slices()
     count = len(scan.slices) // depth
     if count == 0:
         raise InputError(
             f"{scan.folder}: {len(scan.slices)} slices, but the model takes volumes of {depth}. Give the whole scan, or another model."
         )
-    return read_scan(scan.slices, size, workers)[: count * depth].reshape(count, depth, size, size)
+    return read_scan(scan, size, workers, window)[: count * depth].reshape(count, depth, size, size)
 
 
-def _opened(path: Path) -> Image.Image:
+def pages_scan(place: Scan, path: Path) -> Scan:
+    """`place` with the pages of a TIFF as slices, in their order.
+
+    Raises InputError where the file cannot be read.
+    """
+    with _opened(path, pages=True) as image:
+        width, height = image.size
+        pages = getattr(image, "n_frames", 1)
+    return replace(place, slices=(path,) * pages, stack=Stack("pages", (pages, height, width)))
+
+
+def page_count(path: Path) -> int:
+    """Pages of a TIFF, or 1 of what cannot be read."""
+    try:
+        with _opened(path, pages=True) as image:
+            return int(getattr(image, "n_frames", 1))
+    except InputError:
+        return 1
+
+
+def _read_pages(path: Path, stack: Stack, bits: int) -> Iterator[np.ndarray]:
+    with _opened(path, pages=True) as image:
+        for page in _pages(path, image):
+            if page.size != (stack.shape[2], stack.shape[1]):
+                raise InputError(f"{path}: pages of several sizes. Slices of one scan are of one size; export the series apart.")
+            yield _grey(path, page, bits)
+
+
+def _pages(path: Path, image: Image.Image) -> Iterator[Image.Image]:
+    for number in range(getattr(image, "n_frames", 1)):
+        try:
+            image.seek(number)
+        except UNDECODABLE as error:
+            raise _unreadable(path, error) from error
+        _require_usable(path, image)
+        yield image
+
+
+def _highest(path: Path, image: Image.Image) -> int:
+    return int(_values(path, image).max()) if image.mode in _WIDE_MODES else 0
+
+
+def _bits(highest: int) -> int:
+    return 8 if highest < 1 << 8 else 12 if highest < 1 << 12 else 16
+
+
+def _opened(path: Path, pages: bool = False) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty. Copy it again or remove the scan.")
         image = Image.open(path)
-        if image.mode == "F":
-            raise InputError(f"{path}: floating-point pixels have no fixed grey scale. Export the scan with 8 or 16 bits.")
-        if getattr(image, "n_frames", 1) > 1:
-            raise InputError(f"{path}: {image.n_frames} pictures in one file. Export one file per slice.")  # type: ignore[attr-defined]
+        _require_usable(path, image)
+        count = getattr(image, "n_frames", 1)
+        if count > (MOST_PAGES if pages else 1):
+            raise InputError(f"{path}: {count} pictures in one file among others. Export one file per slice, or one file per scan.")
         return image
     except UNDECODABLE as error:
         raise _unreadable(path, error) from error
 
 
+def _require_usable(path: Path, image: Image.Image) -> None:
+    """Before a pixel is decoded: a file of some bytes can declare gigabytes."""
+    if image.mode == "F":
+        raise InputError(f"{path}: floating-point pixels have no fixed grey scale. Export the scan with 8 or 16 bits.")
+    if max(image.size) > MOST_PIXELS_PER_SIDE:
+        raise InputError(
+            f"{path}: {image.width}×{image.height} pixels; a slice has at most {MOST_PIXELS_PER_SIDE} on a side. Export the scan again."
+        )
+
+
 def _values(path: Path, image: Image.Image) -> np.ndarray:
     try:
-        values = np.asarray(image).astype(np.int64)
+        # 32 bits hold all that the modes of more than 8 can.
+        values = np.asarray(image).astype(np.int32)
     except UNDECODABLE as error:
         raise _unreadable(path, error) from error
     if values.min() < 0 or values.max() >= 1 << 16:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from ctcovid.base.errors import InputError
 from ctcovid.scans.kind import in_colour
 from ctcovid.scans.look import Look, look
 from ctcovid.scans.quality import Unusable
-from ctcovid.scans.read import ScanFormat, probe, read_slice, square
+from ctcovid.scans.read import ScanFormat, probe, read_slices, scan_format, square
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.window import Window
 
 # gzip is the one filter that every HDF5 tool has; level 1 costs least for what it saves on CT.
 CHUNK_OPTIONS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
@@ -38,23 +39,26 @@ Encoded = Chunk | Unusable
 
 @dataclass(frozen=True)
 class Job:
-    """Slices of one scan to encode. Of a scan that is to be checked only, `size` is None, and nothing is compressed."""
+    """A scan, or a part of one, to encode. Of a scan that is to be checked only, `size` is None, and nothing is compressed."""
 
-    paths: tuple[Path, ...]
+    scan: Scan
     bits: int
     size: int | None
+    window: Window
 
 
 def encode_slices(job: Job) -> list[Encoded]:
     """A chunk for each slice, or why it cannot be read."""
     chunks: list[Encoded] = []
-    for path in job.paths:
+    for part in job.scan.parts(1):
+        left = len(part.slices)
         try:
-            pixels = read_slice(path, job.bits)
+            for pixels in read_slices(part, job.bits, job.window):
+                chunks.append(Chunk(b"", 0, look(pixels)) if job.size is None else _encoded(pixels, job.size))
+                left -= 1
         except InputError as error:
-            chunks.append(unusable(path, error))
-        else:
-            chunks.append(Chunk(b"", 0, look(pixels)) if job.size is None else _encoded(pixels, job.size))
+            # Of a file that holds all slices, what is behind the damage is lost.
+            chunks += [unusable(part.slices[0], error)] * left
     return chunks
 
 
@@ -85,14 +89,18 @@ class Probed:
     colour: bool
 
 
-def probe_scan(slices: Sequence[Path]) -> Probed:
+def probe_scan(scan: Scan) -> Probed:
     """Read the headers of all slices. What is wrong with single ones is found when they are decoded."""
     forms: list[ScanFormat] = []
-    for path in slices:
+    if scan.stack is not None:
+        with contextlib.suppress(InputError):
+            return Probed(scan_format(scan), False)
+        return Probed(ScanFormat(0, 0, 8), False)
+    for path in scan.slices:
         with contextlib.suppress(InputError):
             forms.append(probe((path,)))
     if not forms:
         return Probed(ScanFormat(0, 0, 8), False)
     sizes = [(form.height, form.width) for form in forms]
     height, width = max(dict.fromkeys(sizes), key=sizes.count)
-    return Probed(ScanFormat(height, width, max(form.bits for form in forms)), in_colour(slices[len(slices) // 2]))
+    return Probed(ScanFormat(height, width, max(form.bits for form in forms)), in_colour(scan.slices[len(scan.slices) // 2]))

@@ -9,10 +9,10 @@ from typing import Any
 
 from ctcovid.base.choices import ImagesChoice, ProblemChoice
 from ctcovid.base.errors import InputError
-from ctcovid.scans.discover import Scan
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, Finding
 from ctcovid.scans.kind import SEGMENTED
 from ctcovid.scans.quality import Verdict, dropped_instead, judge
+from ctcovid.scans.scan import Scan
 from ctcovid.volumes.encode import Chunk, Encoded, Probed
 from ctcovid.volumes.layout import ScanRow
 
@@ -39,7 +39,10 @@ def judged(scan: Scan, probed: Probed, slices: list[Encoded], wishes: Wishes) ->
     Raises InputError at a scan with a problem where that was wished for.
     """
     looks = [one.look if isinstance(one, Chunk) else one for one in slices]
-    verdict = judge([path.name for path in scan.slices], looks)
+    # Where the files say how slices lie in the patient, their order is not to be doubted.
+    verdict = judge(scan.names, looks, ordered=scan.geometry is not None)
+    dropped = any(finding.action == SCAN_DROPPED for finding in scan.findings)
+    verdict = replace(verdict, findings=(*scan.findings, *verdict.findings), kept=() if dropped else verdict.kept)
     if probed.colour:
         finding = Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its pictures are in colour.", SCAN_DROPPED)
         verdict = replace(verdict, findings=(*verdict.findings, finding), kept=())

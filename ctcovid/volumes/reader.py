@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.window import LUNG, Window
 from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, PARTS, ScanRow, fingerprint, read_rows
 from ctcovid.volumes.split import patients_in_two_parts
 
@@ -29,7 +31,7 @@ class VolumesFile:
 
     Attributes
     ----------
-    path, depth, size, classes, positive : as in the file
+    path, depth, size, classes, positive, window : as in the file
     rows : one ScanRow per scan
     fingerprint : what a trained model remembers the data by
 
@@ -47,8 +49,9 @@ class VolumesFile:
                 self.depth, self.size = int(file.attrs["depth"]), int(file.attrs["size"])
                 self.classes = [str(name) for name in file.attrs["classes"]]
                 self.positive = str(file.attrs["positive"])
+                self.window = _window(str(file.attrs.get("settings", "{}")))
                 self.rows = read_rows(file)
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
         strange = [row.source for row in self.rows if row.label not in self.classes or row.split not in PARTS or row.slice_count < 1]
         if strange:
@@ -86,6 +89,13 @@ class VolumesFile:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_process": -1}
+
+
+def _window(settings: str) -> Window:
+    """The window that Hounsfield units were brought to grey by; files from before there was a choice have the default."""
+    content = json.loads(settings)
+    level, width = content.get("window", (LUNG.level, LUNG.width))
+    return Window(float(level), float(width))
 
 
 def _require_volumes(path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ctcovid.scans.discover import natural_key
+from ctcovid.scans.contents import natural_key
 from ctcovid.volumes.layout import ScanRow
 from ctcovid.volumes.split import split_patients
 

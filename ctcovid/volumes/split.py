@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ctcovid.base.errors import InputError, UsageError, listing
-from ctcovid.scans.discover import natural_key
+from ctcovid.scans.contents import natural_key
 from ctcovid.volumes.layout import PARTS, ScanRow
 
 

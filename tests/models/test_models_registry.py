@@ -16,6 +16,7 @@ from ctcovid.models import registry, store
 from ctcovid.models.catalog import ARCHITECTURES
 from ctcovid.models.network import SCALING, Network
 from ctcovid.models.registry import require_fit
+from ctcovid.scans.window import Window
 
 # The smallest network that takes thin volumes.
 ARCHITECTURE = "tv_mc3_18"
@@ -116,7 +117,13 @@ def test_weights_for_another_number_of_classes_are_refused(trained: tuple[Path, 
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"architecture": "r3d19"}, "r3d19"), ({"scaling": {"offset": 0.0, "scale": 1.0}}, "scaling"), ({"format_version": 99}, "newer")],
+    [
+        ({"architecture": "r3d19"}, "r3d19"),
+        ({"scaling": {"offset": 0.0, "scale": 1.0}}, "scaling"),
+        ({"format_version": 99}, "newer"),
+        ({"window": [-600, 0]}, "a window of level and width"),
+        ({"window": "lung"}, "a window of level and width"),
+    ],
 )
 def test_a_card_that_this_program_cannot_honour_is_refused(
     trained: tuple[Path, Network], tmp_path: Path, change: dict[str, Any], said: str
@@ -125,6 +132,12 @@ def test_a_card_that_this_program_cannot_honour_is_refused(
     with pytest.raises(ModelRefusedError, match=said) as caught:
         registry.load(str(folder), "cpu")
     assert str(folder / store.CARD) in str(caught.value)
+
+
+def test_a_model_from_before_there_was_a_choice_of_windows_has_the_lung_window(trained: tuple[Path, Network], tmp_path: Path) -> None:
+    assert registry.load(str(trained[0]), "cpu", "float32").window == Window(-600, 1500)
+    chosen = with_card(tmp_path / "chosen", trained[0], window=[40, 400])
+    assert registry.load(str(chosen), "cpu", "float32").window == Window(40, 400)
 
 
 def test_without_a_name_the_newest_finished_run_is_taken(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--phantoms", type=int, default=8)
     options = parser.parse_args()
     scans, _ = find_dataset(options.folder)
-    real = [figures(read_scan(scan.slices, 512)) for scan in scans]
+    real = [figures(read_scan(scan, 512)) for scan in scans]
     counts = [len(scan.slices) for scan in scans]
     made = [figures(chest(CLASS_ORDER[i % 3], counts[i % len(counts)], 512, seed=7, patient=i, scan=i)[0]) for i in range(options.phantoms)]
     print(f"{'':36}  real scans ({len(real)})    phantoms ({len(made)})")

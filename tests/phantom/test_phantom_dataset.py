@@ -69,7 +69,7 @@ def test_data_set_has_the_real_layout_and_every_patient_one_class(small: Path) -
         assert [path.stem for path in scan.slices] == [f"{number:04d}" for number in range(len(scan.slices))]
         assert len({path.suffix for path in scan.slices}) == 1
         assert 8 <= len(scan.slices) <= 11
-        assert read_scan(scan.slices, 32).shape == (len(scan.slices), 32, 32)
+        assert read_scan(scan, 32).shape == (len(scan.slices), 32, 32)
 
 
 def test_lengths_scans_of_a_patient_and_extensions_are_those_of_cc_ccii() -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -218,3 +219,24 @@ def test_scan_given_twice_is_one_scan(tmp_path: Path) -> None:
 def test_real_tree_is_found_scan_by_scan(sample_data: Path, make_scan: Callable[..., Path], tmp_path: Path) -> None:
     found = find_scans([sample_data / "ccccii-segmented"])
     assert [(scan.id, len(scan.slices)) for scan in found] == [("NCP/96/1328", 124), ("Normal/1995/500", 117)]
+
+
+def test_previews_beside_a_scan_are_no_scan_and_a_mask_beside_pictures_is_none(
+    write_series: Callable[..., list[Path]], chest: np.ndarray, make_scan: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_series(tmp_path / "dicom", chest[:2])
+    touch(tmp_path / "dicom", "preview1.png", "preview2.png", "preview3.jpg", "VERSION", "readme.txt")
+    touch(tmp_path / "volume", "scan.nii", "preview.png")
+    make_scan(tmp_path / "pictures", slices=8)
+    touch(tmp_path / "pictures", "mask.nii.gz", "IM.dcm")
+    found = {scan.id: {path.suffix for path in scan.slices} or scan.folder.suffix for scan in find_scans([tmp_path])}
+    assert found == {"dicom": {""}, "volume/scan": ".nii", "pictures": {".png"}}
+
+
+def test_links_that_lead_in_a_circle_are_followed_once(make_scan: Callable[..., Path], tmp_path: Path) -> None:
+    make_scan(tmp_path / "NCP" / "1" / "1")
+    for place in ("NCP/1/again", "NCP/again", "NCP/1/1/again"):
+        (tmp_path / place).symlink_to(tmp_path / "NCP")
+    (tmp_path / "NCP" / "1" / "self").symlink_to("self")
+    assert [scan.id for scan in find_scans([tmp_path])] == ["NCP/1/1"]
+    assert "NCP/1/1" in [scan.source for scan in find_dataset(tmp_path)[0]]

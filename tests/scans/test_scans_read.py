@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.discover import Scan, find_scans
+from ctcovid.scans.discover import find_scans
 from ctcovid.scans.read import ScanFormat, probe, read_scan, read_slice, read_volumes, square
+from ctcovid.scans.scan import Scan
 
 NCP = "ccccii/NCP/16/1164"
 # Pillow says on its own what it finds in a damaged TIFF.
@@ -29,6 +30,10 @@ def ct(sample_data: Path) -> np.ndarray:
         pixels = np.asarray(image)
     assert pixels.dtype == np.uint8 and len(np.unique(pixels)) > 200
     return pixels
+
+
+def pictures(*slices: Path) -> Scan:
+    return Scan("scan", "", "", slices[0].parent, slices, ".")
 
 
 def write_png(path: Path, pixels: np.ndarray, colour_type: int = 0) -> Path:
@@ -154,7 +159,7 @@ def test_all_values_of_16_bits_are_scaled_from_the_full_range(kind: str, tmp_pat
     values = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     path = WRITERS[kind](tmp_path / f"slice.{kind}", values)
     assert probe([path]) == ScanFormat(256, 256, 16)
-    assert np.array_equal(read_scan([path], 256)[0], scaled(values, 16))
+    assert np.array_equal(read_scan(pictures(path), 256)[0], scaled(values, 16))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -162,14 +167,14 @@ def test_12_bits_in_16_are_scaled_from_the_range_that_they_use(kind: str, tmp_pa
     values = np.arange(1 << 12, dtype=np.uint16).reshape(64, 64)
     path = WRITERS[kind](tmp_path / f"slice.{kind}", values)
     assert probe([path]) == ScanFormat(64, 64, 12)
-    assert np.array_equal(read_scan([path], 64)[0], scaled(values, 12))
+    assert np.array_equal(read_scan(pictures(path), 64)[0], scaled(values, 12))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_8_bits_in_16_stay_what_they_are(kind: str, ct: np.ndarray, tmp_path: Path) -> None:
     path = WRITERS[kind](tmp_path / f"slice.{kind}", ct.astype(np.uint16))
     assert probe([path]) == ScanFormat(512, 512, 8)
-    assert np.array_equal(read_scan([path], 512)[0], ct)
+    assert np.array_equal(read_scan(pictures(path), 512)[0], ct)
 
 
 @pytest.mark.parametrize(("highest", "bits"), [(255, 8), (256, 12), (4095, 12), (4096, 16), (65535, 16)])
@@ -177,7 +182,7 @@ def test_range_is_that_of_the_whole_scan_and_not_of_each_slice(highest: int, bit
     dark = write_png(tmp_path / "0.png", np.full((8, 8), 200, np.uint16))
     bright = write_png(tmp_path / "1.png", np.full((8, 8), highest, np.uint16))
     assert probe([dark, bright]).bits == bits
-    found = read_scan([dark, bright], 8)
+    found = read_scan(pictures(dark, bright), 8)
     assert found[:, 0, 0].tolist() == scaled(np.array([200, highest]), bits).tolist()
 
 
@@ -186,7 +191,7 @@ def test_16_bit_copies_of_real_slices_give_back_the_slices(sample_data: Path, tm
     for path in originals:
         with Image.open(path) as image:
             copies.append(write_png(tmp_path / path.name, np.asarray(image).astype(np.uint16) * 257))
-    assert np.array_equal(read_scan(copies, 512), read_scan(originals, 512))
+    assert np.array_equal(read_scan(pictures(*copies), 512), read_scan(pictures(*originals), 512))
 
 
 def test_signed_values_below_zero_are_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -245,7 +250,7 @@ def test_even_grey_stays_even_at_every_size() -> None:
 def test_whole_real_scan_is_read_in_order_at_a_smaller_size(sample_data: Path) -> None:
     slices = sorted((sample_data / "ccccii/CP/1068/3107").iterdir())[80:90]
     expected = [np.asarray(Image.open(path).convert("L").resize((96, 96), Image.Resampling.BILINEAR)) for path in slices]
-    assert np.array_equal(read_scan(slices, 96), np.stack(expected))
+    assert np.array_equal(read_scan(pictures(*slices), 96), np.stack(expected))
 
 
 # --- volumes of one scan
@@ -302,13 +307,13 @@ def test_slices_of_two_sizes_are_named_both(make_scan: Callable[..., Path], tmp_
     folder = make_scan(tmp_path / "scan", slices=3, size=32)
     Image.fromarray(np.zeros((24, 40), np.uint8)).save(folder / "0003.png")
     with pytest.raises(InputError, match=r"0003\.png: 40×24 pixels, but 0000\.png has 32×32.*folders of their own"):
-        read_scan(sorted(folder.iterdir()), 32)
+        read_scan(pictures(*sorted(folder.iterdir())), 32)
 
 
-def test_several_pictures_in_one_file_are_refused(ct: np.ndarray, tmp_path: Path) -> None:
+def test_several_pictures_in_one_file_among_others_are_refused(ct: np.ndarray, tmp_path: Path) -> None:
     pages = [Image.fromarray(np.roll(ct, step)) for step in range(3)]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(InputError, match=r"stack\.tif: 3 pictures in one file. Export one file per slice"):
+    with pytest.raises(InputError, match=r"stack\.tif: 3 pictures in one file among others. Export one file per slice"):
         probe([tmp_path / "stack.tif"])
 
 

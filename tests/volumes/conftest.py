@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.window import LUNG
 from ctcovid.volumes.encode import Chunk, Job, encode_slices
 from ctcovid.volumes.layout import ScanRow
 from ctcovid.volumes.writer import VolumesWriter
@@ -45,7 +47,8 @@ def known_scans(tmp_path: Path) -> list[KnownScan]:
         paths = tuple(tmp_path / "scans" / source / f"{position:04d}.png" for position in range(len(pixels)))
         for path, slice_ in zip(paths, pixels, strict=True):
             Image.fromarray(slice_).save(path)
-        chunks = encode_slices(Job(paths, 8, 32))
+        scan = Scan(source, patient, label, paths[0].parent, paths, source)
+        chunks = encode_slices(Job(scan, 8, 32, LUNG))
         chunks = [one for one in chunks if isinstance(one, Chunk)]
         row = ScanRow(str(1000 + number), patient, label, split, 0, len(pixels), "complete", source, '{"bits": 8}', 0)
         scans.append(KnownScan(row, chunks, pixels))

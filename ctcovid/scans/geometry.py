@@ -1,0 +1,90 @@
+"""Where a stack of slices lies in the patient, and how it is turned to head first, axial, patient left on the image's right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+
+from ctcovid.scans.findings import KEPT, WARNING, Finding
+
+# DICOM and ITK count to the left and to the back of the patient, NIfTI to the right and to the front.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Along columns to the left, along rows to the back, along slices to the feet, in RAS+.
+_WANTED = np.diag([-1.0, -1.0, -1.0])
+# Beyond this the nearest axis is no longer that of the patient.
+MOST_OBLIQUE = 40.0
+OBLIQUE = 10.0
+# By this share width and height of a pixel may differ.
+NOT_SQUARE = 0.02
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the normalised stack lies: `affine`, float64 (4, 4), from (column, row, slice) to millimetres in RAS+, as NIfTI has it."""
+
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres between columns, rows and slices."""
+        across, down, along = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(across), float(down), float(along)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a source array (slice, row, column) becomes the normalised one: `axes` in numpy's order first, then the axes that are flipped."""
+
+    axes: tuple[int, int, int] = (0, 1, 2)
+    flips: tuple[bool, bool, bool] = (False, False, False)
+
+    def __call__(self, stack: np.ndarray) -> np.ndarray:
+        """A view of the array, turned."""
+        down, across, along = (slice(None, None, -1) if flip else slice(None) for flip in self.flips)
+        return stack.transpose(self.axes)[down, across, along]
+
+
+def normalise(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[Turn, Geometry, float]:
+    """How to turn a stack whose axes may lie in any order and direction.
+
+    Parameters
+    ----------
+    affine : (4, 4), from the source's (column, row, slice) to millimetres in RAS+
+    shape : its slices, rows and columns
+
+    Returns
+    -------
+    the turn, the geometry of the turned stack, and the largest angle in degrees between an axis and the patient's axis it is taken for
+
+    Raises ValueError where the axes span no space.
+    """
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (lengths < 1e-6).any() or (lengths > 1e4).any():
+        raise ValueError("its axes have no length")
+    cosines = _WANTED @ (affine[:3, :3] / lengths)
+    if abs(np.linalg.det(cosines)) < 1e-3:
+        raise ValueError("its axes lie in one plane")
+    # Which source axis becomes columns, rows and slices.
+    order = max(permutations(range(3)), key=lambda axes: sum(abs(cosines[wanted, axis]) for wanted, axis in enumerate(axes)))
+    flips = [bool(cosines[wanted, axis] < 0) for wanted, axis in enumerate(order)]
+    change = np.zeros((4, 4))
+    change[3, 3] = 1
+    for wanted, axis in enumerate(order):
+        change[axis, wanted] = -1 if flips[wanted] else 1
+        if flips[wanted]:
+            change[axis, 3] = shape[2 - axis] - 1
+    worst = min(abs(cosines[wanted, axis]) for wanted, axis in enumerate(order))
+    columns, rows, slices = (2 - axis for axis in order)
+    turn = Turn((slices, rows, columns), (flips[2], flips[1], flips[0]))
+    return turn, Geometry(affine @ change), float(np.degrees(np.arccos(min(worst, 1.0))))
+
+
+def of_pixels(geometry: Geometry) -> list[Finding]:
+    """A finding where pixels are not square."""
+    across, down, _ = geometry.spacing
+    if abs(across - down) <= NOT_SQUARE * max(across, down):
+        return []
+    text = f"pixels are {across:.4g} mm wide and {down:.4g} mm high; they are taken for square"
+    return [Finding("anisotropic-pixels", WARNING, text, KEPT)]

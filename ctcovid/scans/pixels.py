@@ -1,0 +1,133 @@
+"""Pixels of DICOM files in Hounsfield units. What is compressed is decoded by GDCM, in SimpleITK, frame by frame.
+
+GDCM is handed the bare picture and not the file: damaged files can make it reserve gigabytes, or never end.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctcovid.base.errors import InputError
+from ctcovid.scans.dicom import DEFLATED_SYNTAX, NATIVE_SYNTAXES, open_dataset
+from ctcovid.scans.quiet import silenced
+
+TAGS = (
+    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation RescaleSlope RescaleIntercept "
+    "PixelData FloatPixelData SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+)
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+JPEG_2000_SIZE, JPEG_LS_FRAME = 0x51, 0xF7
+JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] = ()) -> Iterator[np.ndarray]:
+    """Frames of a DICOM file in Hounsfield units, int16 or float64 (rows, columns), all or those of `frames`.
+
+    Raises InputError where they cannot be decoded, or are not what the header, with (frames, rows, columns) in `shape`, declared.
+    """
+    packed = ""
+    try:
+        dataset, _ = open_dataset(path, TAGS)
+        declared = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
+        if declared != shape or int(dataset.get("SamplesPerPixel") or 1) != 1:
+            raise ValueError("other pixels than before")
+        syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) or "1.2.840.10008.1.2"
+        wanted = frames or range(shape[0])
+        native = syntax in NATIVE_SYNTAXES or syntax == DEFLATED_SYNTAX
+        packed = "" if native else f" (packed by transfer syntax {syntax})"
+        for number, stored in zip(wanted, (_native if native else _compressed)(dataset, syntax, wanted), strict=True):
+            slope, intercept = _rescale(dataset, number)
+            if slope == 1 and intercept == round(intercept) and stored.dtype.itemsize <= 2:
+                # What lies beyond 16 bits is white or black all the same.
+                yield np.clip(stored.astype(np.int32) + round(intercept), -32768, 32767).astype(np.int16)
+            else:
+                yield stored * np.float64(slope) + intercept
+    except FileNotFoundError as error:
+        raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error
+    except InputError:
+        raise
+    except Exception as error:
+        # There is hardly an exception that damaged pixels cannot end in.
+        raise InputError(f"{path}: damaged, its pixels{packed} cannot be decoded. Copy it again or remove the scan.") from error
+
+
+def _native(dataset: Any, syntax: str, frames: Sequence[int]) -> Iterator[np.ndarray]:
+    bits = int(dataset.BitsAllocated)
+    if bits not in (8, 16, 32):
+        raise ValueError(f"{bits} bits")
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    size = int(dataset.Rows) * int(dataset.Columns)
+    values = np.frombuffer(dataset.PixelData, f"{order}{'i' if signed else 'u'}{bits // 8}")
+    # What lies above the stored bits is no part of the value.
+    above = bits - int(dataset.get("BitsStored") or bits)
+    for number in frames:
+        frame = values[number * size : (number + 1) * size].reshape(int(dataset.Rows), int(dataset.Columns))
+        yield (frame << above) >> above if 0 < above < bits else frame
+
+
+def _compressed(dataset: Any, syntax: str, frames: Sequence[int]) -> Iterator[np.ndarray]:
+    from pydicom.encaps import generate_frames
+
+    size = int(dataset.Rows), int(dataset.Columns)
+    total = int(dataset.get("NumberOfFrames") or 1)
+    every = list(generate_frames(dataset.PixelData, number_of_frames=total))
+    for number in frames:
+        said = _declared_size(every[number])
+        if said is not None and said != size:
+            raise ValueError("the picture has another size than its header says")
+        yield _by_gdcm(dataset, syntax, every[number])
+
+
+def _by_gdcm(dataset: Any, syntax: str, frame: bytes) -> np.ndarray:
+    import pydicom
+    import SimpleITK
+    from pydicom.encaps import encapsulate
+
+    bare = pydicom.Dataset()
+    for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        setattr(bare, name, int(dataset.get(name) or 0))
+    bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, "MONOCHROME2"
+    # Computed radiography: of CT, GDCM would want positions.
+    bare.SOPClassUID, bare.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3"
+    bare.file_meta = pydicom.dataset.FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    bare.PixelData = encapsulate([frame])
+    bare["PixelData"].VR = "OB"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frame.dcm"
+        pydicom.dcmwrite(path, bare, enforce_file_format=True)
+        with silenced():
+            values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO"))
+    return values.reshape(int(dataset.Rows), int(dataset.Columns))
+
+
+def _declared_size(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG or JPEG 2000 stream itself declares; None of other streams."""
+    place = 2
+    while place + 9 < len(frame) and frame[0] == 0xFF and frame[place] == 0xFF:
+        marker = frame[place + 1]
+        if marker in JPEG_FRAMES or marker == JPEG_LS_FRAME:
+            return int.from_bytes(frame[place + 5 : place + 7], "big"), int.from_bytes(frame[place + 7 : place + 9], "big")
+        if marker == JPEG_2000_SIZE:
+            right, bottom, left, top = (int.from_bytes(frame[place + at : place + at + 4], "big") for at in (6, 10, 14, 18))
+            return bottom - top, right - left
+        place += 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+    return None
+
+
+def _rescale(dataset: Any, frame: int) -> tuple[float, float]:
+    """Slope and intercept of a frame: its own, those of all frames, or those of the file."""
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    for group in (per_frame[frame] if frame < len(per_frame) else None, shared):
+        if group is not None and group.get("PixelValueTransformationSequence"):
+            dataset = group["PixelValueTransformationSequence"][0]
+            break
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    return float(slope if slope not in (None, "", 0) else 1), float(intercept if intercept not in (None, "") else 0)

@@ -1,0 +1,115 @@
+"""All scans at a place: of a folder, of the folders below it, or of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ctcovid.base.errors import InputError
+from ctcovid.scans.contents import DICOM, TIFF, Contents, look_into, natural_key, walk
+from ctcovid.scans.decode import ending, volume_scan
+from ctcovid.scans.dicom import Header, is_dicom
+from ctcovid.scans.findings import Finding
+from ctcovid.scans.read import page_count, pages_scan
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.series import common_folder, read_headers, studies, study_scan
+
+
+@dataclass(frozen=True)
+class Found:
+    """A scan without name and label. `study` and `patient` are DICOM's, and `number` tells studies in one folder apart."""
+
+    scan: Scan
+    study: str = ""
+    patient: str = ""
+    number: int = 0
+
+    @property
+    def suffix(self) -> str:
+        return f"#{self.number}" if self.number else ""
+
+
+def found_at(path: Path, series: str | None = None) -> list[Found]:
+    """Every scan at or below a folder, or in a file, in the natural order of their places.
+
+    Raises InputError where the path is absent, may not be read, or is a file of another kind.
+    """
+    if not path.exists():
+        raise InputError(f"No such folder: {path}. Check the path.")
+    if path.is_file():
+        return _in_file(path, series)
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a folder nor a file. Check the path.")
+    return found_in(((folder, look_into(folder)) for folder in walk(path)), series)
+
+
+def found_in(places: Iterable[tuple[Path, Contents]], series: str | None) -> list[Found]:
+    """Every scan in these folders. DICOM slices of one study are one scan, in however many of the folders they lie."""
+    found: list[Found] = []
+    dicom: list[Path] = []
+    for folder, contents in places:
+        if contents.pictures:
+            found.append(Found(_place(folder, contents.pictures)))
+        found += [Found(_volume(path)) for path in contents.volumes]
+        dicom += contents.dicom
+    return sorted(found + in_studies(dicom, series), key=lambda one: (natural_key(one.scan.folder.as_posix()), one.number))
+
+
+def in_studies(files: Sequence[Path], series: str | None) -> list[Found]:
+    """A scan of each study; studies without a picture, such as a report for itself, are none where there are others."""
+    headers, findings = read_headers(files)
+    every = studies(headers)
+    pictured = [study for study in every if any(header.rows for header in study)]
+    found = [_study(study, findings if len(pictured) == 1 else _near(study, findings), series) for study in pictured or every]
+    if not headers and files:
+        found = [Found(study_scan(_place(files[0].parent), (), findings, series))]
+    folders = [one.scan.folder for one in found]
+    order = {study: number for number, study in enumerate(sorted({one.study for one in found}), start=1)}
+    return [replace(one, number=order[one.study]) if folders.count(one.scan.folder) > 1 else one for one in found]
+
+
+def is_scan_file(path: Path) -> bool:
+    """Whether a file holds a scan, by its name or its mark."""
+    suffix = path.suffix.lower()
+    return bool(ending(path.name)) or suffix in DICOM or (suffix in TIFF and page_count(path) > 1) or is_dicom(path)
+
+
+def stem(path: Path) -> str:
+    """A file's name without the ending, also without that of ``.nii.gz``."""
+    kind = ending(path.name) or path.suffix
+    return path.name[: len(path.name) - len(kind)] if kind else path.name
+
+
+def _in_file(path: Path, series: str | None) -> list[Found]:
+    if not is_scan_file(path):
+        raise InputError(
+            f"{path} is a file. Give the folder that holds the scans, or a file of DICOM, NIfTI, NRRD, MetaImage or TIFF pages."
+        )
+    if ending(path.name) or path.suffix.lower() in TIFF:
+        return [Found(_volume(path))]
+    return [replace(one, scan=replace(one.scan, folder=path)) for one in in_studies([path], series)]
+
+
+def _study(headers: Sequence[Header], findings: Sequence[Finding], series: str | None) -> Found:
+    scan = study_scan(_place(common_folder(headers)), headers, findings, series)
+    used = set(scan.slices)
+    if used:
+        scan = replace(scan, folder=common_folder([header for header in headers if header.path in used]))
+    return Found(scan, headers[0].study, headers[0].patient)
+
+
+def _near(headers: Sequence[Header], findings: Sequence[Finding]) -> list[Finding]:
+    """Of the files that cannot be read, and so name no study, those that lie among this one's."""
+    folders = {header.path.parent for header in headers}
+    return [finding for finding in findings if any((folder / str(finding.slices)).exists() for folder in folders)]
+
+
+def _volume(path: Path) -> Scan:
+    if not ending(path.name):
+        return pages_scan(_place(path), path)
+    return volume_scan(_place(path), path)
+
+
+def _place(folder: Path, slices: tuple[Path, ...] = ()) -> Scan:
+    return Scan("", "", "", folder, slices, "")

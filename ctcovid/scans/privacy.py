@@ -1,0 +1,53 @@
+"""Identifiers of DICOM files under other names: what is written must not lead back to a patient."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from ctcovid.base.errors import InputError
+
+SALT_BYTES = 32
+
+
+class Pseudonyms:
+    """Stable names for identifiers, which only who has the salt can find out.
+
+    Parameters
+    ----------
+    salt_file : where the salt lies, readable by its owner alone; made when the first name is asked for. None keeps identifiers as they are
+    lasting : whether a salt that is not there yet is written; else these names hold for this process
+    """
+
+    def __init__(self, salt_file: Path | None, lasting: bool = True) -> None:
+        self.salt_file, self.lasting = salt_file, lasting
+        self._salt = b""
+
+    def __call__(self, identifier: str) -> str:
+        """A name of 16 hexadecimal digits.
+
+        Raises InputError where the salt can be neither read nor written.
+        """
+        if self.salt_file is None:
+            return identifier
+        if not self._salt:
+            self._salt = _salt(self.salt_file, self.lasting)
+        return hashlib.blake2b(identifier.encode("utf-8", "replace"), key=self._salt, digest_size=8).hexdigest()
+
+
+def _salt(path: Path, lasting: bool) -> bytes:
+    try:
+        if not path.exists() and not lasting:
+            return secrets.token_bytes(SALT_BYTES)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(SALT_BYTES))
+        salt = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}, the salt of pseudonyms, cannot be used: {error.strerror}. Mend its permissions.") from error
+    if len(salt) != SALT_BYTES:
+        raise InputError(f"{path} is no salt of {SALT_BYTES} bytes. Restore it, or remove it for new pseudonyms.")
+    return salt

@@ -1,0 +1,80 @@
+"""A scan: its slices in order, and how they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ctcovid.base.errors import InputError
+from ctcovid.scans.findings import ERROR, Finding
+from ctcovid.scans.geometry import Geometry, Turn
+
+# More in one file, or in one picture, is taken for damage: it would not fit into memory beside what is made of it.
+MOST_BYTES = 640 << 20
+MOST_PIXELS_PER_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How slices lie in files that are no pictures.
+
+    `reader` is "dicom" for a file per slice, "volume" for all slices in one file of DICOM, NIfTI, NRRD or MetaImage, "pages" for all in
+    one TIFF. `shape` is that of a file: slices, rows, columns. `turn` brings it into the normal orientation; of several frames in a
+    file, `frames` are the ones used, in order. `geometry` is that of the turned stack, None where the file has none.
+    """
+
+    reader: str
+    shape: tuple[int, int, int]
+    turn: Turn = field(default_factory=Turn)
+    frames: tuple[int, ...] = ()
+    geometry: Geometry | None = None
+
+    @property
+    def slice_size(self) -> tuple[int, int]:
+        """Height and width of a slice, turned."""
+        _, height, width = (self.shape[axis] for axis in self.turn.axes)
+        return height, width
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One CT scan.
+
+    `slices` are the files of its slices, head to feet: by position where the files know it, else in the natural order of their
+    names, which in CC-CCII is head to feet. Where one file holds all, it stands there once for each slice. `folder` is where the scan
+    lies, for a scan in one file that file. `label` and `patient` are empty for a scan found by `find_scans`. A scan of which nothing
+    can be used has no slices, and a finding that says why.
+    """
+
+    id: str
+    patient: str
+    label: str
+    folder: Path
+    slices: tuple[Path, ...]
+    source: str
+    stack: Stack | None = None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each slice: of a picture the file's, else its number. Names of DICOM files may be those of patients."""
+        if self.stack is None:
+            return tuple(path.name for path in self.slices)
+        return tuple(f"{number:04d}" for number in range(len(self.slices)))
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """Where the slices lie in the patient, None where the files do not say, as pictures."""
+        return self.stack.geometry if self.stack else None
+
+    def parts(self, count: int) -> list[Scan]:
+        """The scan in pieces of `count` slices, each to be read for itself; in one piece where one file holds all."""
+        if self.stack and self.stack.reader != "dicom":
+            return [self]
+        return [replace(self, slices=self.slices[first : first + count], findings=()) for first in range(0, len(self.slices), count)]
+
+    def require_slices(self) -> None:
+        """Raises InputError, with the reason, where nothing of the scan can be used."""
+        if not self.slices:
+            reasons = [finding.message for finding in self.findings if finding.severity == ERROR]
+            raise InputError(f"{self.folder}: {'; '.join(reasons) or 'no slices'}. Mend it or remove the scan.")

@@ -1,0 +1,312 @@
+"""From the DICOM files of a study to one scan: which series, in which order, and what is odd about it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane, read_header
+from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
+from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
+from ctcovid.scans.scan import Scan, Stack
+
+SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
+DERIVED_WORDS = {"DERIVED", "MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
+# Two slices nearer than this share of the usual distance are at one place; a distance of more than that many is a gap.
+SAME_PLACE, GAP, UNEVEN = 0.05, 1.5, 0.1
+# A series that covers less than this share of the longest is a detail or a test, however thin.
+LEAST_COVER = 0.25
+
+
+@dataclass(frozen=True)
+class Series:
+    """Slices of one series that are alike. `unfit` says why it is no axial CT, `derived` that it was computed from another.
+
+    `number` is its SeriesNumber, or its place among the others, as ``#2``, where it has none: a UID could lead back to the patient.
+    """
+
+    uid: str
+    number: str
+    description: str
+    headers: tuple[Header, ...]
+    unfit: str
+    derived: bool
+
+    @property
+    def slices(self) -> int:
+        return sum(header.frames for header in self.headers)
+
+    @property
+    def name(self) -> str:
+        return f"series {self.number}"
+
+    @property
+    def spacing(self) -> float:
+        """The usual distance of two slices in mm; infinite where nothing lies beside another."""
+        gaps = np.diff(np.sort(_positions(_planes(self.headers))))
+        gaps = gaps[gaps > 0.01]
+        return float(np.median(gaps)) if len(gaps) else float("inf")
+
+    @property
+    def cover(self) -> float:
+        """From the first to the last slice in mm."""
+        positions = _positions(_planes(self.headers))
+        return float(np.ptp(positions)) if len(positions) else 0.0
+
+
+def read_headers(files: Sequence[Path]) -> tuple[list[Header], list[Finding]]:
+    """Headers of what can be read, and a finding for each file that cannot."""
+    headers, findings = [], []
+    for path in files:
+        try:
+            headers.append(read_header(path))
+        except ValueError as error:
+            findings.append(Finding("unreadable-slice", WARNING, f"{path.name}: {error}", SLICE_DROPPED, path.name))
+    return headers, findings
+
+
+def study_scan(place: Scan, headers: Sequence[Header], findings: Sequence[Finding], wanted: str | None) -> Scan:
+    """`place` with the slices of the series that serves best, or that was asked for; without slices where none serves.
+
+    The axial one with the thinnest spacing is taken, of several such that with most slices; what was computed from another only where
+    there is nothing else.
+    """
+    everything = group(headers)
+    if not everything:
+        said = findings[0].message if findings else "no DICOM slices"
+        more = f", and {len(findings) - 1:,} more files" if len(findings) > 1 else ""
+        return _without(place, "unreadable", f"{said}{more}")
+    if wanted is not None:
+        fitting = [series for series in everything if matches(series, wanted)]
+        if not fitting:
+            return _without(place, "no-such-series", f"no series {wanted} in the study; it has {'; '.join(map(_described, everything))}")
+    else:
+        fitting = everything
+    candidates = [series for series in fitting if not series.unfit]
+    if not candidates:
+        return _without(place, "no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
+    chosen = best(candidates)
+    notes = list(findings)
+    if others := [series for series in everything if series is not chosen]:
+        left = ", ".join(map(_described, others))
+        notes.append(Finding("several-series", INFO, f"used {_described(chosen)}; left {left}", KEPT))
+    if chosen.derived:
+        notes.append(Finding("derived-series", WARNING, f"{chosen.name} was computed from another, which is not there", KEPT))
+    return ordered(place, chosen, notes)
+
+
+def best(candidates: Sequence[Series]) -> Series:
+    """The one that serves best, see `study_scan`."""
+    original = [series for series in candidates if not series.derived] or list(candidates)
+    long = [series for series in original if series.cover >= LEAST_COVER * max(one.cover for one in original)]
+    thinnest = min(series.spacing for series in long)
+    thin = [series for series in long if series.spacing <= 1.05 * thinnest]
+    return max(thin, key=lambda series: (series.slices, -_order(series.number)))
+
+
+def group(headers: Sequence[Header]) -> list[Series]:
+    """Series of slices that are alike: of one UID, one size, one direction and one kind."""
+    alike: dict[tuple[object, ...], list[Header]] = defaultdict(list)
+    for header in headers:
+        plane = header.planes[0] if header.planes else None
+        direction = tuple(np.round(plane.orientation, 1) + 0.0) if plane else ()
+        alike[(header.series, _unfit(header), _derived(header), header.rows, header.columns, direction)].append(header)
+    found = []
+    for (_, unfit, derived, *_), members in alike.items():
+        first = members[0]
+        found.append(Series(first.series, first.number, first.description, tuple(members), str(unfit), bool(derived)))
+    found.sort(key=lambda series: (_order(series.number), series.uid, -series.slices))
+    return [series if series.number else replace(series, number=f"#{place}") for place, series in enumerate(found, start=1)]
+
+
+def matches(series: Series, wanted: str) -> bool:
+    """Whether a series was meant: by its UID, its number, or its description."""
+    text = wanted.strip().casefold()
+    return text in (series.uid.casefold(), series.number.casefold(), series.description.casefold())
+
+
+def ordered(place: Scan, series: Series, notes: list[Finding]) -> Scan:
+    """`place` with the slices of `series` from head to feet, and what was found on the way."""
+    if not series.headers[0].rescaled:
+        notes.append(Finding("no-rescale", WARNING, "no RescaleIntercept: values are taken for Hounsfield units as they are", KEPT))
+    first = series.headers[0]
+    frames = [(header, number) for header in series.headers for number in range(header.frames)]
+    if first.frames > 1:
+        if len(series.headers) > 1:
+            notes.append(
+                Finding("several-stacks", WARNING, f"{len(series.headers)} files of many slices; the first is used", SLICE_DROPPED)
+            )
+        frames = [(first, number) for number in range(first.frames)]
+    planes = _planes((first,) if first.frames > 1 else series.headers)
+    if len(frames) > 1 and np.ptp(_positions(planes) if planes else np.zeros(1)) < 0.01:
+        frames.sort(key=lambda one: (one[0].order, one[0].path.name, one[1]))
+        said = "say that all slices lie at one place" if planes else "do not say where slices lie"
+        notes.append(Finding("no-positions", WARNING, f"its files {said}; the order is that of their numbers", KEPT))
+        return _scan(place, frames, Turn(), None, notes)
+    if not planes:
+        return _scan(place, frames, Turn(), None, notes)
+    positions = _positions(planes)
+    # Along the normal, but from the head, which is up in z.
+    if _normal(planes)[2] > 0:
+        positions = -positions
+    order = sorted(range(len(frames)), key=lambda one: (positions[one], frames[one][0].order, frames[one][0].instance, one))
+    kept = _without_repeats(order, positions, notes)
+    _look_at_distances(positions[kept], notes)
+    planes = [planes[one] for one in kept]
+    try:
+        turn, geometry, angle = normalise(_affine(planes, first.thickness), (len(kept), first.rows, first.columns))
+    except ValueError as error:
+        return _without(place, "no-geometry", str(error))
+    _look_at_tilt(planes, first.tilt, angle, notes)
+    notes += of_pixels(geometry)
+    return _scan(place, [frames[one] for one in kept], replace(turn, axes=(0, *turn.axes[1:])), geometry, notes)
+
+
+def _scan(place: Scan, frames: list[tuple[Header, int]], turn: Turn, geometry: Geometry | None, notes: list[Finding]) -> Scan:
+    first = frames[0][0]
+    several = first.frames > 1
+    stack = Stack(
+        "volume" if several else "dicom",
+        (first.frames, first.rows, first.columns),
+        turn,
+        tuple(number for _, number in frames) if several else (),
+        geometry,
+    )
+    return replace(place, slices=tuple(header.path for header, _ in frames), stack=stack, findings=tuple(notes))
+
+
+def _without_repeats(order: list[int], positions: np.ndarray, notes: list[Finding]) -> list[int]:
+    """Of slices at one place the first, that of the first acquisition."""
+    gaps = np.diff(positions[order])
+    usual = float(np.median(gaps[gaps > 0.01])) if (gaps > 0.01).any() else 1.0
+    kept = [order[0]]
+    repeated = []
+    for place, one in enumerate(order[1:], start=1):
+        if positions[one] - positions[kept[-1]] < max(SAME_PLACE * usual, 0.01):
+            repeated.append(place)
+        else:
+            kept.append(one)
+    if repeated:
+        text = f"{len(repeated):,} slices lie where another lies; the first of each is kept"
+        notes.append(Finding("duplicate-position", WARNING, text, SLICE_DROPPED, tuple(repeated)))
+    return kept
+
+
+def _look_at_distances(positions: np.ndarray, notes: list[Finding]) -> None:
+    gaps = np.diff(positions)
+    if len(gaps) < 2:
+        return
+    usual = float(np.median(gaps))
+    wide = np.flatnonzero(gaps > GAP * usual)
+    if len(wide):
+        missing = int(sum(max(round(gap / usual) - 1, 1) for gap in gaps[wide]))
+        text = f"about {missing:,} slices are missing: {len(wide):,} gaps of up to {gaps.max():.4g} mm where {usual:.4g} mm are usual"
+        notes.append(Finding("gap", WARNING, text, KEPT, tuple(int(place) for place in wide)))
+    uneven = np.flatnonzero((np.abs(gaps - usual) > UNEVEN * usual) & (gaps <= GAP * usual))
+    if len(uneven):
+        text = f"slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart"
+        notes.append(Finding("uneven-spacing", WARNING, text, KEPT, tuple(int(place) for place in uneven)))
+
+
+def _look_at_tilt(planes: Sequence[Plane], stated: float, angle: float, notes: list[Finding]) -> None:
+    sheared = 0.0
+    if len(planes) > 1:
+        along = np.subtract(planes[-1].position, planes[0].position)
+        cosine = abs(float(along @ planes[0].normal)) / max(float(np.linalg.norm(along)), 1e-9)
+        sheared = float(np.degrees(np.arccos(min(cosine, 1.0))))
+    if max(abs(stated), sheared) > 0.5:
+        text = f"the gantry was tilted by {max(abs(stated), sheared):.1f}°; slices are used as they are"
+        notes.append(Finding("gantry-tilt", WARNING, text, KEPT))
+    elif angle > OBLIQUE:
+        notes.append(Finding("oblique", WARNING, f"slices stand {angle:.0f}° from the patient's axes and are used as they are", KEPT))
+
+
+def _affine(planes: Sequence[Plane], thickness: float) -> np.ndarray:
+    """From (column, row, slice) to RAS+ millimetres; along slices the mean step, which also holds a tilt."""
+    first = planes[0]
+    affine = np.eye(4)
+    affine[:3, 0] = np.multiply(first.orientation[:3], first.spacing[1])
+    affine[:3, 1] = np.multiply(first.orientation[3:], first.spacing[0])
+    if len(planes) > 1:
+        affine[:3, 2] = np.subtract(planes[-1].position, first.position) / (len(planes) - 1)
+    else:
+        affine[:3, 2] = first.normal * (-1 if first.normal[2] > 0 else 1) * (thickness or 1.0)
+    affine[:3, 3] = first.position
+    return LPS_TO_RAS @ affine
+
+
+def _planes(headers: Sequence[Header]) -> list[Plane]:
+    """The planes of all frames, or none where one is missing."""
+    planes = [plane for header in headers for plane in header.planes]
+    return planes if len(planes) == sum(header.frames for header in headers) else []
+
+
+def _positions(planes: Sequence[Plane]) -> np.ndarray:
+    """Millimetres along the common normal."""
+    return np.array([plane.position for plane in planes]) @ _normal(planes) if planes else np.empty(0)
+
+
+def _normal(planes: Sequence[Plane]) -> np.ndarray:
+    """The common normal, of length 1."""
+    mean = np.mean([plane.orientation for plane in planes], axis=0)
+    normal = np.cross(mean[:3], mean[3:])
+    return normal / np.linalg.norm(normal)
+
+
+def _unfit(header: Header) -> str:
+    """Why a file is no slice of axial CT; empty where it is one."""
+    if not header.rows or not header.columns:
+        return "no picture"
+    if header.modality not in ("CT", ""):
+        return f"modality {header.modality}"
+    if SCOUT_WORDS & set(header.image_type):
+        return "scout"
+    if header.sop_class.startswith(SECONDARY_CAPTURE):
+        return "secondary capture"
+    if header.samples != 1:
+        return "colour"
+    return _direction(header.planes[0]) if header.planes else ""
+
+
+def _direction(plane: Plane) -> str:
+    normal = np.abs(plane.normal)
+    if normal[2] < np.cos(np.radians(MOST_OBLIQUE)):
+        return "oblique" if normal.max() < np.cos(np.radians(MOST_OBLIQUE)) else ("sagittal", "coronal")[int(normal[:2].argmax())]
+    return "oblique" if np.abs(plane.orientation[:3]).max() < np.cos(np.radians(MOST_OBLIQUE)) else ""
+
+
+def _derived(header: Header) -> bool:
+    return bool(DERIVED_WORDS & set(header.image_type))
+
+
+def _described(series: Series) -> str:
+    spacing = series.spacing
+    what = series.unfit or ("derived" if series.derived else f"{spacing:.4g} mm" if np.isfinite(spacing) else "no spacing")
+    return f"{series.name} ({series.slices:,} slice{'' if series.slices == 1 else 's'}, {what})"
+
+
+def _order(number: str) -> int:
+    return int(number) if number.isdigit() else 1 << 30
+
+
+def _without(place: Scan, code: str, message: str) -> Scan:
+    return replace(place, slices=(), findings=(Finding(code, ERROR, message, SCAN_DROPPED),))
+
+
+def studies(headers: Sequence[Header]) -> list[list[Header]]:
+    """Headers by study, in the order of their first file; those that name no study belong together by folder."""
+    found: dict[tuple[str, str], list[Header]] = defaultdict(list)
+    for header in headers:
+        found[(header.patient, header.study) if header.study else ("", str(header.path.parent))].append(header)
+    return list(found.values())
+
+
+def common_folder(headers: Sequence[Header]) -> Path:
+    """The deepest folder that holds all files."""
+    counts = Counter(parent for folder in {header.path.parent for header in headers} for parent in (folder, *folder.parents))
+    everywhere = [folder for folder, count in counts.items() if count == max(counts.values())]
+    return max(everywhere, key=lambda folder: len(folder.parts))
