@@ -18,15 +18,15 @@ class Finding:
     """One thing that is odd or wrong with a scan, and what was done about it.
 
     `code` is short and stable, such as "gap"; `severity` is INFO, WARNING or ERROR; `message` is one sentence or clause without the
-    scan's name; `action` is KEPT, REPAIRED, SLICE_DROPPED or SCAN_DROPPED; `slices` are positions in the scan, counted from 0, or
-    names of files where a position says nothing.
+    scan's name; `action` is KEPT, REPAIRED, SLICE_DROPPED or SCAN_DROPPED; `slices` are positions in the scan, counted from 0; none where
+    it is about the whole scan, or about files of which no position is known.
     """
 
     code: str
     severity: str
     message: str
     action: str = KEPT
-    slices: tuple[int, ...] | str = ()
+    slices: tuple[int, ...] = ()
 
 
 class Judged(Protocol):
