@@ -10,7 +10,6 @@ from ctcovid.base.errors import InputError
 from ctcovid.scans.contents import DICOM, TIFF, Contents, look_into, natural_key, walk
 from ctcovid.scans.decode import ending, volume_scan
 from ctcovid.scans.dicom import Header, is_dicom
-from ctcovid.scans.findings import Finding
 from ctcovid.scans.read import page_count, pages_scan
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.series import common_folder, read_headers, studies, study_scan
@@ -58,12 +57,12 @@ def found_in(places: Iterable[tuple[Path, Contents]], series: str | None) -> lis
 
 def in_studies(files: Sequence[Path], series: str | None) -> list[Found]:
     """A scan of each study; studies without a picture, such as a report for itself, are none where there are others."""
-    headers, findings = read_headers(files)
+    headers, unread = read_headers(files)
     every = studies(headers)
     pictured = [study for study in every if any(header.rows for header in study)]
-    found = [_study(study, findings if len(pictured) == 1 else _near(study, findings), series) for study in pictured or every]
+    found = [_study(study, unread if len(pictured) == 1 else _near(study, unread), series) for study in pictured or every]
     if not headers and files:
-        found = [Found(study_scan(_place(files[0].parent), (), findings, series))]
+        found = [Found(study_scan(_place(files[0].parent), (), unread, series))]
     folders = [one.scan.folder for one in found]
     order = {study: number for number, study in enumerate(sorted({one.study for one in found}), start=1)}
     return [replace(one, number=order[one.study]) if folders.count(one.scan.folder) > 1 else one for one in found]
@@ -91,18 +90,18 @@ def _in_file(path: Path, series: str | None) -> list[Found]:
     return [replace(one, scan=replace(one.scan, folder=path)) for one in in_studies([path], series)]
 
 
-def _study(headers: Sequence[Header], findings: Sequence[Finding], series: str | None) -> Found:
-    scan = study_scan(_place(common_folder(headers)), headers, findings, series)
+def _study(headers: Sequence[Header], unread: dict[Path, str], series: str | None) -> Found:
+    scan = study_scan(_place(common_folder(headers)), headers, unread, series)
     used = set(scan.slices)
     if used:
         scan = replace(scan, folder=common_folder([header for header in headers if header.path in used]))
     return Found(scan, headers[0].study, headers[0].patient)
 
 
-def _near(headers: Sequence[Header], findings: Sequence[Finding]) -> list[Finding]:
+def _near(headers: Sequence[Header], unread: dict[Path, str]) -> dict[Path, str]:
     """Of the files that cannot be read, and so name no study, those that lie among this one's."""
     folders = {header.path.parent for header in headers}
-    return [finding for finding in findings if any((folder / str(finding.slices)).exists() for folder in folders)]
+    return {path: reason for path, reason in unread.items() if path.parent in folders}
 
 
 def _volume(path: Path) -> Scan:

@@ -58,24 +58,27 @@ class Series:
         return float(np.ptp(positions)) if len(positions) else 0.0
 
 
-def read_headers(files: Sequence[Path]) -> tuple[list[Header], list[Finding]]:
-    """Headers of what can be read, and a finding for each file that cannot."""
-    headers, findings = [], []
+def read_headers(files: Sequence[Path]) -> tuple[list[Header], dict[Path, str]]:
+    """Headers of what can be read, and for each file that cannot the reason in a few words."""
+    headers, unread = [], {}
     for path in files:
         try:
             headers.append(read_header(path))
         except ValueError as error:
-            findings.append(Finding("unreadable-slice", WARNING, f"{path.name}: {error}", SLICE_DROPPED, path.name))
-    return headers, findings
+            unread[path] = str(error)
+    return headers, unread
 
 
-def study_scan(place: Scan, headers: Sequence[Header], findings: Sequence[Finding], wanted: str | None) -> Scan:
+def study_scan(place: Scan, headers: Sequence[Header], unread: dict[Path, str], wanted: str | None) -> Scan:
     """`place` with the slices of the series that serves best, or that was asked for; without slices where none serves.
+
+    `unread` are the files among them that cannot be read.
 
     The axial one with the thinnest spacing is taken, of several such that with most slices; what was computed from another only where
     there is nothing else.
     """
     everything = group(headers)
+    findings = [Finding("unreadable-slice", WARNING, f"{path.name}: {reason}", SLICE_DROPPED) for path, reason in unread.items()]
     if not everything:
         said = findings[0].message if findings else "no DICOM slices"
         more = f", and {len(findings) - 1:,} more files" if len(findings) > 1 else ""
@@ -90,7 +93,7 @@ def study_scan(place: Scan, headers: Sequence[Header], findings: Sequence[Findin
     if not candidates:
         return _without(place, "no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
     chosen = best(candidates)
-    notes = list(findings)
+    notes = findings
     if others := [series for series in everything if series is not chosen]:
         left = ", ".join(map(_described, others))
         notes.append(Finding("several-series", INFO, f"used {_described(chosen)}; left {left}", KEPT))
