@@ -110,6 +110,9 @@ def run(options: Options, console: Console) -> Summary:
     console.say(f"Found {len(scans):,} scans of {patients:,} patients in {', '.join(classes)}: {slices:,} slices.")
     warn_of(scans, console)
     longest = max(len(scan.slices) for scan in scans)
+    if not longest:
+        reasons = [f"{scan.folder}: {one.message}" for scan in scans for one in scan.findings if one.action == SCAN_DROPPED]
+        raise InputError(f"No scan under {options.dataset} can be used:\n{listing(reasons)}")
     if longest < options.depth:
         raise InputError(
             f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
