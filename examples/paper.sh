@@ -100,7 +100,7 @@ score() {
     local table=$1 code=0
     shift
     rm -rf "$OUT/table-$table"
-    ctcovid evaluate "$@" --runs "$OUT/runs" --interval normal --output "$OUT/table-$table" >&2 || code=$?
+    ctcovid evaluate "$@" --runs "$OUT/runs" --ci normal --output "$OUT/table-$table" >&2 || code=$?
     # Stopped by a signal or Ctrl-C.
     case $code in 75 | 130) exit "$code" ;; esac
     return "$code"

@@ -207,7 +207,7 @@ def main(out: Path, best: str) -> None:
     drawn = {
         4: metrics_figure(out / "figure-4.png", depths, [str(row.depth) for row in depths], "depth (batch size 8)", "o-"),
         5: metrics_figure(out / "figure-5.png", batches, [f"{row.depth}, {row.batch}" for row in batches], "depth, batch size", "o"),
-        6: copied(out / "table-7" / f"confusion-{best}.png", out / "figure-6.png"),
+        6: copied(out / "table-7" / "figures" / f"confusion-{best}.png", out / "figure-6.png"),
         7: saliency_montage(out / "figure-7.png", out / "figure-7"),
         8: copied(out / "runs" / best / "loss.png", out / "figure-8.png"),
         9: copied(out / "runs" / best / "accuracy.png", out / "figure-9.png"),
