@@ -61,10 +61,11 @@ def read_rows(lines: list[str], out: Path) -> list[Row]:
 
 
 def evaluation(out: Path, table: int) -> dict[str, Any]:
-    """What ctcovid evaluate wrote for a table; empty where none of its cells is finished."""
-    path = out / f"table-{table}" / "evaluation.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    """What ctcovid evaluate wrote for a table, of its models together or each for itself; empty where none is finished."""
+    folder = out / f"table-{table}"
+    paths = [folder / "evaluation.json", *sorted(folder.glob("*/evaluation.json"))]
+    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return {**found[0], "models": [model for document in found for model in document["models"]]} if found else {}
 
 
 def labels(row: Row, out: Path) -> dict[str, str]:

@@ -28,12 +28,12 @@ def test_the_loop_takes_several_times_as_long() -> None:
 
 def test_intervals_of_independent_volumes_hold_the_truth() -> None:
     """The script has 1,000 studies of each kind; in 250, four standard errors are 5.5 %."""
-    found = coverage(250, 200, 1, ("volume",), ("percentile",))
+    found = coverage(250, 400, 200, 1, ("volume",), ("percentile",))
     assert {metric: found["volume", "percentile", metric] for metric in METRICS} == pytest.approx(dict.fromkeys(METRICS, 0.95), abs=0.055)
 
 
 def test_by_volume_intervals_of_clustered_volumes_are_too_narrow_and_by_patient_they_are_not() -> None:
-    found = coverage(120, 200, 10, ("volume", "patient"), ("percentile",))
+    found = coverage(120, 400, 200, 10, ("volume", "patient"), ("percentile",))
     for metric in METRICS:
         assert found["volume", "percentile", metric] < 0.85
         assert found["patient", "percentile", metric] > 0.85

@@ -138,3 +138,37 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bad\.csv"):
         evaluate(good, bad)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.csv", "good.csv"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "patients"),
+    [
+        ([0], [0], ["a"]),
+        ([0, 1, 2], [0, 1, 1], ["a", "a", "a"]),
+        ([1, 1, 1, 1], [1, 2, 1, 1], ["a", "a", "b", "c"]),
+        ([0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 1, 2], list("aabbcc")),
+        ([0, 1, 2, 0, 1, 2], [1, 2, 0, 1, 2, 0], list("abcdef")),
+    ],
+    ids=["one volume", "one patient", "one class", "all right", "all wrong"],
+)
+def test_a_test_set_that_says_little_is_reported_all_the_same(
+    tmp_path: Path, labels: list[int], predicted: list[int], patients: list[str]
+) -> None:
+    """Ties everywhere, twice the same model, and every kind of interval."""
+    numbers = np.arange(len(labels))
+    probabilities = np.eye(3)[predicted] * 0.5 + 0.5 / 3
+    paths = []
+    for name in ("first", "second"):
+        some = Predictions(name, CLASSES, patients, ["s"] * len(labels), numbers, np.array(labels), probabilities)
+        paths.append(tmp_path / f"{name}.csv")
+        paths[-1].write_text(some.csv())
+    (tmp_path / "groups.csv").write_text("patient,sex\na,1\nb,2\n")
+    summary = evaluate(*paths, ci="bca", resample="patient", subgroups=tmp_path / "groups.csv", bootstrap=30)
+    right = float(np.mean(np.array(labels) == np.array(predicted)))
+    for score in summary.study.scores:
+        assert score.estimates["accuracy"].value == right
+        assert score.estimates["accuracy"].low <= right <= score.estimates["accuracy"].high
+    (comparison,) = summary.study.comparisons
+    assert comparison.mcnemar is not None and comparison.mcnemar.p_value == 1
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    json.loads((tmp_path / "out" / "evaluation.json").read_text())
