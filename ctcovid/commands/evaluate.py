@@ -238,7 +238,7 @@ def _write(building: Path, folder: Path, summary: Summary, found: list[Found], c
     write_text(building / "evaluation.md", report.text(measured, positive))
     write_json(building / "evaluation.json", summary.document())
     told = [f"Made {card.content['began']} by ctcovid {card.content['versions'].get('ctcovid', '')}; seed {card.content['seed']}."]
-    told += [f"Read: {read['path']}, {read['hash']}." for read in card.content["inputs"]]
+    told += dict.fromkeys(f"Read: {read['path']}, {read['hash']}." for read in card.content["inputs"])
     write_text(building / "report.html", report.html(measured, positive, figures, told))
     for path in sorted(path for path in building.rglob("*") if path.is_file()):
         card.output(folder / path.relative_to(building))

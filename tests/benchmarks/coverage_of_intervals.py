@@ -2,8 +2,8 @@
 
     python tests/benchmarks/coverage_of_intervals.py               # 1,000 studies of each kind
 
-A study has 800 volumes. In the first kind they are independent: 800 patients with a volume each. In the second, 80 patients have ten volumes
-each that share an effect of the patient, and are drawn by volume and by patient. The truth is the figure of a million volumes.
+A study has 800 volumes. In the first kind they are independent: 800 patients with a volume each. In the second, 80 patients have ten
+volumes each that share an effect of the patient, and are drawn by volume and by patient. The truth is the figure of a million volumes.
 """
 
 from __future__ import annotations
