@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,15 +22,13 @@ def units_of(identifiers: Sequence[object]) -> np.ndarray:
     return np.array([places[identifier] for identifier in identifiers], dtype=np.int64)
 
 
-def draws(units: int, resamples: int, seed: int | Sequence[int]) -> list[np.ndarray]:
+def draws(units: int, resamples: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
     """How often each unit is drawn, float32 (≤ AT_ONCE, units) at a time: each sample draws as many units as there are."""
     generator = np.random.default_rng(seed)
-    found = []
     for first in range(0, resamples, AT_ONCE):
         count = min(AT_ONCE, resamples - first)
         drawn = generator.integers(0, units, (count, units)) + units * np.arange(count)[:, None]
-        found.append(np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units).astype(np.float32))
-    return found
+        yield np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units).astype(np.float32)
 
 
 def resampled(sample: Sample, units: np.ndarray, resamples: int, seed: int | Sequence[int]) -> dict[str, np.ndarray]:

@@ -54,6 +54,6 @@ def _curves(weights: np.ndarray, truth: np.ndarray, ends: np.ndarray) -> tuple[n
 
 
 def _banded(points: np.ndarray) -> Curve:
-    with np.errstate(invalid="ignore"):
-        low, high = np.nanpercentile(points[1:], [2.5, 97.5], axis=0)
+    defined = points[1:][np.isfinite(points[1:]).all(1)]
+    low, high = np.percentile(defined, [2.5, 97.5], axis=0) if len(defined) else np.full((2, len(GRID)), np.nan)
     return Curve(points[0], low, high)

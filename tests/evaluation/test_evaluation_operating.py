@@ -78,3 +78,10 @@ def test_curves_pass_through_the_points_of_scikit_learn(seed: int, ties: bool) -
 @pytest.mark.parametrize("positive", [np.zeros(4, dtype=bool), np.ones(4, dtype=bool)])
 def test_without_both_kinds_there_are_no_curves(positive: np.ndarray) -> None:
     assert roc_and_pr(positive, np.arange(4.0), np.arange(4), 10, 0) == (None, None)
+
+
+def test_a_curve_without_a_resample_that_defines_it_has_no_band() -> None:
+    """One positive of 40, and a single resample that misses it."""
+    positive = np.arange(40) == 0
+    curves = [roc_and_pr(positive, np.arange(40.0), np.arange(40), 1, seed)[0] for seed in range(8)]
+    assert any(curve is not None and np.isnan(curve.low).all() for curve in curves)
