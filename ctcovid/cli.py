@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid import __version__
-from ctcovid.base.choices import BalanceChoice, ImagesChoice, Interval, Part, PrecisionChoice, ProblemChoice, ScheduleChoice
+from ctcovid.base.choices import BalanceChoice, ImagesChoice, Interval, Join, Level, Part, PrecisionChoice, ProblemChoice, ScheduleChoice
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.launch import require_alone
@@ -219,10 +219,23 @@ def evaluate(
     positive: Annotated[
         str | None, typer.Option(help="Class that precision and recall are about; by default the model's.", show_default=False)
     ] = None,
+    level: Annotated[Level, typer.Option(help="What is scored: each volume as in the paper, each scan, or each patient.")] = Level.VOLUME,
+    join: Annotated[Join, typer.Option(help="How the volumes make a scan or patient.")] = Join.MEAN,
     bootstrap: Annotated[int, typer.Option(min=1, help="Bootstrap samples.")] = 1000,
-    interval: Annotated[
-        Interval, typer.Option(help="Bootstrap percentiles, or mean ± 1.96 s.d. as in the paper's tables.")
+    resample: Annotated[
+        Level, typer.Option(help="What is drawn in them: volumes as in the paper, whole scans, or patients.")
+    ] = Level.VOLUME,
+    ci: Annotated[
+        Interval, typer.Option(help="Bootstrap percentiles, mean ± 1.96 s.d. as in the paper's tables, or BCa.")
     ] = Interval.PERCENTILE,
+    sensitivity: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="Choose a threshold for this sensitivity on the validation part.", show_default=False),
+    ] = None,
+    subgroups: Annotated[
+        Path | None,
+        typer.Option(help="CSV with the column patient or patient_id and others to group by, as metadata.csv.", show_default=False),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; by default inside the run.", show_default=False)
     ] = None,

@@ -101,17 +101,18 @@ is_finished() {
     [ -f "$OUT/runs/$1/model.json" ] && grep -Eq "\"epochs\": $EPOCHS(,|\$)" "$OUT/runs/$1/model.json"
 }
 
-# Score runs for a table. The paper's intervals are mean ± 1.96 standard deviations of the bootstrap.
+# Score runs into a folder. The paper's intervals are mean ± 1.96 standard deviations of the bootstrap.
 score() {
-    local table=$1 code=0
+    local folder=$1 code=0
     shift
-    rm -rf "$OUT/table-$table"
-    ctcovid evaluate "$@" --runs "$OUT/runs" --interval normal --output "$OUT/table-$table" >&2 || code=$?
+    rm -rf "$folder"
+    ctcovid evaluate "$@" --runs "$OUT/runs" --ci normal --output "$folder" >&2 || code=$?
     # Stopped by a signal or Ctrl-C.
     case $code in 75 | 130) exit "$code" ;; esac
     return "$code"
 }
 
+# The images of Table 4 are of different patients, so its models are scored each for itself, as in the paper, which makes no test there.
 tables() {
     local table name finished usable
     for table in 4 5 6 7; do
@@ -120,14 +121,16 @@ tables() {
             if is_finished "$name"; then finished+=("$name"); fi
         done
         rm -rf "$OUT/table-$table"
-        if [ ${#finished[@]} -gt 0 ] && ! score $table "${finished[@]}"; then
+        if [ $table -eq 4 ] && [ ${#finished[@]} -gt 0 ]; then
+            for name in "${finished[@]}"; do score "$OUT/table-4/$name" "$name" || true; done
+        elif [ ${#finished[@]} -gt 0 ] && ! score "$OUT/table-$table" "${finished[@]}"; then
             # One that cannot be scored, such as for want of scans as deep, must not cost the others their place.
             usable=()
             for name in "${finished[@]}"; do
-                if score $table "$name"; then usable+=("$name"); fi
+                if score "$OUT/table-$table" "$name"; then usable+=("$name"); fi
             done
             rm -rf "$OUT/table-$table"
-            if [ ${#usable[@]} -gt 0 ]; then score $table "${usable[@]}"; fi
+            if [ ${#usable[@]} -gt 0 ]; then score "$OUT/table-$table" "${usable[@]}"; fi
         fi
     done
     saliency

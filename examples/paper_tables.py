@@ -61,10 +61,11 @@ def read_rows(lines: list[str], out: Path) -> list[Row]:
 
 
 def evaluation(out: Path, table: int) -> dict[str, Any]:
-    """What ctcovid evaluate wrote for a table; empty where none of its cells is finished."""
-    path = out / f"table-{table}" / "evaluation.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    """What ctcovid evaluate wrote for a table, of its models together or each for itself; empty where none is finished."""
+    folder = out / f"table-{table}"
+    paths = [folder / "evaluation.json", *sorted(folder.glob("*/evaluation.json"))]
+    found: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return {**found[0], "models": [model for document in found for model in document["models"]]} if found else {}
 
 
 def labels(row: Row, out: Path) -> dict[str, str]:
@@ -207,7 +208,7 @@ def main(out: Path, best: str) -> None:
     drawn = {
         4: metrics_figure(out / "figure-4.png", depths, [str(row.depth) for row in depths], "depth (batch size 8)", "o-"),
         5: metrics_figure(out / "figure-5.png", batches, [f"{row.depth}, {row.batch}" for row in batches], "depth, batch size", "o"),
-        6: copied(out / "table-7" / f"confusion-{best}.png", out / "figure-6.png"),
+        6: copied(out / "table-7" / "figures" / f"confusion-{best}.png", out / "figure-6.png"),
         7: saliency_montage(out / "figure-7.png", out / "figure-7"),
         8: copied(out / "runs" / best / "loss.png", out / "figure-8.png"),
         9: copied(out / "runs" / best / "accuracy.png", out / "figure-9.png"),

@@ -14,7 +14,19 @@ class Part(str, Enum):
 class Interval(str, Enum):
     """Kinds of confidence interval."""
 
-    PERCENTILE, NORMAL = "percentile", "normal"
+    PERCENTILE, NORMAL, BCA = "percentile", "normal", "bca"
+
+
+class Level(str, Enum):
+    """What is scored, or drawn in a bootstrap sample."""
+
+    VOLUME, SCAN, PATIENT = "volume", "scan", "patient"
+
+
+class Join(str, Enum):
+    """How volumes make a scan or patient."""
+
+    MEAN, MAX, NOISY_OR, VOTE = "mean", "max", "noisy-or", "vote"
 
 
 class PrecisionChoice(str, Enum):

@@ -1,35 +1,35 @@
-"""ctcovid evaluate: trained models or prediction files to metrics, tables and figures."""
+"""ctcovid evaluate: trained models or prediction files to metrics, tests, tables, figures and one report."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, ToldError, UsageError
+from ctcovid.base.errors import ToldError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
 from ctcovid.base.runcard import RunCard
-from ctcovid.evaluation.bootstrap import Estimate, estimates
-from ctcovid.evaluation.metrics import confusion_matrix, undefined
+from ctcovid.evaluation.checks import Checks, baselines, check
+from ctcovid.evaluation.glance import Glance, glance
+from ctcovid.evaluation.inference import Part, open_part, predict
 from ctcovid.evaluation.predictions import Predictions, read_predictions, reordered
-from ctcovid.evaluation.significance import fisher_p_values, stars
+from ctcovid.evaluation.scoring import Drawing
+from ctcovid.evaluation.study import Asked, Study, Subject, study
+from ctcovid.evaluation.subgroups import KIND, SLICES, Grouping, by_number, by_patient, read_attributes
 from ctcovid.models import registry
 from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks, together
-from ctcovid.reports.figures import confusion
+from ctcovid.reports import evaluation_report as report
+from ctcovid.reports.evaluation_tables import full_numbers
+from ctcovid.reports.latex import latex
 from ctcovid.reports.tables import Table
 from ctcovid.scans.discover import class_order, positive_class
-from ctcovid.volumes.batches import VolumeSet, in_order
-from ctcovid.volumes.limits import naming_limits
-from ctcovid.volumes.reader import Volume, VolumesFile
+from ctcovid.volumes.batches import VolumeSet
 
-# Volumes that are read at a time.
-AT_ONCE = 32
-SHOWN = {"accuracy": "Accuracy", "f1": "F1-score", "precision": "Precision", "recall": "Recall", "macro_auroc": "macro-AUROC"}
+MODEL_CARD = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,13 @@ class Options:
     data: Path | None = None
     part: str = "test"
     positive: str | None = None
+    level: str = "volume"
+    join: str = "mean"
     bootstrap: int = 1000
-    interval: str = "percentile"
+    resample: str = "volume"
+    ci: str = "percentile"
+    sensitivity: float | None = None
+    subgroups: Path | None = None
     output: Path | None = None
     runs: Path = registry.RUNS
     device: str = "auto"
@@ -53,67 +58,42 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Score:
-    """One model's result. `p_values` is None for the reference; `undefined` gives reasons by metric."""
-
-    name: str
-    n_volumes: int
-    estimates: dict[str, Estimate]
-    confusion: np.ndarray
-    undefined: dict[str, str]
-    p_values: dict[str, float] | None
-
-    def document(self) -> dict[str, Any]:
-        metrics = {name: asdict(estimate) for name, estimate in self.estimates.items()}
-        return {
-            "name": self.name,
-            "n_volumes": self.n_volumes,
-            **metrics,
-            "confusion": self.confusion.tolist(),
-            "undefined": self.undefined,
-            "p_values": self.p_values,
-        }
-
-
-@dataclass(frozen=True)
 class Summary:
-    """Scores of all models, the first being the reference, and the folder they were written to."""
+    """What was measured, the first model being the reference, and the folder it was written to."""
 
     folder: Path
     positive: str
     classes: list[str]
-    scores: list[Score]
+    study: Study
     settings: dict[str, Any]
 
     def document(self) -> dict[str, Any]:
-        models = [score.document() for score in self.scores]
-        return {
-            "reference": self.scores[0].name,
-            "positive": self.positive,
-            "classes": self.classes,
-            **self.settings,
-            "models": models,
-        }
+        reference = self.study.scores[0].name
+        return {"reference": reference, "positive": self.positive, "classes": self.classes, **self.settings, **self.study.document()}
 
     def table(self) -> Table:
-        rows = [[score.name, f"{score.n_volumes:,}", *(_cell(score, metric) for metric in SHOWN)] for score in self.scores]
-        notes = [
-            "Bootstrap mean (95 % interval) over volumes. Accuracy and macro-AUROC are over all classes; "
-            f"F1-score, precision and recall are {self.positive} against the rest."
-        ]
-        if len(self.scores) > 1:
-            notes.append(f"Fisher's exact test against {self.scores[0].name}: * p < 0.05, ** p < 0.01, *** p < 0.001.")
-        for score in self.scores:
-            notes += [f"{score.name}: {SHOWN[metric]} is not defined, {reason}." for metric, reason in score.undefined.items()]
-        return Table(("model", "volumes", *SHOWN.values()), rows, notes=notes)
+        return report.main_table(self.study, self.positive)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's predictions; for a run its model.json, what it was scored on, and its predictions on the validation part if wanted."""
+
+    source: Path
+    predictions: Predictions
+    card: dict[str, Any] | None = None
+    part: Part | None = None
+    valid: Predictions | None = None
 
 
 def run(options: Options, console: Console) -> Summary:
-    """Predict or read predictions, score them, compare them with the first, write tables and figures.
+    """Predict or read predictions, score them, compare them with the first, write tables, figures and the report.
 
     Of several processes started together, each predicts its share of the volumes, and the first does all else; the others end with
     ToldError.
     """
+    if options.sensitivity is not None and options.part == "valid":
+        raise UsageError("--sensitivity chooses a threshold on the validation part, and says nothing there. Evaluate another --part.")
     with together(console, options.device, "Run the line again.") as ranks:
         sources = [_source(model, options.runs) for model in options.models or (None,)]
         folder = options.output or _default_output(sources)
@@ -121,50 +101,166 @@ def run(options: Options, console: Console) -> Summary:
             return _score_and_write(sources, folder, options, ranks, console)
         card = RunCard(folder / RUN_CARD, "evaluate", asdict(options), options.sources)
         for source in sources:
-            _predictions(source, options, card, ranks, console)
+            _found(source, options, card, ranks, console)
     raise ToldError(0)
 
 
 def _score_and_write(sources: list[Path], folder: Path, options: Options, ranks: Ranks, console: Console) -> Summary:
     claim_folder(folder, options.overwrite, "evaluate")
+    attributes = read_attributes(options.subgroups) if options.subgroups else {}
     with fresh_folder(folder) as building:
         card = RunCard(building / RUN_CARD, "evaluate", asdict(options), options.sources)
         with card.recording():
-            found = [_predictions(source, options, card, ranks, console) for source in sources]
-            classes = found[0][0].classes
-            all_predictions = [reordered(predictions, classes) for predictions, _ in found]
-            _require_names_apart(all_predictions)
-            _warn_of_different_volumes(all_predictions, console)
-            positive = _positive(classes, options.positive, [name for _, name in found if name], console)
-            scores = _score(all_predictions, classes.index(positive), options)
-            settings = {"part": options.part, "interval": options.interval, "bootstrap": options.bootstrap, "seed": options.seed}
-            summary = Summary(folder, positive, classes, scores, settings | {"inputs": card.content["inputs"]})
-            for predictions, score in zip(all_predictions, scores, strict=True):
-                write_text(building / f"predictions-{predictions.name}.csv", predictions.csv())
-                confusion(building / f"confusion-{predictions.name}.png", score.confusion, classes, predictions.name)
-            write_text(building / "evaluation.md", summary.table().text() + "\n")
-            write_json(building / "evaluation.json", summary.document())
-            for path in sorted(building.iterdir()):
-                card.output(folder / path.name)
+            if options.subgroups:
+                card.input(options.subgroups)
+            found = [_found(source, options, card, ranks, console) for source in sources]
+            classes = found[0].predictions.classes
+            positive = _positive(classes, options.positive, found, console)
+            summary = _measure(found, classes, positive, folder, attributes, options, card, ranks, console)
+            _write(building, folder, summary, found, card)
+    for note in report.honesty(summary.study):
+        console.say(note)
+    _write_model_cards(summary, found, options, console)
     console.result(summary.table(), summary.document())
-    console.say(f"Wrote {folder}/.")
+    console.say(f"Wrote {folder}/; look at {folder / 'report.html'}.")
     return summary
 
 
-def _predictions(source: Path, options: Options, card: RunCard, ranks: Ranks, console: Console) -> tuple[Predictions, str | None]:
-    """The predictions of one source, and the positive class that its model was trained with, if it says one."""
+def _found(source: Path, options: Options, card: RunCard, ranks: Ranks, console: Console) -> Found:
     if is_csv(source):
         predictions = read_predictions(source)
         card.input(source)
-        return reordered(predictions, class_order(predictions.classes)), None
+        return Found(source, reordered(predictions, class_order(predictions.classes)))
     model = registry.load(str(source), options.device, options.precision, options.runs)
     card.content["device"] = device_name(model.network.device)
     card.input(source / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
-    return _predict(model, options, card, ranks, console), str(model.card["positive"])
+    part = open_part(model, options.data, options.part, console)
+    card.input(part.volume_set.file.path, part.volume_set.file.fingerprint)
+    predictions = predict(model, part.volume_set, options.part, options.workers, ranks, console)
+    valid_set = part.own_set("valid") if options.sensitivity is not None else None
+    valid = predict(model, valid_set, "valid", options.workers, ranks, console) if valid_set is not None and len(valid_set) else None
+    return Found(source, predictions, model.card, part, valid)
 
 
-def _positive(classes: list[str], wanted: str | None, known: list[str], console: Console) -> str:
-    positive = positive_class(classes, wanted or next(iter(known), None))
+def _measure(
+    found: list[Found],
+    classes: list[str],
+    positive: str,
+    folder: Path,
+    attributes: dict[str, dict[str, list[str]]],
+    options: Options,
+    card: RunCard,
+    ranks: Ranks,
+    console: Console,
+) -> Summary:
+    subjects = [_subject(one, classes, attributes, options, console) for one in found]
+    _require_names_apart(subjects)
+    looked = _Looks(options.workers or ranks.readers, console)
+    checks = [_check(one, subject.predictions, looked, options.part) for one, subject in zip(found, subjects, strict=True)]
+    # Trivial models learn from the training part of the first run; where there is none, they know no more than the test set's classes.
+    first = next((number for number, one in enumerate(found) if one.part), 0)
+    trivial = baselines(subjects[first].predictions, *looked.both(found[first].part, options.part))
+    drawing = Drawing(options.resample, options.bootstrap, options.seed, options.ci)
+    asked = Asked(classes.index(positive), options.level, options.join, drawing, options.sensitivity)
+    measured = study(subjects, trivial, checks, asked)
+    for comparison in measured.comparisons:
+        if not comparison.paired:
+            console.warn(f"{comparison.name} and {measured.scores[0].name} were not scored on the same {options.level}s: {comparison.why}.")
+    for check_ in checks:
+        if check_.repeated_volumes:
+            console.warn(f"{check_.name}: {check_.repeated_volumes:,} volumes of the {options.part} part stood in training too.")
+    if options.sensitivity is not None:
+        for model in measured.models:
+            if model.point is None:
+                console.warn(f"{model.score.name} has no operating point: no {positive} to validate on, or no images to predict.")
+    names = ("part", "level", "join", "bootstrap", "resample", "ci", "sensitivity", "seed")
+    settings = {name: getattr(options, name) for name in names} | {"inputs": card.content["inputs"]}
+    return Summary(folder, positive, classes, measured, settings)
+
+
+def _subject(one: Found, classes: list[str], attributes: dict[str, dict[str, list[str]]], options: Options, console: Console) -> Subject:
+    predictions = reordered(one.predictions, classes)
+    groupings: list[Grouping] = []
+    for name, values in attributes.items():
+        grouping = by_patient(name, values, predictions.patients)
+        if grouping is None:
+            console.say(f"{options.subgroups}: {name} makes no groups of the patients of {predictions.name}.")
+        else:
+            groupings.append(grouping)
+    if one.part is not None:
+        scans = [volume.scan for volume in one.part.volumes]
+        groupings.append(Grouping(KIND, [scan.image_kind for scan in scans]))
+        groupings.append(by_number(SLICES, [scan.slice_count for scan in scans]))
+    elif options.subgroups:
+        console.say(f"{predictions.name}: no groups by kind of image and number of slices, because predictions come without images.")
+    population = (one.part.volume_set.file.fingerprint, options.part) if one.part else None
+    return Subject(predictions, one.card, reordered(one.valid, classes) if one.valid else None, population, groupings)
+
+
+class _Looks:
+    """Looks at parts of files, each once."""
+
+    def __init__(self, workers: int, console: Console) -> None:
+        self.workers, self.console = workers, console
+        self.seen: dict[tuple[str, str, int], Glance] = {}
+
+    def at(self, volume_set: VolumeSet, part: str) -> Glance:
+        key = (volume_set.file.fingerprint, part, volume_set.depth)
+        if key not in self.seen:
+            self.seen[key] = glance(volume_set, self.workers, self.console)
+        return self.seen[key]
+
+    def both(self, part: Part | None, name: str) -> tuple[Glance | None, Glance | None]:
+        """At what a run was scored on and at what it was trained on; of what is not there or the same, None."""
+        trained = part.own_set("train") if part is not None and name != "train" else None
+        if part is None or trained is None or not len(trained):
+            return None, None
+        return self.at(part.volume_set, name), self.at(trained, "train")
+
+
+def _check(one: Found, predictions: Predictions, looked: _Looks, name: str) -> Checks:
+    split = one.card.get("split", {}) if one.card else {}
+    return check(predictions, one.part, split, *looked.both(one.part, name))
+
+
+def _write(building: Path, folder: Path, summary: Summary, found: list[Found], card: RunCard) -> None:
+    measured, positive = summary.study, summary.positive
+    for one in found:
+        write_text(building / f"predictions-{one.predictions.name}.csv", reordered(one.predictions, summary.classes).csv())
+    histories = {one.predictions.name: one.source / "metrics.csv" for one in found if (one.source / "metrics.csv").is_file()}
+    figures = report.plots(measured, histories)
+    (building / "figures").mkdir()
+    for figure in figures:
+        figure.save(building / "figures")
+    table = summary.table()
+    write_text(building / "table.csv", full_numbers(measured.scores, measured.comparisons))
+    write_text(building / "table.tex", latex(table))
+    write_text(building / "evaluation.md", report.text(measured, positive))
+    write_json(building / "evaluation.json", summary.document())
+    told = [f"Made {card.content['began']} by ctcovid {card.content['versions'].get('ctcovid', '')}; seed {card.content['seed']}."]
+    told += dict.fromkeys(f"Read: {read['path']}, {read['hash']}." for read in card.content["inputs"])
+    write_text(building / "report.html", report.html(measured, positive, figures, told))
+    for path in sorted(path for path in building.rglob("*") if path.is_file()):
+        card.output(folder / path.relative_to(building))
+
+
+def _write_model_cards(summary: Summary, found: list[Found], options: Options, console: Console) -> None:
+    """MODEL_CARD.md in each run that was tested; one that is there is replaced with --overwrite only."""
+    for number, one in enumerate(found):
+        path = one.source / MODEL_CARD
+        if one.card is None or options.part != "test":
+            continue
+        if path.exists() and not options.overwrite:
+            console.say(f"{path} is left as it was; --overwrite replaces it.")
+        elif not os.access(one.source, os.W_OK):
+            console.warn(f"{path} cannot be written, the folder is not ours to write to.")
+        else:
+            write_text(path, report.card_of(summary.study, number, summary.positive))
+
+
+def _positive(classes: list[str], wanted: str | None, found: list[Found], console: Console) -> str:
+    known = next((str(one.card["positive"]) for one in found if one.card), None)
+    positive = positive_class(classes, wanted or known)
     if not wanted and not known:
         console.say(f"Precision, recall and F1-score are about {positive}; --positive names another class.")
     return positive
@@ -189,115 +285,7 @@ def _default_output(sources: list[Path]) -> Path:
     return Path("evaluation-" + "-vs-".join(source.stem if is_csv(source) else source.name for source in sources))
 
 
-def _predict(model: registry.TrainedModel, options: Options, card: RunCard, ranks: Ranks, console: Console) -> Predictions:
-    """The model's predictions on its part of the data.
-
-    Raises InputError where the part is empty, has other classes, or has patients that the model was trained on.
-    """
-    trained_on = Path(model.card["data"]["path"])
-    path = options.data or (trained_on if trained_on.is_file() else Path("volumes.h5"))
-    file = VolumesFile(path)
-    card.input(path, file.fingerprint)
-    if file.fingerprint != model.card["data"].get("fingerprint"):
-        console.warn(f"{path} is not the file that {model.name} was trained with.")
-    console.say(f"Evaluating {model.name} on the {options.part} part of {path}, {device_name(model.network.device)}.")
-    if sorted(file.classes) != sorted(model.classes):
-        raise InputError(f"{path} has the classes {', '.join(file.classes)}, {model.name} {', '.join(model.classes)}. Give other --data.")
-    if file.size != model.size:
-        raise InputError(
-            f"{path} has slices of {file.size}×{file.size}, {model.name} was trained on {model.size}×{model.size}. "
-            f"Make a file with ctcovid prepare --size {model.size}."
-        )
-    volume_set = VolumeSet(file, options.part, model.depth)
-    if not len(volume_set):
-        raise InputError(
-            f"The {options.part} part of {path} has no volumes of depth {model.depth}. Assign patients to it with "
-            "ctcovid prepare --split-file, or evaluate another --part."
-        )
-    _refuse_seen_patients(model, volume_set, options.part, console)
-    probabilities = _probabilities(model, volume_set, options.workers or ranks.readers, ranks, console)
-    volumes = volume_set.volumes
-    labels = np.array([model.classes.index(volume.scan.label) for volume in volumes])
-    return Predictions(
-        model.name,
-        model.classes,
-        [volume.scan.patient for volume in volumes],
-        _scan_names(volumes),
-        np.array([volume.number for volume in volumes]),
-        labels,
-        probabilities,
-    )
-
-
-def _probabilities(model: registry.TrainedModel, volume_set: VolumeSet, workers: int, ranks: Ranks, console: Console) -> np.ndarray:
-    """Softmax probabilities, float64 (N, classes), each volume's from one of the processes; all of them in each process."""
-    order = ranks.share(in_order(len(volume_set), ranks.at_most(AT_ONCE, len(volume_set))))
-    own: list[tuple[np.ndarray, np.ndarray]] = []
-    with console.progress(sum(map(len, order)), f"Predicting with {model.name}") as advance, naming_limits(workers):
-        for batch in volume_set.batches(order, workers) if order else ():
-            own.append((batch.indices.numpy(), model.network.probabilities(batch.volumes)))
-            advance(len(batch.labels))
-            ranks.check()
-    found = np.full((len(volume_set), len(model.classes)), np.nan)
-    times = np.zeros(len(volume_set), dtype=int)
-    for some in ranks.gather(own):
-        for indices, probabilities in some:
-            found[indices] = probabilities
-            times[indices] += 1
-    assert (times == 1).all(), "a volume was left out, or classified twice"
-    return found
-
-
-def _refuse_seen_patients(model: registry.TrainedModel, volume_set: VolumeSet, part: str, console: Console) -> None:
-    """A model scored on patients that it has learnt from looks better than it is."""
-    learnt = {patient for name in ("train", "valid") for patient in model.card.get("split", {}).get(name, [])}
-    seen = learnt & {volume.scan.patient for volume in volume_set.volumes}
-    if seen and part == "test":
-        raise InputError(
-            f"{len(seen)} of the patients to test on were in the training or validation part of {model.name} "
-            f"({', '.join(sorted(seen)[:5])}). Evaluate on the file that it was trained with, or on other patients."
-        )
-    if seen:
-        console.warn(f"{model.name} was trained or chosen on {len(seen)} of these patients; the result says nothing about new ones.")
-
-
-def _scan_names(volumes: list[Volume]) -> list[str]:
-    """Ids of the volumes' scans; the whole path where a patient has one id in two class folders."""
-    rows = {id(volume.scan): volume.scan for volume in volumes}.values()
-    ids = Counter((row.patient, row.id) for row in rows)
-    return [volume.scan.id if ids[volume.scan.patient, volume.scan.id] == 1 else volume.scan.source for volume in volumes]
-
-
-def _require_names_apart(all_predictions: list[Predictions]) -> None:
-    repeated = [name for name, count in Counter(predictions.name for predictions in all_predictions).items() if count > 1]
+def _require_names_apart(subjects: list[Subject]) -> None:
+    repeated = [name for name, count in Counter(subject.predictions.name for subject in subjects).items() if count > 1]
     if repeated:
         raise UsageError(f"Several of the models are called {', '.join(repeated)}. Rename one, so that the table tells them apart.")
-
-
-def _warn_of_different_volumes(all_predictions: list[Predictions], console: Console) -> None:
-    truths = [dict(zip(zip(p.patients, p.scans, p.volumes.tolist(), strict=True), p.labels.tolist(), strict=True)) for p in all_predictions]
-    for predictions, truth in zip(all_predictions[1:], truths[1:], strict=True):
-        if truth.keys() != truths[0].keys():
-            console.warn(f"{predictions.name} and {all_predictions[0].name} were not scored on the same volumes.")
-        if differing := sum(truths[0].get(key, label) != label for key, label in truth.items()):
-            console.warn(f"{predictions.name} and {all_predictions[0].name} have different labels for {differing:,} volumes.")
-
-
-def _score(all_predictions: list[Predictions], positive: int, options: Options) -> list[Score]:
-    scores: list[Score] = []
-    for predictions in all_predictions:
-        labels, probabilities = predictions.labels, predictions.probabilities
-        matrix = confusion_matrix(labels, predictions.predicted, len(predictions.classes))
-        found = estimates(labels, probabilities, positive, options.bootstrap, options.seed, options.interval)
-        reasons = undefined(labels, predictions.predicted, predictions.classes, positive)
-        p_values = fisher_p_values(scores[0].confusion, matrix, positive) if scores else None
-        scores.append(Score(predictions.name, len(labels), found, matrix, reasons, p_values))
-    return scores
-
-
-def _cell(score: Score, metric: str) -> str:
-    found = score.estimates[metric]
-    if found.mean is None:
-        return "not defined" if found.value is None else f"{found.value:.4f}"
-    mark = stars(score.p_values.get(metric) if score.p_values else None)
-    return f"{found.mean:.4f}{mark} ({found.low:.4f}, {found.high:.4f})"

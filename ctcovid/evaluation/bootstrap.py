@@ -1,56 +1,65 @@
-"""Bootstrap means and confidence intervals: nonparametric, unstratified, by volume (Li et al. 2021, Sec. 2.7)."""
+"""Bootstrap: samples of volumes, scans or patients drawn with replacement (Li et al. 2021, Sec. 2.7: of volumes), as weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ctcovid.evaluation.metrics import METRICS, confusion_matrix, count_metrics, macro_auroc
+from ctcovid.evaluation.intervals import Estimate, estimate
+from ctcovid.evaluation.metrics import Sample, limits
 
-INTERVALS = ("percentile", "normal")
-# Weights of this many resamples times volumes are held at once, to bound memory.
-AT_ONCE = 4_000_000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric of the sample (`value`), and its bootstrap `mean` with the bounds of the 95 % interval; None where undefined."""
-
-    value: float | None
-    mean: float | None
-    low: float | None
-    high: float | None
+# Samples whose weights are held at once; so few stay in the processor's cache.
+AT_ONCE = 64
 
 
-def point_values(labels: np.ndarray, probabilities: np.ndarray, positive: int) -> dict[str, float]:
-    """Every metric of the sample itself; not-a-number where it is not defined."""
-    confusion = confusion_matrix(labels, probabilities.argmax(1), probabilities.shape[1])
-    values = {name: float(value) for name, value in count_metrics(confusion, positive).items()}
-    once = np.ones((1, len(labels)), dtype=np.int64)
-    values["macro_auroc"] = float(macro_auroc(labels, probabilities, once)[0])
-    return values
+def units_of(identifiers: Sequence[object]) -> np.ndarray:
+    """Which unit (scan, patient) each volume belongs to, int (N,), from equal identifiers, numbered in their sorted order.
+
+    Two models on the same patients number them in the same way, and so draw the same ones.
+    """
+    places = {identifier: place for place, identifier in enumerate(sorted(set(identifiers), key=repr))}
+    return np.array([places[identifier] for identifier in identifiers], dtype=np.int64)
 
 
-def resampled_values(labels: np.ndarray, probabilities: np.ndarray, positive: int, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Every metric in each of `resamples` samples of N volumes drawn with replacement, float (resamples,)."""
-    volumes, classes = probabilities.shape
-    cells = labels * classes + probabilities.argmax(1)
+def draws(units: int, resamples: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
+    """How often each unit is drawn, float32 (≤ AT_ONCE, units) at a time: each sample draws as many units as there are."""
     generator = np.random.default_rng(seed)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
-    for first in range(0, resamples, max(1, AT_ONCE // volumes)):
-        count = min(max(1, AT_ONCE // volumes), resamples - first)
-        weights = np.stack([np.bincount(generator.integers(0, volumes, volumes), minlength=volumes) for _ in range(count)])
-        confusions = np.stack([weights[:, cells == cell].sum(1) for cell in range(classes * classes)], axis=1)
-        values = count_metrics(confusions.reshape(count, classes, classes), positive)
-        values["macro_auroc"] = macro_auroc(labels, probabilities, weights)
-        for name in METRICS:
-            found[name].append(values[name])
-    return {name: np.concatenate(values) for name, values in found.items()}
+    for first in range(0, resamples, AT_ONCE):
+        count = min(AT_ONCE, resamples - first)
+        drawn = generator.integers(0, units, (count, units)) + units * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units).astype(np.float32)
+
+
+def resampled(sample: Sample, units: np.ndarray, resamples: int, seed: int | Sequence[int]) -> dict[str, np.ndarray]:
+    """Every metric in each of `resamples` samples, float (resamples,).
+
+    units : int (N,), the unit of each volume; ``arange(N)`` resamples volumes, the patients' numbers whole patients
+    """
+    number = int(units.max()) + 1
+    alone = number == len(units) and bool((units == np.arange(number)).all())
+    blocks = [sample.values(drawn if alone else drawn[:, units]) for drawn in draws(number, resamples, seed)]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def left_out(sample: Sample, units: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric with each unit left out in turn, float (units,): the jackknife."""
+    number = int(units.max()) + 1
+    blocks = []
+    for first in range(0, number, AT_ONCE):
+        mine = np.arange(first, min(first + AT_ONCE, number))
+        blocks.append(sample.values((units != mine[:, None]).astype(float)))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def estimates(
-    labels: np.ndarray, probabilities: np.ndarray, positive: int, resamples: int = 1000, seed: int = 0, interval: str = "percentile"
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    positive: int,
+    resamples: int = 1000,
+    seed: int | Sequence[int] = 0,
+    ci: str = "percentile",
+    units: np.ndarray | None = None,
 ) -> dict[str, Estimate]:
     """Every metric with its bootstrap mean and 95 % interval.
 
@@ -59,25 +68,17 @@ def estimates(
     labels : int (N,)
     probabilities : float (N, classes)
     positive : index of the class that precision, recall and F1 are about
-    interval : "percentile" for the 2.5 and 97.5 percentiles; "normal" for mean ± 1.96 standard deviations clipped to [0, 1], which
-        is what the paper's tables show
+    ci : kind of interval, see intervals.py
+    units : int (N,), what is drawn, see `resampled`; by default volumes
 
     Resamples in which a metric is not defined do not count for it.
     """
-    values = point_values(labels, probabilities, positive)
-    drawn = resampled_values(labels, probabilities, positive, resamples, seed)
-    return {name: _estimate(values[name], drawn[name], interval) for name in METRICS}
+    sample = Sample(labels, probabilities, positive)
+    units = np.arange(len(labels)) if units is None else units
+    return summarised(sample, units, resampled(sample, units, resamples, seed), ci)
 
 
-def _estimate(value: float, drawn: np.ndarray, interval: str) -> Estimate:
-    defined = drawn[np.isfinite(drawn)]
-    if np.isnan(value):
-        return Estimate(None, None, None, None)
-    if not len(defined):
-        return Estimate(value, None, None, None)
-    mean = float(defined.mean())
-    if interval == "normal":
-        reach = 1.96 * float(defined.std(ddof=1)) if len(defined) > 1 else 0.0
-        return Estimate(value, mean, max(0.0, mean - reach), min(1.0, mean + reach))
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return Estimate(value, mean, float(low), float(high))
+def summarised(sample: Sample, units: np.ndarray, drawn: dict[str, np.ndarray], ci: str) -> dict[str, Estimate]:
+    """Means and intervals of what `resampled` gave."""
+    jackknife = left_out(sample, units) if ci == "bca" else {}
+    return {name: estimate(value, drawn[name], ci, limits(name), jackknife.get(name)) for name, value in sample.point().items()}

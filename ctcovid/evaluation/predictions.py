@@ -42,6 +42,16 @@ class Predictions:
         """Index of the class with the highest probability (Li et al. 2021, Sec. 2.2), int (N,)."""
         return self.probabilities.argmax(1)
 
+    @property
+    def keys(self) -> list[tuple[str, str, int]]:
+        """What tells each volume from all others: patient, scan and number within it, length N."""
+        return list(zip(self.patients, self.scans, self.volumes.tolist(), strict=True))
+
+    def rows(self, chosen: np.ndarray) -> Predictions:
+        """The volumes with these indices, int (M,), in that order."""
+        patients, scans = ([names[row] for row in chosen] for names in (self.patients, self.scans))
+        return Predictions(self.name, self.classes, patients, scans, self.volumes[chosen], self.labels[chosen], self.probabilities[chosen])
+
     def csv(self) -> str:
         """As CSV with the columns patient, scan, volume, label and p_<class>."""
         table = pd.DataFrame(
@@ -76,9 +86,12 @@ def read_predictions(path: Path) -> Predictions:
     numbers = table[["volume", *(PREFIX + name for name in classes)]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     volumes, probabilities = numbers[:, 0], numbers[:, 1:]
     require(np.isin(table["label"], classes), f"the label is none of {', '.join(classes)}")
-    # A missing value compares as false, and so is refused too.
-    require(((probabilities >= 0) & (probabilities <= 1)).all(1), "a probability is missing or not between 0 and 1")
-    require(np.abs(probabilities.sum(1) - 1) < 0.01, "the probabilities do not sum to 1")
+    for number, name in enumerate(classes):
+        column = probabilities[:, number]
+        # A missing value compares as false, and so is refused too.
+        require((column >= 0) & (column <= 1), f"the probability in column {PREFIX}{name} is missing or not between 0 and 1")
+    summed = " + ".join(PREFIX + name for name in classes)
+    require(np.abs(probabilities.sum(1) - 1) < 0.01, f"the probabilities {summed} do not sum to 1")
     require((np.abs(volumes) < 1 << 53) & (volumes == np.rint(volumes)), "the volume is not a whole number")
     require(~table.duplicated(["patient", "scan", "volume"]).to_numpy(), "the volume of that patient and scan stands there twice")
     labels = np.array([classes.index(label) for label in table["label"]])
@@ -120,3 +133,12 @@ def reordered(predictions: Predictions, classes: list[str]) -> Predictions:
     labels = np.array([classes.index(predictions.classes[label]) for label in predictions.labels], dtype=np.int64)
     rest = (predictions.patients, predictions.scans, predictions.volumes)
     return Predictions(predictions.name, classes, *rest, labels, predictions.probabilities[:, places])
+
+
+def aligned(predictions: Predictions, reference: Predictions) -> Predictions | None:
+    """The same predictions in the order of the reference's volumes; None unless both have the same volumes with the same labels."""
+    places = {key: row for row, key in enumerate(predictions.keys)}
+    if places.keys() != set(reference.keys):
+        return None
+    found = predictions.rows(np.array([places[key] for key in reference.keys]))
+    return found if np.array_equal(found.labels, reference.labels) else None

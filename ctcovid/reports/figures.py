@@ -33,19 +33,24 @@ def literal(text: str) -> str:
 def curve(path: Path, what: str, epochs: Sequence[int], train: Sequence[float], valid: Sequence[float | None]) -> None:
     """Loss or accuracy over the epochs, for training and, where there is one, validation (Li et al. 2021, Figs. 8 and 9)."""
     with figure(path, 6, 4) as drawn:
-        axes = drawn.subplots()
-        axes.plot(epochs, train, color=TRAIN_COLOUR, marker="o", markersize=3, label="training")
-        if any(value is not None for value in valid):
-            numbers = [np.nan if value is None else value for value in valid]
-            axes.plot(epochs, numbers, color=VALID_COLOUR, marker="s", markersize=3, label="validation")
-        axes.set(xlabel="epoch", ylabel=what)
-        axes.set_ylim(bottom=0)
-        if what == "accuracy":
-            axes.set_ylim(0, 1.02)
-        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        draw_curve(drawn, what, epochs, train, valid)
+
+
+def draw_curve(drawn: Figure, what: str, epochs: Sequence[int], train: Sequence[float], valid: Sequence[float | None]) -> None:
+    """The same into a figure."""
+    axes = drawn.subplots()
+    axes.plot(epochs, train, color=TRAIN_COLOUR, marker="o", markersize=3, label="training")
+    if any(value is not None for value in valid):
+        numbers = [np.nan if value is None else value for value in valid]
+        axes.plot(epochs, numbers, color=VALID_COLOUR, marker="s", markersize=3, label="validation")
+    axes.set(xlabel="epoch", ylabel=what)
+    axes.set_ylim(bottom=0)
+    if what == "accuracy":
+        axes.set_ylim(0, 1.02)
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
 
 
 def confusion(path: Path, counts: np.ndarray, classes: Sequence[str], title: str) -> None:
@@ -53,19 +58,35 @@ def confusion(path: Path, counts: np.ndarray, classes: Sequence[str], title: str
 
     counts : int (classes, classes), true class by predicted class. A row without volumes stays blank.
     """
-    totals = counts.sum(1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    with figure(path, *confusion_size(classes)) as drawn:
+        draw_confusion(drawn, counts, classes, title)
+
+
+def confusion_size(classes: Sequence[str]) -> tuple[float, float]:
+    """Width and height of a confusion matrix in inches."""
     side = 2.2 + 0.9 * len(classes)
-    with figure(path, side + 0.6, side) as drawn:
-        axes = drawn.subplots()
-        shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for true, predicted in np.ndindex(*counts.shape):
-            share = shares[true, predicted]
-            text = "no volumes" if np.isnan(share) else f"{share:.4f}\n({counts[true, predicted]:,})"
-            axes.text(predicted, true, text, ha="center", va="center", fontsize=9, color="white" if share > 0.5 else "black")
-        _class_axes(axes, classes)
-        axes.set_title(literal(title), fontsize=10)
-        drawn.colorbar(shown, ax=axes, fraction=0.046, label="share of the true class")
+    return side + 0.6, side
+
+
+def row_shares(counts: np.ndarray) -> np.ndarray:
+    """A confusion matrix normalised by row, not-a-number in a row without volumes."""
+    totals = counts.sum(1, keepdims=True)
+    return np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+
+
+def draw_confusion(drawn: Figure, counts: np.ndarray, classes: Sequence[str], title: str) -> None:
+    """The same into a figure."""
+    shares = row_shares(counts)
+    axes = drawn.subplots()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for true, predicted in np.ndindex(*counts.shape):
+        share = shares[true, predicted]
+        text = "no volumes" if np.isnan(share) else f"{share:.4f}\n({counts[true, predicted]:,})"
+        axes.text(predicted, true, text, ha="center", va="center", fontsize=9, color="white" if share > 0.5 else "black")
+    _class_axes(axes, classes)
+    axes.grid(False)
+    axes.set_title(literal(title), fontsize=10)
+    drawn.colorbar(shown, ax=axes, fraction=0.046, label="share of the true class")
 
 
 def _class_axes(axes: Any, classes: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ Cell = str | int | float
 class Table:
     """A table with one line of headings.
 
-    `text_columns` are those to set flush left; the others hold numbers.
+    `text_columns` are those to set flush left; the others hold numbers. `bold` are cells, as (row, column), that stand out.
     """
 
     columns: Sequence[str]
@@ -26,6 +26,7 @@ class Table:
     title: str = ""
     text_columns: int = 1
     notes: Sequence[str] = field(default_factory=tuple)
+    bold: frozenset[tuple[int, int]] = frozenset()
 
     def terminal(self) -> RichTable:
         """The table for a terminal."""
@@ -37,13 +38,15 @@ class Table:
         table = RichTable(title=title, caption=notes, caption_justify="left", title_justify="left")
         for position, name in enumerate(self.columns):
             table.add_column(name, justify="left" if position < self.text_columns else "right", overflow="fold")
-        for row in self.rows:
-            table.add_row(*(Text(shown(cell)) for cell in row))
+        for number, row in enumerate(self.rows):
+            table.add_row(*(Text(shown(cell), style="bold" if (number, place) in self.bold else "") for place, cell in enumerate(row)))
         return table
 
     def text(self) -> str:
         """The table as aligned Markdown, with its notes below."""
         cells = [[shown(cell).replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
+        for row, column in self.bold:
+            cells[row + 1][column] = f"**{cells[row + 1][column]}**"
         widths = [max(len(row[position]) for row in cells) for position in range(len(self.columns))]
         lines = [_markdown_line(row, widths, self.text_columns) for row in cells]
         rule = [("-" * width if position < self.text_columns else "-" * (width - 1) + ":") for position, width in enumerate(widths)]

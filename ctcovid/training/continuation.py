@@ -41,7 +41,7 @@ def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, An
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
-    for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png"):
+    for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png", "MODEL_CARD.md"):
         (folder / name).unlink(missing_ok=True)
     clear_scalars(folder)
     if made_by(folder / "evaluation", "evaluate"):

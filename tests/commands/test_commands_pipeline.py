@@ -66,6 +66,7 @@ def test_evaluate_gives_what_is_defined_and_names_what_is_not(directory: Path) -
 
     again = ctcovid(directory, "evaluate", "--json")
     assert again.returncode == 5 and again.stdout == ""
+    assert "TRIPOD+AI" in (written.parent / "MODEL_CARD.md").read_text() and (written / "report.html").is_file()
     own = written / "predictions-r2plus1d18-d4-b32.csv"
     shutil.copy(own, directory / "other.csv")
     both = ctcovid(directory, "evaluate", "r2plus1d18-d4-b32", "other.csv", "--json", "-o", "compared")

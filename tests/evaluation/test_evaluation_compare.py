@@ -42,23 +42,25 @@ def evaluate(*paths: Path, **options: object) -> Summary:
 def test_scores_are_those_of_the_predictions_and_the_first_is_the_reference(tmp_path: Path) -> None:
     strong, weak = write(tmp_path, "strong", 2), write(tmp_path, "weak", 0.3, seed=1)
     summary = evaluate(strong, weak)
-    assert (summary.positive, summary.classes, [score.name for score in summary.scores]) == ("NCP", CLASSES, ["strong", "weak"])
-    for path, score in zip((strong, weak), summary.scores, strict=True):
+    assert (summary.positive, summary.classes, [score.name for score in summary.study.scores]) == ("NCP", CLASSES, ["strong", "weak"])
+    for path, score in zip((strong, weak), summary.study.scores, strict=True):
         read = read_predictions(path)
-        assert score.n_volumes == 150
+        assert (score.rows, score.patients) == (150, 30)
         assert score.estimates["accuracy"].value == accuracy_score(read.labels, read.predicted)
         assert score.estimates["macro_auroc"].value == pytest.approx(roc_auc_score(read.labels, read.probabilities, multi_class="ovr"))
-    reference, other = summary.scores
-    assert reference.p_values is None
-    right = [int(np.trace(score.confusion)) for score in summary.scores]
-    assert other.p_values["accuracy"] == pytest.approx(fisher_exact([[count, 150 - count] for count in right]).pvalue)
+    reference, other = summary.study.scores
+    (comparison,) = summary.study.comparisons
+    assert comparison.name == other.name and comparison.paired
+    right = [int(np.trace(score.confusion)) for score in summary.study.scores]
+    assert comparison.fisher["accuracy"] == pytest.approx(fisher_exact([[count, 150 - count] for count in right]).pvalue)
     assert "***" in summary.table().rows[1][2]
     assert "*" not in summary.table().rows[0][2]
+    assert {(0, 2), (0, 3)} <= summary.table().bold and reference.name == "strong"
 
 
 def test_the_order_of_class_columns_changes_no_score(tmp_path: Path) -> None:
     summary = evaluate(write(tmp_path, "mine", 0.5), write(tmp_path, "theirs", 0.5, order=(2, 0, 1)))
-    mine, theirs = summary.scores
+    mine, theirs = summary.study.scores
     assert mine.estimates == theirs.estimates
     assert np.array_equal(mine.confusion, theirs.confusion)
 
@@ -67,15 +69,17 @@ def test_everything_is_written_and_can_be_read_again(tmp_path: Path) -> None:
     path = write(tmp_path, "mine", 0.5)
     summary = evaluate(path, write(tmp_path, "theirs", 0.2, seed=2))
     folder = tmp_path / "out"
-    figures = {f"confusion-{name}.png" for name in ("mine", "theirs")}
-    tables = {f"predictions-{name}.csv" for name in ("mine", "theirs")}
-    assert {file.name for file in folder.iterdir()} == {"run.json", "evaluation.md", "evaluation.json"} | figures | tables
+    tables = {f"predictions-{name}.csv" for name in ("mine", "theirs")} | {"table.csv", "table.tex", "report.html", "figures"}
+    assert {file.name for file in folder.iterdir()} == {"run.json", "evaluation.md", "evaluation.json"} | tables
+    kinds = ("confusion", "roc", "pr", "reliability")
+    figures = {f"{kind}-{name}.{ending}" for kind in kinds for name in ("mine", "theirs") for ending in ("svg", "pdf", "png", "csv")}
+    assert {file.name for file in (folder / "figures").iterdir()} == figures
     assert (folder / "predictions-mine.csv").read_text() == path.read_text()
     document = json.loads((folder / "evaluation.json").read_text())
     assert document == json.loads(json.dumps(summary.document()))
     assert document["reference"] == "mine"
     assert "Fisher's exact test against mine" in (folder / "evaluation.md").read_text()
-    with Image.open(folder / "confusion-mine.png") as image:
+    with Image.open(folder / "figures" / "confusion-mine.png") as image:
         assert image.format == "PNG"
     assert json.loads((folder / "run.json").read_text())["command"] == "evaluate"
 
@@ -83,8 +87,8 @@ def test_everything_is_written_and_can_be_read_again(tmp_path: Path) -> None:
 def test_metrics_that_are_not_defined_are_said_to_be_and_the_others_shown(tmp_path: Path) -> None:
     """No Normal volume: macro-AUROC has no meaning, all else has."""
     summary = evaluate(write(tmp_path, "mine", 1, rows=slice(0, 110)))
-    (score,) = summary.scores
-    assert set(score.undefined) == {"macro_auroc"}
+    (score,) = summary.study.scores
+    assert set(score.undefined) == {"macro_auroc"} and np.isfinite(score.estimates["average_precision:0"].value)
     assert "mine: macro-AUROC is not defined, no volume is Normal" in summary.table().text()
     assert list(summary.table().rows[0]).count("not defined") == 1
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"][0]["macro_auroc"]["value"] is None
@@ -92,14 +96,23 @@ def test_metrics_that_are_not_defined_are_said_to_be_and_the_others_shown(tmp_pa
 
 def test_another_positive_class_can_be_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "mine", 0.5)
-    score = evaluate(path, positive="CP").scores[0]
+    score = evaluate(path, positive="CP").study.scores[0]
     read = read_predictions(path)
     assert score.estimates["recall"].value == (read.predicted[read.labels == 1] == 1).mean()
 
 
-def test_different_volumes_are_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate(write(tmp_path, "mine", 1), write(tmp_path, "fewer", 1, rows=slice(5, None)))
+def test_different_volumes_are_compared_without_pairing_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = evaluate(write(tmp_path, "mine", 1), write(tmp_path, "fewer", 1, rows=slice(3, None)))
     assert "fewer and mine were not scored on the same volumes" in capsys.readouterr().err
+    (comparison,) = summary.study.comparisons
+    assert not comparison.paired and comparison.mcnemar is None
+    assert "DeLong, unpaired" in (tmp_path / "out" / "evaluation.md").read_text()
+
+
+def test_models_scored_on_different_patients_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="29 patients"):
+        evaluate(write(tmp_path, "mine", 1), write(tmp_path, "fewer", 1, rows=slice(5, None)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_models_of_the_same_name_are_not_mixed_up(tmp_path: Path) -> None:
@@ -125,3 +138,37 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bad\.csv"):
         evaluate(good, bad)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.csv", "good.csv"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "patients"),
+    [
+        ([0], [0], ["a"]),
+        ([0, 1, 2], [0, 1, 1], ["a", "a", "a"]),
+        ([1, 1, 1, 1], [1, 2, 1, 1], ["a", "a", "b", "c"]),
+        ([0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 1, 2], list("aabbcc")),
+        ([0, 1, 2, 0, 1, 2], [1, 2, 0, 1, 2, 0], list("abcdef")),
+    ],
+    ids=["one volume", "one patient", "one class", "all right", "all wrong"],
+)
+def test_a_test_set_that_says_little_is_reported_all_the_same(
+    tmp_path: Path, labels: list[int], predicted: list[int], patients: list[str]
+) -> None:
+    """Ties everywhere, twice the same model, and every kind of interval."""
+    numbers = np.arange(len(labels))
+    probabilities = np.eye(3)[predicted] * 0.5 + 0.5 / 3
+    paths = []
+    for name in ("first", "second"):
+        some = Predictions(name, CLASSES, patients, ["s"] * len(labels), numbers, np.array(labels), probabilities)
+        paths.append(tmp_path / f"{name}.csv")
+        paths[-1].write_text(some.csv())
+    (tmp_path / "groups.csv").write_text("patient,sex\na,1\nb,2\n")
+    summary = evaluate(*paths, ci="bca", resample="patient", subgroups=tmp_path / "groups.csv", bootstrap=30)
+    right = float(np.mean(np.array(labels) == np.array(predicted)))
+    for score in summary.study.scores:
+        assert score.estimates["accuracy"].value == right
+        assert score.estimates["accuracy"].low <= right <= score.estimates["accuracy"].high
+    (comparison,) = summary.study.comparisons
+    assert comparison.mcnemar is not None and comparison.mcnemar.p_value == 1
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    json.loads((tmp_path / "out" / "evaluation.json").read_text())

@@ -89,3 +89,10 @@ def test_the_terminal_shows_brackets_as_they_are(cell: str) -> None:
 )
 def test_numbers_are_shown_as_in_the_papers_tables(cell: str | int | float, text: str) -> None:
     assert shown(cell) == text
+
+
+def test_bold_cells_stand_out_in_markdown_and_not_in_csv() -> None:
+    table = Table(("model", "Accuracy"), [["a", "0.9"], ["b", "0.8"]], bold=frozenset({(0, 1)}))
+    assert " **0.9** |" in table.text() and "**0.8**" not in table.text()
+    assert len({len(line) for line in table.text().splitlines()}) == 1
+    assert "**" not in table.csv()

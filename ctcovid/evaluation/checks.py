@@ -1,0 +1,112 @@
+"""What a reader of a test result has to know before believing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ctcovid.evaluation.baselines import fit_logistic, majority_probabilities
+from ctcovid.evaluation.glance import Glance, repeated
+from ctcovid.evaluation.inference import Part
+from ctcovid.evaluation.predictions import Predictions
+
+MAJORITY, LOGISTIC = "majority class", "logistic regression"
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What was looked into, for one model.
+
+    Attributes
+    ----------
+    balance : rows and patients of each class in the test set
+    population : "internal", "external" or "unknown", and why, in words
+    repeated_volumes : test volumes whose every slice was trained on; None where that could not be looked into
+    notes : a sentence for each finding
+    """
+
+    name: str
+    balance: dict[str, tuple[int, int]]
+    population: str
+    repeated_volumes: int | None
+    notes: list[str]
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check(
+    predictions: Predictions, part: Part | None, split: dict[str, list[str]], tested: Glance | None, trained: Glance | None
+) -> Checks:
+    """Look into the test set of a model.
+
+    Parameters
+    ----------
+    part : what a run was scored on, None for predictions of another system
+    split : patients by part of the data that the run was trained with
+    tested, trained : the volumes of both, where they can be read
+    """
+    balance = _balance(predictions)
+    shares = [count for count, _ in balance.values()]
+    notes = ["Test set: " + ", ".join(f"{name} {rows:,} volumes of {patients:,} patients" for name, (rows, patients) in balance.items())]
+    if min(shares) * 3 < max(shares):
+        notes[0] += "; the classes are far from balanced, so that accuracy says most about the largest"
+    notes[0] += "."
+    if part is None:
+        notes.append(
+            "Internal or external test: unknown, as are repeated images and what a regression on global image features reaches, because "
+            "predictions come without images."
+        )
+        return Checks(predictions.name, balance, "unknown", None, notes)
+    population, why = _population(part, predictions.patients, split)
+    notes.append(f"{population.capitalize()} test: {why}")
+    count = None
+    if tested is None or trained is None:
+        notes.append(f"Repeated images: unknown, {part.trained_on} is not there any more.")
+    else:
+        count = int(repeated(tested, trained).sum())
+        found = f"{count:,} of {len(tested.slices):,} volumes" if count else "none of the volumes"
+        notes.append(f"Repeated images: {found} of this part, by their content, stood in the training part as well.")
+    return Checks(predictions.name, balance, population, count, notes)
+
+
+def baselines(predictions: Predictions, tested: Glance | None, trained: Glance | None) -> list[Predictions]:
+    """What models that have learnt nothing of lungs predict for the same volumes.
+
+    Where the training part cannot be read, the commonest class of the test set itself, the most that such a model can reach.
+    """
+    classes = predictions.classes
+    labels = predictions.labels
+    if trained is not None and trained.labels:
+        labels = _numbers(trained.labels, classes)
+    majority = majority_probabilities(labels, len(predictions.labels), len(classes))
+    found = [replace(predictions, name=MAJORITY, probabilities=majority)]
+    if tested is not None and trained is not None and len(set(trained.labels)) > 1:
+        model = fit_logistic(trained.features, _numbers(trained.labels, classes), len(classes))
+        found.append(replace(predictions, name=LOGISTIC, probabilities=model.probabilities(tested.features)))
+    return found
+
+
+def _population(part: Part, patients: Sequence[str], split: dict[str, list[str]]) -> tuple[str, str]:
+    known = {patient for members in split.values() for patient in members}
+    if part.same_file:
+        return "internal", "other patients of the file that the model was trained with, hence of the same archive."
+    if shared := len(known & set(patients)):
+        return "internal", f"another file, but {shared:,} of its patients are in the one that the model was trained with, by their ids."
+    return "external", "another file than the model was trained with, and no patient id in common; whether another hospital, you know."
+
+
+def _balance(predictions: Predictions) -> dict[str, tuple[int, int]]:
+    patients = np.array(predictions.patients, dtype=object)
+    found = {}
+    for number, name in enumerate(predictions.classes):
+        mine = predictions.labels == number
+        found[name] = (int(mine.sum()), len(set(patients[mine])))
+    return found
+
+
+def _numbers(labels: Sequence[str], classes: list[str]) -> np.ndarray:
+    return np.array([classes.index(label) for label in labels], dtype=np.int64)

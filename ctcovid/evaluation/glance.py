@@ -1,0 +1,51 @@
+"""One look at all volumes of a part: a hash of each slice, and what each volume is like as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctcovid.base.console import Console
+from ctcovid.evaluation.baselines import global_features
+from ctcovid.volumes.batches import VolumeSet, in_order
+from ctcovid.volumes.limits import naming_limits
+
+# Volumes that are read at a time.
+AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Of the volumes of a part: global `features` float (N, features), `slices` (a hash of each slice, by volume), labels as names."""
+
+    features: np.ndarray
+    slices: list[tuple[bytes, ...]]
+    labels: list[str]
+
+
+def glance(volume_set: VolumeSet, workers: int, console: Console) -> Glance:
+    """Read all volumes of a part once.
+
+    Raises InputError where one cannot be read.
+    """
+    features: list[np.ndarray] = []
+    slices: list[tuple[bytes, ...]] = []
+    with console.progress(len(volume_set), "Looking for images that stand in both parts") as advance, naming_limits(workers):
+        for batch in volume_set.batches(in_order(len(volume_set), AT_ONCE), workers):
+            for volume in batch.volumes.numpy():
+                features.append(global_features(volume))
+                slices.append(tuple(hashlib.blake2b(one.tobytes(), digest_size=16).digest() for one in volume))
+            advance(len(batch.labels))
+    return Glance(np.array(features), slices, [volume.scan.label for volume in volume_set.volumes])
+
+
+def repeated(tested: Glance, trained: Glance) -> np.ndarray:
+    """The volumes of `tested` whose every slice stands somewhere in `trained`, bool (N,): whole volumes, however they are cut or ordered.
+
+    Slices of one even grey, such as padding, are the same everywhere, and by themselves show nothing.
+    """
+    known = {one for volume in trained.slices for one in volume}
+    spread = tested.features[:, 1]
+    return np.array([set(volume) <= known for volume in tested.slices], dtype=bool) & (spread > 0)

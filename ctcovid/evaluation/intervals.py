@@ -1,0 +1,63 @@
+"""95 % intervals from bootstrap samples: percentiles, the paper's normal ones, and BCa."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+INTERVALS = ("percentile", "normal", "bca")
+TAIL = 0.025
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of the sample (`value`), and its bootstrap `mean` with the bounds of the 95 % interval; None where undefined."""
+
+    value: float | None
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+def estimate(value: float, drawn: np.ndarray, ci: str, limits: tuple[float, float], jackknife: np.ndarray | None = None) -> Estimate:
+    """Mean and interval of a metric.
+
+    Parameters
+    ----------
+    value : of the sample itself; not-a-number where it is not defined
+    drawn : float (R,), in the bootstrap samples; those that are not-a-number do not count
+    ci : "percentile" for the 2.5 and 97.5 percentiles; "normal" for mean ± 1.96 standard deviations clipped to `limits`, which is what
+        the paper's tables show; "bca" for percentiles corrected for bias and acceleration (Efron 1987, Eqs. 2.3 and 6.6)
+    jackknife : float (units,), for "bca": the metric with each unit left out in turn
+    """
+    if np.isnan(value):
+        return Estimate(None, None, None, None)
+    defined = drawn[np.isfinite(drawn)]
+    if not len(defined):
+        return Estimate(value, None, None, None)
+    mean = float(defined.mean())
+    if ci == "normal":
+        reach = 1.96 * float(defined.std(ddof=1)) if len(defined) > 1 else 0.0
+        return Estimate(value, mean, max(limits[0], mean - reach), min(limits[1], mean + reach))
+    tails = np.array([TAIL, 1 - TAIL])
+    if ci == "bca":
+        tails = _bca_tails(value, defined, jackknife if jackknife is not None else np.empty(0))
+    low, high = np.percentile(defined, 100 * tails)
+    return Estimate(value, mean, float(low), float(high))
+
+
+def _bca_tails(value: float, drawn: np.ndarray, jackknife: np.ndarray) -> np.ndarray:
+    """The percentiles to take in place of 2.5 and 97.5; these where the samples do not vary, or all lie on one side."""
+    usual = np.array([TAIL, 1 - TAIL])
+    below = float(((drawn < value).mean() + (drawn <= value).mean()) / 2)
+    if not 0 < below < 1:
+        return usual
+    jackknife = jackknife[np.isfinite(jackknife)]
+    away = jackknife.mean() - jackknife if len(jackknife) else np.zeros(1)
+    spread = float((away**2).sum() ** 1.5)
+    acceleration = float((away**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    bias = ndtri(below)
+    reach = bias + ndtri(usual)
+    return np.asarray(ndtr(bias + reach / (1 - acceleration * reach)))

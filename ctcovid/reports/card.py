@@ -1,0 +1,105 @@
+"""MODEL_CARD.md: what a reader of a model's figures has to know, written from what was recorded and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ctcovid.reports.checklists import checklist_table
+from ctcovid.reports.tables import Table
+
+NOT_SAID = "not recorded"
+
+
+def model_card(
+    name: str, card: dict[str, Any], tables: Sequence[Table], checks: Sequence[str], external: bool, with_groups: bool, with_point: bool
+) -> str:
+    """The card as Markdown (Mitchell et al. 2019, Model cards for model reporting), with the checklist items that it fills.
+
+    Parameters
+    ----------
+    card : what model.json says
+    tables : figures with intervals, subgroups and comparisons, each with a title
+    checks : what was found out about the test set, in sentences
+    external, with_groups, with_point : whether an external test, subgroups, and an operating point are among the figures
+    """
+    parts = [
+        f"# Model card: {name}",
+        "Written by `ctcovid evaluate` from what was recorded in training and measured in the test. **For research use only, not a "
+        "medical device.**",
+        "## Model",
+        _list(_model(card)),
+        "## Intended use",
+        "Research on the classification of chest CT into "
+        + ", ".join(card["classes"])
+        + ", and comparison of methods on the same data. Not for diagnosis, triage or treatment of anybody. No prospective study, and no "
+        "reading by physicians beside it, stands behind these figures.",
+        "## Data and split",
+        _list(_data(card)),
+        "## Recipe",
+        _list(_recipe(card)),
+        "## Figures",
+        *(table.text() for table in tables),
+        "## Test set",
+        _list(list(checks)),
+        "## Limits",
+        _list(_limits(external, with_groups)),
+        "## Reporting checklists",
+        checklist_table(card, external, with_groups, with_point).text(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _model(card: dict[str, Any]) -> list[str]:
+    versions = ", ".join(f"{package} {version}" for package, version in card.get("versions", {}).items())
+    return [
+        f"Architecture: {card['architecture']}, for volumes of {card['depth']} slices of {card['size']}×{card['size']} pixels.",
+        f"Output: probabilities of {', '.join(card['classes'])} (softmax); positive class {card['positive']}.",
+        f"Made: {card['created']}, weights sha256:{card['weights_sha256']}.",
+        f"Initial weights: {_pretrained(card)}.",
+        f"Software: {versions or NOT_SAID}.",
+    ]
+
+
+def _pretrained(card: dict[str, Any]) -> str:
+    found = card.get("pretrained")
+    return f"{found.get('path', NOT_SAID)}, sha256:{found.get('sha256', NOT_SAID)}" if found else "random"
+
+
+def _data(card: dict[str, Any]) -> list[str]:
+    split = card.get("split", {})
+    patients = ", ".join(f"{len(members):,} {part}" for part, members in split.items()) or NOT_SAID
+    return [
+        f"File: {card['data'].get('path', NOT_SAID)}, fingerprint {card['data'].get('fingerprint', NOT_SAID)}.",
+        f"Patients: {patients}; no patient is in two parts, which was checked.",
+        "Labels are those of the data set's folders; how they were made is for its source to say.",
+        "Slices enter as the 8-bit grey values of the files, resized; the last slices of a scan that fill no volume take no part.",
+    ]
+
+
+def _recipe(card: dict[str, Any]) -> list[str]:
+    recipe = card.get("recipe", {})
+    lines = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.items()) or NOT_SAID]
+    kept = card.get("kept")
+    if kept:
+        valid = kept.get("valid_accuracy")
+        by = "nothing was validated" if valid is None else f"best validation accuracy, {valid:.4f}"
+        lines.append(f"Kept: epoch {kept['epoch']} ({by}).")
+    return lines
+
+
+def _limits(external: bool, with_groups: bool) -> list[str]:
+    lines = [
+        "Volumes are judged one by one; lesion size, position and course are not measured.",
+        "Classes of an archive may differ in how they were scanned, stored or masked, and a network learns such differences as well as a "
+        "disease. Compare the regression on global image features above.",
+    ]
+    if not external:
+        lines.append("The test is internal: nothing here says how the model does on another hospital's scans.")
+    if not with_groups:
+        lines.append("Subgroups by age, sex or severity were not looked at (`--subgroups`).")
+    return lines
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,130 @@
+"""An evaluation as tables, figures and one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ctcovid.evaluation.metrics import of_class
+from ctcovid.evaluation.study import Scored, Study
+from ctcovid.evaluation.subgroups import KIND, SLICES
+from ctcovid.reports import evaluation_tables as tables
+from ctcovid.reports.card import model_card
+from ctcovid.reports.evaluation_tables import PAPER, Manner
+from ctcovid.reports.html import Section, page
+from ctcovid.reports.plots import Plot, confusion_plot, effect_plot, history_plots, pr_plot, reliability_plot, roc_plot
+from ctcovid.reports.tables import Table
+
+
+def manner(study: Study, positive: str) -> Manner:
+    """How the figures of a study came about, in the words that tables need."""
+    asked = study.asked
+    return Manner(asked.level, asked.join, asked.drawing.resample, asked.drawing.resamples, asked.drawing.ci, positive)
+
+
+def main_table(study: Study, positive: str) -> Table:
+    """The table in the paper's form, with what a reader has to know below it."""
+    table = tables.paper_table(
+        study.scores, [model.card for model in study.models], study.comparisons, manner(study, positive), study.baselines
+    )
+    return replace(table, notes=[*table.notes, *honesty(study)])
+
+
+def honesty(study: Study) -> list[str]:
+    """What was found out about the test sets: once, where it is the same for all models."""
+    found: dict[str, list[str]] = {}
+    for check in study.checks:
+        for note in check.notes:
+            found.setdefault(note, []).append(check.name)
+    everybody = len(study.checks)
+    return [note if len(names) == everybody else f"{', '.join(names)}: {note}" for note, names in found.items()]
+
+
+def further_tables(study: Study, positive: str) -> list[Table]:
+    """What stands beside the paper's table; each has a title."""
+    how, reference = manner(study, positive), study.scores[0].name
+    found = [tables.more_table(study.scores, how), tables.class_table(study.scores), tables.resampling_table(study.scores)]
+    if study.comparisons:
+        found.append(tables.comparison_table(study.comparisons, reference))
+    points = {model.score.name: model.point for model in study.models if model.point}
+    if points and study.asked.sensitivity is not None:
+        found.append(tables.operating_table(points, study.asked.sensitivity, positive))
+    groups = {model.score.name: model.groups for model in study.models if model.groups}
+    if groups:
+        found.append(tables.group_table(groups, how))
+    return found
+
+
+def plots(study: Study, histories: dict[str, Path]) -> list[Plot]:
+    """All figures. `histories` are files metrics.csv by model."""
+    found = _effects(study.models)
+    for model in study.models:
+        score, classes = model.score, model.score.classes
+        found.append(confusion_plot(score.name, score.confusion, classes))
+        if model.roc:
+            areas = {label: score.estimates[of_class("auroc", number)] for number, label in enumerate(classes)}
+            precisions = {label: score.estimates[of_class("average_precision", number)] for number, label in enumerate(classes)}
+            found += [roc_plot(score.name, model.roc, areas), pr_plot(score.name, model.pr, precisions)]
+        found.append(reliability_plot(score.name, model.bins, score.estimates["ece"]))
+        if score.name in histories:
+            history = pd.read_csv(histories[score.name])
+            columns = {str(name): history[name].astype(float).tolist() for name in history}
+            found += history_plots(score.name, columns) if len(history) else []
+    return found
+
+
+def _effects(models: Sequence[Scored]) -> list[Plot]:
+    """Figs. 4 and 5, where the runs vary in depth or batch size."""
+    runs = [(model.card["depth"], model.card.get("recipe", {}).get("batch"), model) for model in models if model.card]
+    runs.sort(key=lambda run: (run[0], run[1] or 0))
+    figures: list[dict[str, Any]] = [model.score.estimates for _, _, model in runs]
+    metrics = {name: label for name, label in PAPER.items() if name != "macro_auroc"}
+    depths, batches = {depth for depth, _, _ in runs}, {batch for _, batch, _ in runs}
+    found = []
+    if len(depths) > 1 and len(batches) == 1:
+        found.append(effect_plot("depth", [str(depth) for depth, _, _ in runs], figures, metrics, len(depths) == len(runs)))
+    if len(batches) > 1:
+        kind, places = "depth, batch size", [f"{depth}, {batch}" for depth, batch, _ in runs]
+        if len(depths) == 1:
+            kind, places = "batch size", [str(batch) for _, batch, _ in runs]
+        found.append(effect_plot(kind, places, figures, metrics, len(depths) == 1 and len(batches) == len(runs)))
+    return found
+
+
+def text(study: Study, positive: str) -> str:
+    """All tables as Markdown."""
+    return "\n\n".join(table.text() for table in (main_table(study, positive), *further_tables(study, positive))) + "\n"
+
+
+def html(study: Study, positive: str, figures: Sequence[Plot], told: Sequence[str]) -> str:
+    """The whole evaluation as one page. `told` are sentences on how it was made."""
+    main, *rest = (main_table(study, positive), *further_tables(study, positive))
+    about = [*honesty(study), *told]
+    effects = [plot for plot in figures if not plot.model]
+    sections = [
+        Section("Results", tables=[replace(main, notes=main.notes[: len(main.notes) - len(honesty(study))])], plots=effects),
+        Section("What to know before believing them", about),
+        Section("Further tables", tables=rest),
+    ]
+    for model in study.models:
+        mine = [plot for plot in figures if plot.model == model.score.name]
+        sections.append(Section(f"Figures of {model.score.name}", plots=mine))
+    names = ", ".join(score.name for score in study.scores)
+    lead = "Written by ctcovid evaluate. For research use only, not a medical device. Everything is in this one file."
+    return page(f"Evaluation of {names}", lead, sections)
+
+
+def card_of(study: Study, number: int, positive: str) -> str:
+    """The model card of one model of a study."""
+    model = study.models[number]
+    alone = replace(study, models=[model], comparisons=[], checks=study.checks[number : number + 1])
+    assert model.card is not None, "only runs have a card"
+    table = tables.paper_table(alone.scores, [model.card], [], manner(alone, positive), alone.baselines)
+    external = alone.checks[0].population == "external"
+    by_person = any(group.grouping not in (KIND, SLICES) for group in model.groups)
+    grouped = [replace(table, title="The paper's figures, and trivial models"), *further_tables(alone, positive)]
+    return model_card(model.score.name, model.card, grouped, alone.checks[0].notes, external, by_person, model.point is not None)

@@ -1,0 +1,233 @@
+"""Figures of an evaluation, in vector and pixels, each with the data that it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from ctcovid.base.files import atomic, write_text
+from ctcovid.evaluation.calibration import ReliabilityBin
+from ctcovid.evaluation.curves import GRID, Curve
+from ctcovid.evaluation.intervals import Estimate
+from ctcovid.reports.figures import confusion_size, draw_confusion, draw_curve, literal, row_shares
+from ctcovid.reports.tables import Cell, csv_text
+
+# Colours whose greys differ, and beside them lines and marks that do.
+LINES = (("#000000", "-", "o"), ("#b2182b", "--", "s"), ("#4393c3", "-.", "^"), ("#999999", ":", "D"), ("#7b3294", (0, (5, 1)), "v"))
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    # The same figure gives the same bytes.
+    "svg.hashsalt": "ctcovid",
+}
+FORMATS: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 150}}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of `size` inches that `draw` fills, and the data that it shows; `model` is whose it is, "" where it is about several."""
+
+    name: str
+    model: str
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    draw: Callable[[Figure], None]
+    size: tuple[float, float] = (4.5, 4.0)
+
+    @cached_property
+    def pictures(self) -> dict[str, bytes]:
+        """The figure as "svg", "pdf" and "png"."""
+        found = {}
+        with mpl.rc_context(STYLE):
+            drawn = Figure(figsize=self.size, layout="constrained")
+            self.draw(drawn)
+            for kind, options in FORMATS.items():
+                picture = BytesIO()
+                drawn.savefig(picture, format=kind, **options)
+                # Once is enough: places do not depend on the format.
+                drawn.set_layout_engine("none")
+                found[kind] = picture.getvalue()
+        return found
+
+    def csv(self) -> str:
+        """The data as CSV."""
+        return csv_text(self.columns, self.rows)
+
+    def save(self, folder: Path) -> None:
+        """Write the figure in every format, and its data, under its name."""
+        for kind, picture in self.pictures.items():
+            with atomic(folder / f"{self.name}.{kind}") as temporary:
+                temporary.write_bytes(picture)
+        write_text(folder / f"{self.name}.csv", self.csv())
+
+
+def confusion_plot(name: str, counts: np.ndarray, classes: Sequence[str]) -> Plot:
+    """The confusion matrix, normalised by row (Li et al. 2021, Fig. 6)."""
+    shares = row_shares(counts)
+    rows: list[list[Cell]] = [
+        [classes[true], classes[predicted], int(counts[true, predicted]), _number(float(shares[true, predicted]))]
+        for true, predicted in np.ndindex(*counts.shape)
+    ]
+    return Plot(
+        f"confusion-{name}",
+        name,
+        f"Confusion matrix of {name}",
+        "Share of each true class by predicted class, with counts (as Fig. 6 of the paper).",
+        ("true", "predicted", "count", "share of the true class"),
+        rows,
+        lambda drawn: draw_confusion(drawn, counts, classes, name),
+        confusion_size(classes),
+    )
+
+
+def history_plots(name: str, epochs: dict[str, list[float]]) -> list[Plot]:
+    """Loss and accuracy over the epochs of training (Li et al. 2021, Figs. 8 and 9), from the columns of metrics.csv."""
+    found = []
+    for what in ("loss", "accuracy"):
+        number, train, valid = ([int(one) for one in epochs["epoch"]], epochs[f"train_{what}"], epochs[f"valid_{what}"])
+        shown = [None if np.isnan(value) else value for value in valid]
+        found.append(
+            Plot(
+                f"training-{what}-{name}",
+                name,
+                f"Training of {name}: {what}",
+                f"{what.capitalize()} of training and validation (as Fig. {8 if what == 'loss' else 9} of the paper).",
+                ("epoch", "training", "validation"),
+                [[*row] for row in zip(number, train, map(_number, valid), strict=True)],
+                _curve_drawer(what, number, train, shown),
+                (6.0, 4.0),
+            )
+        )
+    return found
+
+
+def _curve_drawer(what: str, epochs: list[int], train: list[float], valid: list[float | None]) -> Callable[[Figure], None]:
+    return lambda drawn: draw_curve(drawn, what, epochs, train, valid)
+
+
+def roc_plot(name: str, curves: dict[str, Curve], areas: dict[str, Estimate]) -> Plot:
+    """ROC curves of each class against the rest."""
+    labels = {label: _labelled(label, "AUROC", areas[label]) for label in curves}
+
+    def draw(drawn: Figure) -> None:
+        axes = _banded(drawn, curves, labels)
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+        axes.set(xlabel="1 − specificity", ylabel="sensitivity", title=literal(name))
+        axes.legend(loc="lower right")
+
+    return _curve_plot("roc", f"ROC curves of {name}", name, "1 - specificity", "sensitivity", curves, draw)
+
+
+def pr_plot(name: str, curves: dict[str, Curve], areas: dict[str, Estimate]) -> Plot:
+    """Precision-recall curves of each class against the rest."""
+    labels = {label: _labelled(label, "AP", areas[label]) for label in curves}
+
+    def draw(drawn: Figure) -> None:
+        axes = _banded(drawn, curves, labels)
+        axes.set(xlabel="recall", ylabel="precision", title=literal(name))
+        axes.legend(loc="lower left")
+
+    return _curve_plot("pr", f"Precision–recall curves of {name}", name, "recall", "precision", curves, draw)
+
+
+def _curve_plot(kind: str, title: str, name: str, across: str, up: str, curves: dict[str, Curve], draw: Callable[[Figure], None]) -> Plot:
+    rows: list[list[Cell]] = [
+        [label, *map(_number, row)] for label, curve in curves.items() for row in zip(GRID, curve.value, curve.low, curve.high, strict=True)
+    ]
+    caption = "Each class against the rest; the bands hold 95 % of the bootstrap samples at each place."
+    return Plot(f"{kind}-{name}", name, title, caption, ("class", across, up, "low", "high"), rows, draw)
+
+
+def _banded(drawn: Figure, curves: dict[str, Curve], labels: dict[str, str]) -> Any:
+    axes = drawn.subplots()
+    for number, (label, curve) in enumerate(curves.items()):
+        colour, line, _ = LINES[number % len(LINES)]
+        axes.fill_between(GRID, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(GRID, curve.value, color=colour, linestyle=line, label=literal(labels[label]))
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    return axes
+
+
+def reliability_plot(name: str, bins: Sequence[ReliabilityBin], error: Estimate) -> Plot:
+    """How often the predicted class is right, by how sure the model was."""
+    filled = [one for one in bins if one.confidence is not None and one.accuracy is not None]
+
+    def draw(drawn: Figure) -> None:
+        upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
+        colour, line, mark = LINES[0]
+        upper.plot(
+            [one.confidence or 0 for one in filled], [one.accuracy or 0 for one in filled], color=colour, linestyle=line, marker=mark
+        )
+        said = "" if error.value is None else f", calibration error {error.value:.4f}"
+        upper.set(ylabel="share that is right", ylim=(-0.02, 1.02), title=literal(name) + said)
+        width = bins[0].high - bins[0].low
+        lower.bar([one.low for one in bins], [one.count for one in bins], width, align="edge", color="0.75", edgecolor="0.4")
+        lower.set(xlabel="highest probability", ylabel="count", xlim=(-0.02, 1.02))
+
+    rows: list[list[Cell]] = [[one.low, one.high, one.count, _number(one.confidence), _number(one.accuracy)] for one in bins]
+    caption = "A well calibrated model lies on the dotted line: of the rows called with 90 % it gets 90 % right."
+    columns = ("above", "up to", "count", "mean confidence", "share right")
+    return Plot(f"reliability-{name}", name, f"Reliability of {name}", caption, columns, rows, draw)
+
+
+def effect_plot(kind: str, places: Sequence[str], figures: Sequence[dict[str, Estimate]], metrics: dict[str, str], joined: bool) -> Plot:
+    """The paper's metrics over depth or batch size (Li et al. 2021, Figs. 4 and 5).
+
+    places : what stands below each run; `figures` are its estimates. `joined` draws lines between the runs.
+    """
+
+    def draw(drawn: Figure) -> None:
+        axes = drawn.subplots()
+        for number, (metric, label) in enumerate(metrics.items()):
+            colour, line, mark = LINES[number % len(LINES)]
+            found = [estimates[metric] for estimates in figures]
+            mean, low, high = (np.array([getattr(one, part) for one in found], dtype=float) for part in ("mean", "low", "high"))
+            # Side by side, so that no interval hides another.
+            beside = np.arange(len(places)) + 0.08 * (number - (len(metrics) - 1) / 2)
+            axes.errorbar(
+                beside,
+                mean,
+                (np.maximum(mean - low, 0), np.maximum(high - mean, 0)),
+                color=colour,
+                linestyle=line if joined else "none",
+                marker=mark,
+                markersize=4,
+                capsize=3,
+                label=label,
+            )
+        axes.set_xticks(range(len(places)), [literal(place) for place in places])
+        axes.set(xlim=(-0.5, len(places) - 0.5), xlabel=kind, ylabel="mean and 95 % interval")
+        axes.legend()
+
+    rows: list[list[Cell]] = [
+        [place, label, *(_number(getattr(estimates[metric], part)) for part in ("mean", "low", "high"))]
+        for place, estimates in zip(places, figures, strict=True)
+        for metric, label in metrics.items()
+    ]
+    figure = "Fig. 5" if "batch" in kind else "Fig. 4"
+    name = "effect-of-batch" if "batch" in kind else "effect-of-depth"
+    caption = f"Metrics by {kind} (as {figure} of the paper)."
+    return Plot(name, "", f"Effect of {kind}", caption, (kind, "metric", "mean", "low", "high"), rows, draw, (6.0, 4.0))
+
+
+def _labelled(label: str, what: str, area: Estimate) -> str:
+    return f"{label}, {what} {area.value:.4f}" if area.value is not None else label
+
+
+def _number(value: float | None) -> Cell:
+    return "" if value is None or np.isnan(value) else float(value)

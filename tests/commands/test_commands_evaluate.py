@@ -1,0 +1,142 @@
+"""ctcovid evaluate on trained runs: operating point, checks, subgroups, model card, depths beside each other."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import recall_score
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import UsageError
+from ctcovid.commands import prepare, train
+from ctcovid.commands.evaluate import Options, Summary, run
+from ctcovid.evaluation.inference import open_part
+from ctcovid.evaluation.predictions import read_predictions
+from ctcovid.models import registry
+
+SILENT = Console(quiet=True, results=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 8 patients in each class, told apart by brightness, and runs of depths 2 and 4 on it."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    generator = np.random.default_rng(0)
+    for position, label in enumerate(("NCP", "CP", "Normal")):
+        for patient in range(8):
+            scan = folder / "data" / label / str(100 * position + patient) / "1"
+            scan.mkdir(parents=True)
+            for number in range(8 + patient % 3):
+                pixels = np.clip(generator.normal(60 + 60 * position, 20, (32, 32)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(scan / f"{number:04d}.png")
+    prepare.run(prepare.Options(folder / "data", 4, 32, folder / "volumes.h5"), SILENT)
+    for depth in (2, 4):
+        options = train.Options(folder / "volumes.h5", "r3d18", depth=depth, epochs=1, batch=8, runs=folder / "runs")
+        train.run(options, SILENT)
+    return folder
+
+
+def evaluate(place: Path, *models: str, **options: object) -> Summary:
+    settings = {"bootstrap": 40, "runs": place / "runs", "output": place / "out", "overwrite": True, **options}
+    return run(Options(models=models, **settings), SILENT)
+
+
+def test_the_threshold_comes_from_the_validation_part_and_the_rates_from_the_test_part(place: Path) -> None:
+    summary = evaluate(place, "r3d18-d4-b8", sensitivity=0.9)
+    (model,) = summary.study.models
+    assert model.point is not None
+    threshold, rates = model.point
+    trained = registry.load("r3d18-d4-b8", "cpu", "auto", place / "runs")
+    valid = open_part(trained, None, "valid", SILENT).volume_set
+    scores = trained.network.probabilities(np.stack([valid.file.read(one.first_slice, 4) for one in valid.volumes]))[:, 0]
+    positive = np.array([one.scan.label == "NCP" for one in valid.volumes])
+    assert recall_score(positive, scores >= threshold) >= 0.9
+    assert recall_score(positive, scores > threshold) < 0.9
+    tested = read_predictions(place / "out" / "predictions-r3d18-d4-b8.csv")
+    assert rates["recall"].value == recall_score(tested.labels == 0, tested.probabilities[:, 0] >= threshold)
+    assert "Operating point" in (place / "out" / "evaluation.md").read_text()
+    with pytest.raises(UsageError, match="--part"):
+        evaluate(place, "r3d18-d4-b8", sensitivity=0.9, part="valid")
+
+
+def test_checks_and_trivial_models_stand_beside_the_figures(place: Path) -> None:
+    summary = evaluate(place, "r3d18-d4-b8")
+    document = json.loads((place / "out" / "evaluation.json").read_text())
+    (check,) = document["checks"].values()
+    assert (check["population"], check["repeated_volumes"]) == ("internal", 0)
+    majority, logistic = document["baselines"]
+    # The classes are told apart by brightness alone.
+    assert logistic["accuracy"]["value"] == 1 and majority["macro_auroc"]["value"] == 0.5
+    text = summary.table().text()
+    assert "Internal test" in text and "none of the volumes" in text and "| majority class" in text
+
+
+def test_kinds_of_image_slices_and_columns_of_a_csv_are_subgroups(place: Path) -> None:
+    tested = {
+        row.patient
+        for row in open_part(registry.load("r3d18-d4-b8", "cpu", "auto", place / "runs"), None, "test", SILENT).volume_set.file.rows
+    }
+    lines = ["patient_id,sex", *(f"{patient},{number % 2 + 1}" for number, patient in enumerate(sorted(tested)))]
+    (place / "metadata.csv").write_text("\n".join(lines))
+    summary = evaluate(place, "r3d18-d4-b8", subgroups=place / "metadata.csv", level="patient", resample="patient")
+    groups = summary.study.models[0].groups
+    assert {group.grouping for group in groups} == {"sex", "slices of the scan"}
+    assert all(group.small for group in groups)
+    assert "†" in (place / "out" / "evaluation.md").read_text()
+
+
+def test_runs_of_two_depths_are_compared_unpaired_and_drawn_over_depth(place: Path) -> None:
+    summary = evaluate(place, "r3d18-d4-b8", "r3d18-d2-b8")
+    (comparison,) = summary.study.comparisons
+    assert not comparison.paired and "unpaired" in comparison.why
+    figures = {path.name for path in (place / "out" / "figures").iterdir()}
+    assert {"effect-of-depth.svg", "training-loss-r3d18-d4-b8.svg", "training-accuracy-r3d18-d2-b8.png"} <= figures
+    rows = list(csv.DictReader((place / "out" / "figures" / "effect-of-depth.csv").open()))
+    assert {row["depth"] for row in rows} == {"2", "4"}
+
+
+def test_by_patient_both_depths_have_the_same_rows_and_are_paired(place: Path) -> None:
+    (comparison,) = evaluate(place, "r3d18-d4-b8", "r3d18-d2-b8", level="patient", join="vote").study.comparisons
+    assert comparison.paired and comparison.mcnemar is not None
+
+
+def test_the_model_card_says_what_was_measured_and_is_replaced_only_when_asked(place: Path) -> None:
+    path = place / "runs" / "r3d18-d4-b8" / "MODEL_CARD.md"
+    path.write_text("mine")
+    evaluate(place, "r3d18-d4-b8", output=place / "another", overwrite=False)
+    assert path.read_text() == "mine"
+    summary = evaluate(place, "r3d18-d4-b8")
+    text = path.read_text()
+    accuracy = summary.study.scores[0].estimates["accuracy"]
+    assert f"{accuracy.mean:.4f} ({accuracy.low:.4f}, {accuracy.high:.4f})" in text
+    for said in (
+        "## Intended use",
+        "## Data and split",
+        "## Recipe",
+        "learning rate 0.001",
+        "## Limits",
+        "TRIPOD+AI",
+        "CLAIM",
+        "internal test",
+    ):
+        assert said in text
+    evaluate(place, "r3d18-d4-b8", part="valid")
+    assert path.read_text() == text
+
+
+def test_an_image_that_stands_in_training_too_is_counted_and_warned_about(
+    tmp_path: Path, make_dataset: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """make_dataset gives patients of one class and one number of slices the same pixels."""
+    prepare.run(prepare.Options(make_dataset(tmp_path / "data"), 4, 32, tmp_path / "volumes.h5"), SILENT)
+    train.run(train.Options(tmp_path / "volumes.h5", "r3d18", epochs=1, batch=8, runs=tmp_path / "runs"), SILENT)
+    summary = run(Options(bootstrap=20, runs=tmp_path / "runs", output=tmp_path / "out"), SILENT)
+    count = summary.study.checks[0].repeated_volumes
+    assert count
+    assert f"{count} volumes of the test part stood in training too" in capsys.readouterr().err

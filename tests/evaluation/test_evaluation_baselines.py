@@ -1,0 +1,129 @@
+"""Trivial models against scikit-learn, and images that stand in two parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from ctcovid.base.console import Console
+from ctcovid.commands import prepare
+from ctcovid.evaluation.baselines import FEATURES, fit_logistic, global_features, majority_probabilities
+from ctcovid.evaluation.checks import LOGISTIC, MAJORITY, baselines, check
+from ctcovid.evaluation.glance import Glance, glance, repeated
+from ctcovid.evaluation.inference import Part
+from ctcovid.evaluation.predictions import Predictions
+from ctcovid.volumes.batches import VolumeSet
+from ctcovid.volumes.reader import VolumesFile
+
+CLASSES = ["NCP", "CP", "Normal"]
+
+
+def test_global_features_are_what_numpy_says_of_the_pixels() -> None:
+    volume = np.random.default_rng(0).integers(0, 256, (3, 20, 24), dtype=np.uint8)
+    found = dict(zip(FEATURES, global_features(volume), strict=True))
+    assert found["mean"] == pytest.approx(volume.mean())
+    assert found["s.d."] == pytest.approx(volume.std())
+    for share in (5, 25, 50, 75, 95):
+        assert found[f"{share} %"] == np.percentile(volume, share, method="inverted_cdf")
+    assert found["black"] == pytest.approx((volume < 8).mean())
+    assert found["white"] == pytest.approx((volume > 247).mean())
+    assert found["roughness"] == pytest.approx(np.abs(np.diff(volume[:, ::2].astype(float), axis=2)).mean())
+
+
+def test_the_regression_is_that_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 150)
+    features = generator.normal(size=(150, 4)) * [1, 10, 100, 0] + labels[:, None] * [0.5, 0, 40, 0]
+    mine = fit_logistic(features, labels, 3).probabilities(features)
+    scaled = StandardScaler().fit_transform(features)
+    theirs = LogisticRegression(C=1.0, max_iter=10_000, tol=1e-10).fit(scaled, labels).predict_proba(scaled)
+    assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_a_class_without_an_example_is_never_likely() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 2))
+    found = fit_logistic(features, np.arange(40) % 2, 3).probabilities(features)
+    assert found.sum(1) == pytest.approx(1)
+    assert set(found.argmax(1)) <= {0, 1}
+
+
+def test_the_majority_is_the_commonest_class_of_training() -> None:
+    assert majority_probabilities(np.array([0, 1, 1, 2]), 2, 3).tolist() == [[0.25, 0.5, 0.25]] * 2
+
+
+def made(names: list[str], labels: list[str], spread: float = 10.0) -> Glance:
+    features = np.full((len(labels), len(FEATURES)), spread)
+    return Glance(features, [tuple(name[at : at + 1].encode() for at in range(len(name))) for name in names], labels)
+
+
+def test_volumes_count_as_repeated_whose_every_slice_was_trained_on_however_cut_or_ordered() -> None:
+    trained = made(["abcd", "efgh"], ["NCP", "CP"])
+    tested = made(["abcd", "dcbe", "abcx", "mnop"], ["NCP"] * 4)
+    assert repeated(tested, trained).tolist() == [True, True, False, False]
+    assert not repeated(replace(tested, features=np.zeros((4, len(FEATURES)))), trained).any()
+
+
+@pytest.fixture
+def file(tmp_path: Path, make_dataset: Callable[..., Path]) -> VolumesFile:
+    data = make_dataset(tmp_path / "data")
+    prepare.run(prepare.Options(data, 4, 32, tmp_path / "volumes.h5"), Console(quiet=True, results=False))
+    return VolumesFile(tmp_path / "volumes.h5")
+
+
+def test_a_scan_that_is_stored_for_two_patients_is_found(tmp_path: Path, make_dataset: Callable[..., Path]) -> None:
+    """make_dataset's scans of one class and one number of slices are the same pixels, patient by patient."""
+    data = make_dataset(tmp_path / "data")
+    prepare.run(prepare.Options(data, 4, 32, tmp_path / "volumes.h5"), Console(quiet=True, results=False))
+    file = VolumesFile(tmp_path / "volumes.h5")
+    console = Console(quiet=True)
+    tested, trained = (glance(VolumeSet(file, part, 4), 0, console) for part in ("test", "train"))
+    slices = {part: {file.read(v.first_slice, 4).tobytes() for v in file.volumes(part, 4)} for part in ("test", "train")}
+    expected = [file.read(v.first_slice, 4).tobytes() in slices["train"] for v in file.volumes("test", 4)]
+    assert any(expected)
+    assert repeated(tested, trained).tolist() == expected
+
+
+def predictions(labels: list[str], patients: list[str]) -> Predictions:
+    numbers = np.array([CLASSES.index(label) for label in labels])
+    count = len(labels)
+    return Predictions("m", CLASSES, patients, ["s"] * count, np.arange(count), numbers, np.full((count, 3), 1 / 3))
+
+
+def test_a_test_on_the_same_file_is_internal_and_on_other_patients_of_another_external(file: VolumesFile, tmp_path: Path) -> None:
+    found = predictions(["NCP", "CP", "Normal"], ["a", "b", "c"])
+    tested, trained = made(["ab", "cd", "xy"], ["NCP", "CP", "Normal"]), made(["ab"], ["NCP"])
+    volume_set = VolumeSet(file, "test", 4)
+    same = check(found, Part(volume_set, file.path, True), {"train": ["x"]}, tested, trained)
+    assert (same.population, same.repeated_volumes) == ("internal", 1)
+    assert any("1 of 3 volumes" in note for note in same.notes)
+    other = check(found, Part(volume_set, tmp_path / "gone.h5", False), {"train": ["x"]}, None, None)
+    assert (other.population, other.repeated_volumes) == ("external", None)
+    assert any("gone.h5" in note for note in other.notes)
+    related = check(found, Part(volume_set, tmp_path / "gone.h5", False), {"test": ["b"]}, None, None)
+    assert related.population == "internal"
+    assert check(found, None, {}, None, None).population == "unknown"
+
+
+def test_classes_that_are_far_from_balanced_are_pointed_at() -> None:
+    found = check(predictions(["NCP"] * 7 + ["CP", "Normal"], list("aabbccdef")), None, {}, None, None)
+    assert found.balance == {"NCP": (7, 4), "CP": (1, 1), "Normal": (1, 1)}
+    assert "far from balanced" in found.notes[0]
+
+
+def test_trivial_models_predict_the_same_volumes(file: VolumesFile) -> None:
+    console = Console(quiet=True)
+    tested, trained = (glance(VolumeSet(file, part, 4), 0, console) for part in ("test", "train"))
+    found = predictions(tested.labels, [str(number) for number in range(len(tested.labels))])
+    majority, logistic = baselines(found, tested, trained)
+    assert (majority.name, logistic.name) == (MAJORITY, LOGISTIC)
+    assert majority.keys == logistic.keys == found.keys
+    # make_dataset tells its classes apart by brightness, which is all that the regression sees.
+    assert (logistic.predicted == logistic.labels).all()
+    assert len({*majority.predicted.tolist()}) == 1
+    assert [one.name for one in baselines(found, None, None)] == [MAJORITY]

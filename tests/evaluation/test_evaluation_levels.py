@@ -1,0 +1,62 @@
+"""Volumes joined to scans and patients, by each rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ctcovid.evaluation.aggregation import scan_probabilities
+from ctcovid.evaluation.levels import JOINS, join, joined
+from ctcovid.evaluation.predictions import Predictions
+from ctcovid.evaluation.subgroups import SEVERAL, Grouping, at_level
+
+VOLUMES = np.array([[0.6, 0.4, 0.0], [0.1, 0.7, 0.2], [0.5, 0.3, 0.2]])
+
+
+def predictions() -> Predictions:
+    """Patient a with two scans, b with one, and c who stands in two class folders."""
+    patients, scans = list("aaabbcc"), ["1", "1", "2", "1", "1", "1", "2"]
+    probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], 7)
+    return Predictions("m", ["NCP", "CP", "Normal"], patients, scans, np.arange(7), np.array([0, 0, 0, 1, 1, 1, 2]), probabilities)
+
+
+def test_the_rules_are_their_definitions() -> None:
+    assert join(VOLUMES, "mean") == pytest.approx(scan_probabilities(VOLUMES))
+    highest = np.array([0.6, 0.7, 0.2])
+    assert join(VOLUMES, "max") == pytest.approx(highest / highest.sum())
+    any_of_them = np.array([1 - 0.4 * 0.9 * 0.5, 1 - 0.6 * 0.3 * 0.7, 1 - 1 * 0.8 * 0.8])
+    assert join(VOLUMES, "noisy-or") == pytest.approx(any_of_them / any_of_them.sum())
+    assert join(VOLUMES, "vote") == pytest.approx((np.array([2, 1, 0]) + VOLUMES.mean(0) / 2) / 3.5)
+
+
+@pytest.mark.parametrize("rule", JOINS)
+def test_probabilities_of_the_whole_sum_to_one_and_one_certain_volume_stays_what_it_is(rule: str) -> None:
+    assert join(VOLUMES, rule).sum() == pytest.approx(1)
+    assert join(np.array([[0.0, 1.0, 0.0]]), rule) == pytest.approx([0, 1, 0])
+    assert join(VOLUMES[:1], rule).argmax() == 0
+
+
+def test_a_tied_vote_goes_to_the_class_that_is_likelier_on_the_mean() -> None:
+    tied = np.array([[0.51, 0.49, 0.0], [0.0, 1.0, 0.0]])
+    assert join(tied, "vote").argmax() == 1
+    assert join(np.vstack([tied, [[0.4, 0.3, 0.3]]]), "vote").argmax() == 0
+
+
+def test_scans_and_patients_are_rows_with_their_volumes_joined() -> None:
+    volumes = predictions()
+    scans = joined(volumes, "scan", "mean")
+    assert list(zip(scans.patients, scans.scans, scans.labels.tolist(), strict=True)) == [
+        ("a", "1", 0), ("a", "2", 0), ("b", "1", 1), ("c", "1", 1), ("c", "2", 2)
+    ]  # fmt: skip
+    assert scans.probabilities[0] == pytest.approx(volumes.probabilities[:2].mean(0))
+    patients = joined(volumes, "patient", "max")
+    assert list(zip(patients.patients, patients.labels.tolist(), strict=True)) == [("a", 0), ("b", 1), ("c", 1), ("c", 2)]
+    assert patients.probabilities[1] == pytest.approx(join(volumes.probabilities[3:5], "max"))
+    assert joined(volumes, "volume", "max") is volumes
+
+
+def test_what_joins_volumes_of_several_groups_is_in_none_of_them() -> None:
+    kinds = Grouping("kind", ["x", "x", "y", "x", "x", "y", "y"])
+    assert at_level(kinds, predictions(), "volume") is kinds
+    assert at_level(kinds, predictions(), "scan").groups == ["x", "y", "x", "y", "y"]
+    assert at_level(kinds, predictions(), "patient").groups == [SEVERAL, "x", "y", "y"]
