@@ -33,3 +33,9 @@ class ScheduleChoice(str, Enum):
     """How the learning rate falls."""
 
     STEP, COSINE = "step", "cosine"
+
+
+class MethodChoice(str, Enum):
+    """Ways to make saliency maps."""
+
+    SMOOTH, PLAIN, PLUS, OCCLUSION = "smooth-gradcam++", "gradcam", "gradcam++", "occlusion"

@@ -18,8 +18,9 @@ from ctcovid.base.errors import UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
+from ctcovid.explanation.gradcam import SMOOTH
+from ctcovid.explanation.methods import saliency_maps
 from ctcovid.explanation.pointing import Pointing, pointing
-from ctcovid.explanation.smooth_gradcampp import saliency_maps
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
 from ctcovid.models.network import Network
@@ -223,7 +224,7 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
 
 
 def _maps(network: Network, volumes: np.ndarray, target: int, seed: int) -> np.ndarray:
-    native = saliency_maps(network, volumes, LAYER, target, SAMPLES, 0.1, seed)
+    native = saliency_maps(network, volumes, SMOOTH, LAYER, [target], SAMPLES, 0.1, seed)[:, 0]
     return to_slices(native, volumes.shape[1], volumes.shape[2]).reshape(-1, *volumes.shape[2:])
 
 
