@@ -72,7 +72,9 @@ def faithfulness(
     for volume, maps in zip(volumes, native, strict=True):
         grey = lung_grey(volume)
         strength = to_slices(maps[None], 1, GRID)[0, 0].reshape(-1)
-        by_saliency, at_random = np.argsort(-strength, kind="stable"), generator.permutation(GRID * GRID)
+        at_random = generator.permutation(GRID * GRID)
+        # Places of equal saliency are in random order too: a map that is flat shall be no better than chance.
+        by_saliency = at_random[np.argsort(-strength[at_random], kind="stable")]
         for name, order in (("", by_saliency), ("_random", at_random)):
             for way in ("deletion", "insertion"):
                 curves[way + name].append(_asked(network, steps(volume, order, grey, way == "insertion"), target))
