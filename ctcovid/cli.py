@@ -14,7 +14,18 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid import __version__
-from ctcovid.base.choices import BalanceChoice, ImagesChoice, Interval, Join, Level, Part, PrecisionChoice, ProblemChoice, ScheduleChoice
+from ctcovid.base.choices import (
+    BalanceChoice,
+    ImagesChoice,
+    Interval,
+    Join,
+    Level,
+    MethodChoice,
+    Part,
+    PrecisionChoice,
+    ProblemChoice,
+    ScheduleChoice,
+)
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.launch import require_alone
@@ -283,10 +294,15 @@ def explain(
     scans: Scans,
     model: Model = None,
     series: Series = None,
+    method: Annotated[MethodChoice, typer.Option(help="How the maps are made; all but occlusion look at a layer.")] = MethodChoice.SMOOTH,
     layer: Annotated[str | None, typer.Option(help="Layer to look at; by default the last convolution's.", show_default=False)] = None,
     target: Annotated[str | None, typer.Option(help="Class to explain; by default the one predicted.", show_default=False)] = None,
     samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each volume.")] = 10,
-    noise: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise, as a share of the grey range.")] = 0.1,
+    noise_std: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise, as a share of the grey range.")] = 0.1,
+    check: Annotated[bool, typer.Option("--check", help="Measure whether the maps are faithful to the model. Takes minutes.")] = False,
+    mask: Annotated[
+        Path | None, typer.Option(help="Lesions of the scan, as a folder of PNG or NIfTI, to hold the maps against.", show_default=False)
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write a folder per scan into.")] = Path("explanations"),
     runs: Runs = Path("runs"),
     device: Device = "auto",
@@ -299,7 +315,7 @@ def explain(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show with Smooth Grad-CAM++ where a network looks."""
+    """Show where a network looks, with Smooth Grad-CAM++ or another method."""
     _run(ctx)
 
 

@@ -57,3 +57,9 @@ class ProblemChoice(str, Enum):
     """What is done about scans with something wrong."""
 
     REPAIR, DROP, STOP = "repair", "drop", "stop"
+
+
+class MethodChoice(str, Enum):
+    """Ways to make saliency maps."""
+
+    SMOOTH, PLAIN, PLUS, OCCLUSION = "smooth-gradcam++", "gradcam", "gradcam++", "occlusion"

@@ -1,13 +1,14 @@
-"""ctcovid explain: scans on disk to Smooth Grad-CAM++ overlays."""
+"""ctcovid explain: scans on disk to saliency maps, overlays, and a page to look through each scan."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
@@ -16,15 +17,24 @@ from ctcovid.base.files import RUN_CARD, atomic, claim_folder, fresh_folder, wri
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.explanation.activations import find_layer
-from ctcovid.explanation.smooth_gradcampp import METHOD, saliency_maps
-from ctcovid.explanation.upsample import to_slices
+from ctcovid.explanation.faithfulness import CAUTION, Faithfulness, faithfulness
+from ctcovid.explanation.gradcam import SMOOTH
+from ctcovid.explanation.methods import TITLES, saliency_maps
+from ctcovid.explanation.occlusion import OCCLUSION
+from ctcovid.explanation.pointing import Pointing, pointing
+from ctcovid.explanation.upsample import telling_slices, to_scan, to_slices
 from ctcovid.models import registry
 from ctcovid.models.device import device_name
+from ctcovid.models.network import Network
 from ctcovid.models.registry import TrainedModel
+from ctcovid.reports.nifti import save_nifti
 from ctcovid.reports.overlays import montage, save_overlay
 from ctcovid.reports.tables import Table
+from ctcovid.reports.viewer import MAP_SIDE, Viewed, save_viewer
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.findings import warn_of
+from ctcovid.scans.kind import SEGMENTED, image_kind, looks_masked
+from ctcovid.scans.masks import read_mask
 from ctcovid.scans.read import read_volumes
 from ctcovid.scans.scan import Scan
 
@@ -38,10 +48,13 @@ class Options:
     scans: tuple[Path, ...]
     model: str | None = None
     series: str | None = None
+    method: str = SMOOTH
     layer: str | None = None
     target: str | None = None
     samples: int = 10
-    noise: float = 0.1
+    noise_std: float = 0.1
+    check: bool = False
+    mask: Path | None = None
     output: Path = Path("explanations")
     runs: Path = registry.RUNS
     device: str = "auto"
@@ -80,10 +93,13 @@ def run(options: Options, console: Console) -> Summary:
     model = registry.load(options.model, options.device, options.precision, options.runs)
     layer = options.layer or model.network.architecture.last_layer
     find_layer(model.network.module, layer)
+    if options.mask is not None and len(scans) > 1:
+        raise UsageError(f"--mask is of one scan, and {len(scans)} are to be explained. Name the scan that it belongs to.")
     if options.target is not None and options.target not in model.classes:
         near = did_you_mean(options.target, model.classes)
         raise UsageError(f"--target {options.target}: {model.name} knows {', '.join(model.classes)}.{near}")
-    console.say(f"Model {model.name} ({model.folder}), layer {layer}, {device_name(model.network.device)}.")
+    where = "" if options.method == OCCLUSION else f", layer {layer}"
+    console.say(f"Model {model.name} ({model.folder}), {TITLES[options.method]}{where}, {device_name(model.network.device)}.")
     warn_of(scans, console)
     explained, failed = [], []
     for scan in scans:
@@ -97,7 +113,8 @@ def run(options: Options, console: Console) -> Summary:
         raise InputError("No scan could be explained; the reasons are above.")
     summary = Summary(model.name, explained, failed)
     console.result(summary.table(), summary.document())
-    _say_resolution(explained, model, console)
+    if options.method != OCCLUSION:
+        _say_resolution(explained, model, console)
     console.notice()
     return summary
 
@@ -127,6 +144,8 @@ def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options:
         with card.recording():
             card.input(model.folder / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
             card.input(scan.folder)
+            if options.mask is not None:
+                card.input(options.mask)
             manifest = _fill(building, scan, model, layer, folder, options, console)
             card.output(folder)
     return manifest
@@ -134,44 +153,147 @@ def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options:
 
 def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: Path, options: Options, console: Console) -> dict[str, Any]:
     volumes = read_volumes(scan, model.depth, model.size, options.workers or cpus.allowed(), model.window)
-    probabilities = scan_probabilities(model.network.probabilities(volumes))
+    lesions = None if options.mask is None else read_mask(options.mask, len(scan.slices), model.size)
+    each = model.network.probabilities(volumes)
+    probabilities = scan_probabilities(each)
     predicted = int(probabilities.argmax())
     target = predicted if options.target is None else model.classes.index(options.target)
-    with console.progress(len(volumes), f"Explaining {scan.id}") as advance:
-        native = saliency_maps(model.network, volumes, layer, target, options.samples, options.noise, options.seed, advance)
+    native = _maps(model.network, volumes, layer, options, f"Explaining {scan.id}", console)
     slices = volumes.reshape(-1, model.size, model.size)
-    saliency = to_slices(native, model.depth, model.size).reshape(slices.shape)
+    saliency = to_slices(native[:, target], model.depth, model.size).reshape(slices.shape)
+    pointed = None if lesions is None else pointing(saliency, lesions[: len(slices)])
     lowest, highest = float(saliency.min()), float(saliency.max())
-    saliency = (saliency - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(saliency)
+    saliency = unit_range(saliency)
+    checked = _check(volumes, native[:, target], model, layer, target, options, console) if options.check else None
+    geometry = _geometry(scan)
 
     manifest = {
         "scan": scan.id,
         "source": str(scan.folder.resolve()),
         "folder": str(folder),
         "model": model.name,
-        "method": METHOD,
-        "layer": layer,
+        "method": TITLES[options.method],
+        "layer": None if options.method == OCCLUSION else layer,
         "class": model.classes[target],
         "predicted": model.classes[predicted],
         "probabilities": dict(zip(model.classes, probabilities.tolist(), strict=True)),
+        "volume_probabilities": each.tolist(),
+        "flags": _flags(slices),
         "samples": options.samples,
-        "noise": options.noise,
+        "noise_std": options.noise_std,
         "seed": options.seed,
         "volumes": len(volumes),
         "depth": model.depth,
         "size": model.size,
-        "native_shape": list(native.shape[1:]),
+        "native_shape": list(native.shape[2:]),
         "minimum": lowest,
         "maximum": highest,
+        "faithfulness": checked.document() if checked else None,
+        "pointing": asdict(pointed) if pointed else None,
         "slices": list(scan.names[: len(slices)]),
         "slices_without_map": list(scan.names[len(slices) :]),
-        "files": {"montage": "montage.png", "maps": "saliency.npz", "overlays": "overlays/"},
+        "files": {"viewer": "viewer.html", "montage": "montage.png", "maps": "saliency.npz", "overlays": "overlays/"},
     }
     _draw(building, scan, slices, saliency, manifest)
     with atomic(building / "saliency.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16))
+        np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16), classes=np.array(model.classes))
+    if geometry:
+        (height, width), affine = geometry
+        own = to_scan(native[:, target], model.depth, height, width)
+        tail = np.zeros((len(scan.slices) - len(own), height, width), np.float32)
+        save_nifti(building / "saliency.nii.gz", np.concatenate([own, tail]), affine)
+        manifest["files"]["nifti"] = "saliency.nii.gz"
+    small = np.stack([_unit_slices(native[:, number], model, min(MAP_SIDE, model.size)) for number in range(len(model.classes))], 1)
+    figures = _figures(checked, pointed)
+    shape = "×".join(map(str, native.shape[2:]))
+    how = f"{manifest['method']}{'' if options.method == OCCLUSION else f', layer {layer}'}, map of {shape}"
+    viewed = Viewed(scan.id, how, slices, small, manifest["slices"], model.classes, target, model.depth, each, probabilities, _card(model))
+    save_viewer(building / "viewer.html", replace(viewed, flags=manifest["flags"], measured=figures, caution=CAUTION))
     write_json(building / "manifest.json", manifest)
     return manifest
+
+
+def _maps(network: Network, volumes: np.ndarray, layer: str, options: Options, what: str, console: Console) -> np.ndarray:
+    """Maps of every class, float32 (N, K, d, h, w)."""
+    every = range(len(network.classes))
+    with console.progress(len(volumes), what) as advance:
+        return saliency_maps(network, volumes, options.method, layer, every, options.samples, options.noise_std, options.seed, advance)
+
+
+def _check(
+    volumes: np.ndarray, native: np.ndarray, model: TrainedModel, layer: str, target: int, options: Options, console: Console
+) -> Faithfulness:
+    """Hold the maps against the model, and against those of the same network with random weights."""
+    torch.manual_seed(options.seed)
+    device = str(model.network.device)
+    untrained = registry.place(model.network.architecture.name, model.classes, device, options.precision)
+    untrained.module.requires_grad_(False)
+    randomised = _maps(untrained, volumes, layer, options, "Maps of random weights", console)[:, target]
+    with console.progress(len(volumes), "Checking the maps") as advance:
+        return faithfulness(model.network, volumes, native, randomised, target, options.seed, advance)
+
+
+def unit_range(saliency: np.ndarray) -> np.ndarray:
+    """Saliency from 0, the scan's least, to 1, its most; 0 where it is the same everywhere."""
+    lowest, highest = saliency.min(), saliency.max()
+    found: np.ndarray = (saliency - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(saliency)
+    return found
+
+
+def _unit_slices(native: np.ndarray, model: TrainedModel, side: int) -> np.ndarray:
+    return unit_range(to_slices(native, model.depth, side).reshape(-1, side, side))
+
+
+def _geometry(scan: Scan) -> tuple[tuple[int, int], np.ndarray] | None:
+    """Height and width of the scan's own slices, and their affine; None for pictures, which do not lie anywhere."""
+    if scan.geometry is None or scan.stack is None:
+        return None
+    return scan.stack.slice_size, scan.geometry.affine
+
+
+def _flags(slices: np.ndarray) -> list[str]:
+    """Sentences about what should make one doubt the model's judgement of this scan."""
+    masked = sum(looks_masked(pixels) for pixels in slices)
+    if image_kind(masked, len(slices)) == SEGMENTED:
+        return ["The scan is black outside the lungs; a model that was trained on complete slices has not seen such."]
+    return []
+
+
+def _card(model: TrainedModel) -> dict[str, str]:
+    """What the page says of the model; patients of its split are nobody's business there."""
+    kept = model.card.get("kept") or {}
+    shown = {
+        "name": model.name,
+        "architecture": model.card["architecture"],
+        "classes": ", ".join(model.classes),
+        "volumes": f"{model.depth}×{model.size}×{model.size}",
+        "trained": model.card["created"],
+        "best epoch": kept.get("epoch"),
+        "validation accuracy": kept.get("valid_accuracy"),
+        "data": str(model.card["data"].get("fingerprint", ""))[:20],
+        "weights": f"sha256:{model.card['weights_sha256'][:12]}",
+    }
+    return {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in shown.items() if value not in (None, "")}
+
+
+def _figures(checked: Faithfulness | None, pointed: Pointing | None) -> dict[str, str]:
+    """The figures about the maps in words, for the page."""
+    figures: dict[str, str] = {}
+    if checked:
+        found = checked.document()
+        figures = {
+            "deletion, area (low is good)": f"{found['deletion_area']:.3f}; random order {found['deletion_random_area']:.3f}",
+            "insertion, area (high is good)": f"{found['insertion_area']:.3f}; random order {found['insertion_random_area']:.3f}",
+            "average drop (low is good)": f"{checked.average_drop:.1%}",
+            "increase (high is good)": f"{checked.increase:.1%} of the volumes",
+            "rank correlation with random weights (near 0 is good)": f"{checked.randomised_correlation:.2f}",
+        }
+    if pointed:
+        figures |= {
+            "most salient place in a lesion": f"{pointed.hits:.1%} of {pointed.slices} slices; chance {pointed.chance:.1%}",
+            "saliency inside lesions": f"{pointed.energy:.1%}; chance {pointed.chance:.1%}",
+        }
+    return figures
 
 
 def _draw(folder: Path, scan: Scan, slices: np.ndarray, saliency: np.ndarray, manifest: dict[str, Any]) -> None:
@@ -180,15 +302,9 @@ def _draw(folder: Path, scan: Scan, slices: np.ndarray, saliency: np.ndarray, ma
         save_overlay(folder / "overlays" / f"{Path(name).stem}.png", slices[number], saliency[number])
     chosen = telling_slices(saliency, MONTAGE_SLICES)
     share = manifest["probabilities"][manifest["class"]]
-    title = f"{scan.id}: {METHOD} for {manifest['class']} (p = {share:.4f}), layer {manifest['layer']}"
+    where = f", layer {manifest['layer']}" if manifest["layer"] else ""
+    title = f"{scan.id}: {manifest['method']} for {manifest['class']} (p = {share:.4f}){where}"
     montage(folder / "montage.png", slices[chosen], saliency[chosen], [scan.names[number] for number in chosen], title)
-
-
-def telling_slices(saliency: np.ndarray, count: int) -> list[int]:
-    """The most salient slice of each of `count` equal stretches of the scan, saliency (S, H, W); indices in order."""
-    strength = saliency.mean((1, 2))
-    stretches = np.array_split(np.arange(len(saliency)), min(count, len(saliency)))
-    return [int(stretch[strength[stretch].argmax()]) for stretch in stretches]
 
 
 def _say_resolution(explained: list[dict[str, Any]], model: TrainedModel, console: Console) -> None:

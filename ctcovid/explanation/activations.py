@@ -1,7 +1,8 @@
-"""Feature maps of any layer, and the gradient of a class score with respect to them."""
+"""Feature maps of any layer, and the gradients of class scores with respect to them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ctcovid.base.errors import UsageError, did_you_mean
+from ctcovid.models.depthfold import GlobalAverage
 from ctcovid.models.network import Network
+
+AVERAGES = (GlobalAverage, nn.AdaptiveAvgPool3d)
 
 
 class Activations:
@@ -27,6 +31,7 @@ class Activations:
     def __init__(self, network: Network, layer: str) -> None:
         self.network, self.layer = network, layer
         self.module = find_layer(network.module, layer)
+        self.head = linear_head(network) if layer == network.architecture.last_layer else None
         # A transformer's blocks give (B, D, H, W, C), but the convolution that makes its patches does not.
         self.channels_last = network.architecture.channels_last and not isinstance(self.module, nn.Conv3d)
         self._output: Tensor | None = None
@@ -46,31 +51,54 @@ class Activations:
             raise UsageError(f"--layer {self.layer} gives no feature maps. Choose a convolution or a stage, such as layer4.")
         # The layers below need no gradient, so the backward pass ends here. The next layer gets a view of its own, because an
         # in-place ReLU behind a convolution would overwrite the maps.
-        self._output = output.detach().requires_grad_()
+        self._output = output.detach().requires_grad_(self.head is None)
         return self._output.clone()
 
-    def scores_and_maps(self, scaled: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, feature maps, and gradients of the targets' logits.
+    def maps_and_gradients(self, scaled: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, feature maps, and gradients of the logits of `classes`, each with respect to its own volume's maps.
+
+        Behind the last layer the head averages each channel over its n places and is linear, S_c = b_c + sum_k W_ck mean(A_k), so that
+        dS_c/dA_k = W_ck / n everywhere: nothing is differentiated there. Elsewhere the backward pass ends at the layer.
 
         Parameters
         ----------
         scaled : float (B, 1, D, H, W), as ``Network.scale`` gives
-        targets : int64 (B,), class whose score is differentiated
+        classes : indices of K classes
 
         Returns
         -------
-        logits : float32 (B, classes)
-        maps, gradients : float32 (B, C, d, h, w)
+        logits : float32 (B, all classes)
+        maps : float (B, C, d, h, w)
+        gradients : float (B, K, C, d, h, w)
         """
-        with torch.enable_grad():
+        with torch.set_grad_enabled(self.head is None):
             logits = self.network.forward(scaled)
             assert self._output is not None
-            score = logits.gather(1, targets[:, None]).sum()
-            (gradients,) = torch.autograd.grad(score, self._output)
-        maps = self._output.detach()
-        if self.channels_last:
-            maps, gradients = (tensor.permute(0, 4, 1, 2, 3) for tensor in (maps, gradients))
-        return logits.detach(), maps.float(), gradients.float()
+            found: list[Tensor] = []
+            for number in classes if self.head is None else ():
+                more = len(found) + 1 < len(classes)
+                found.append(torch.autograd.grad(logits[:, number].sum(), self._output, retain_graph=more)[0])
+        maps = self._tidy(self._output.detach())
+        if self.head is None:
+            gradients = torch.stack([self._tidy(gradient) for gradient in found], 1)
+        else:
+            slope = self.head.weight.detach()[list(classes)].to(maps.dtype) / maps[0, 0].numel()
+            gradients = slope[None, :, :, None, None, None].expand(len(maps), -1, -1, *maps.shape[2:])
+        return logits.detach(), maps, gradients
+
+    def _tidy(self, tensor: Tensor) -> Tensor:
+        """Channels second, float32 or better."""
+        ordered = tensor.permute(0, 4, 1, 2, 3) if self.channels_last else tensor
+        return ordered.to(torch.promote_types(ordered.dtype, torch.float32))
+
+
+def linear_head(network: Network) -> nn.Linear | None:
+    """The linear layer behind the global average of the last layer, or None where the head is of another kind."""
+    for name in ("fc", "head"):
+        head = getattr(network.module, name, None)
+        if isinstance(head, nn.Linear) and isinstance(getattr(network.module, "avgpool", None), AVERAGES):
+            return head
+    return None
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:

@@ -20,3 +20,21 @@ def to_slices(native: np.ndarray, depth: int, size: int) -> np.ndarray:
     """
     maps = torch.from_numpy(np.ascontiguousarray(native, dtype=np.float32))[:, None]
     return F.interpolate(maps, (depth, size, size), mode="trilinear", align_corners=False)[:, 0].numpy()
+
+
+def to_scan(native: np.ndarray, depth: int, height: int, width: int) -> np.ndarray:
+    """Saliency maps (N, d, h, w) on a scan's own slices, float32 (N * depth, height, width).
+
+    Slices that are not square enter a network padded to a square; what lies over the padding is cut off.
+    """
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    whole = to_slices(native, depth, side).reshape(-1, side, side)
+    return whole[:, top : top + height, left : left + width]
+
+
+def telling_slices(saliency: np.ndarray, count: int) -> list[int]:
+    """The most salient slice of each of `count` equal stretches of the scan, saliency (S, H, W); indices in order."""
+    strength = saliency.mean((1, 2))
+    stretches = np.array_split(np.arange(len(saliency)), min(count, len(saliency)))
+    return [int(stretch[strength[stretch].argmax()]) for stretch in stretches]

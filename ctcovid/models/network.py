@@ -58,10 +58,14 @@ class Network:
         """
         pixels = torch.as_tensor(volumes)
         if len(pixels):
-            most = VOLUMES_AT_ONCE[self.device.type]
-            at_once = max(1, min(most, most * VOXELS_PER_VOLUME // pixels[0].numel()))
+            at_once = self.at_once(pixels[0].numel())
             for some in pixels.split(at_once):
                 yield torch.cat([some, some[-1:].expand(at_once - len(some), -1, -1, -1)]), len(some)
+
+    def at_once(self, voxels: int) -> int:
+        """How many volumes of so many voxels one forward pass takes."""
+        most = VOLUMES_AT_ONCE[self.device.type]
+        return max(1, min(most, most * VOXELS_PER_VOLUME // voxels))
 
     @torch.inference_mode()
     def probabilities(self, volumes: Tensor | np.ndarray) -> np.ndarray:

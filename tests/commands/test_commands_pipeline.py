@@ -104,7 +104,9 @@ def test_explain_writes_overlays_montage_maps_and_manifest(directory: Path) -> N
     assert [path.name for path in sorted((folder / "overlays").iterdir())] == [f"{number:04d}.png" for number in range(48)]
     assert manifest["slices_without_map"] == ["0048.JPG", "0049.JPG"]
     maps = np.load(folder / "saliency.npz")
-    assert maps["native"].shape == (12, 1, 1, 1) and maps["saliency"].shape == (48, 32, 32)
+    assert maps["native"].shape == (12, 3, 1, 1, 1) and maps["saliency"].shape == (48, 32, 32)
+    assert maps["classes"].tolist() == ["NCP", "CP", "Normal"]
+    assert "scan_dir" in (folder / "viewer.html").read_text() and not (folder / "saliency.nii.gz").exists()
     assert ctcovid(directory, "explain", "scan_dir/").returncode == 5
 
 

@@ -1,0 +1,61 @@
+"""The methods by name, and saliency maps of many volumes by any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ctcovid.explanation.activations import Activations
+from ctcovid.explanation.gradcam import PLAIN, PLUS, SMOOTH, Gathered
+from ctcovid.explanation.noise import Noise
+from ctcovid.explanation.occlusion import OCCLUSION, occlusion_maps
+from ctcovid.models.network import Network
+
+TITLES = {SMOOTH: "Smooth Grad-CAM++", PLAIN: "Grad-CAM", PLUS: "Grad-CAM++", OCCLUSION: "Occlusion"}
+
+
+def saliency_maps(
+    network: Network,
+    volumes: np.ndarray,
+    method: str,
+    layer: str,
+    classes: Sequence[int],
+    samples: int = 10,
+    noise_std: float = 0.1,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda count: None,
+) -> np.ndarray:
+    """Saliency maps of uint8 volumes (N, D, H, W) for K classes at the method's own resolution, float32 (N, K, d, h, w), not negative.
+
+    Parameters
+    ----------
+    method : one of `TITLES`
+    layer : the layer to look at; occlusion needs none
+    samples, noise_std, seed : of Smooth Grad-CAM++: noisy copies of each volume, standard deviation of the noise as a share of the
+        volume's range of grey, and what the noise is drawn from
+    advance : called with the number of volumes that are done
+    """
+    if method == OCCLUSION:
+        return occlusion_maps(network, volumes, classes, advance)
+    copies, std = (samples, noise_std) if method == SMOOTH else (1, 0.0)
+    noise = Noise((1, *volumes.shape[1:]), copies, std, seed)
+    pairs = [(volume, copy) for volume in range(len(volumes)) for copy in range(copies)]
+    at_once = network.at_once(volumes[0].size)
+    found, gathered = [], Gathered()
+    with Activations(network, layer) as activations:
+        # Copies of all volumes come one after the other and fill every pass; the last one is filled up, as in Network.passes.
+        for start in range(0, len(pairs), at_once):
+            some = pairs[start : start + at_once]
+            scaled = network.scale(torch.from_numpy(volumes[[volume for volume, _ in some]]))
+            noisy = torch.stack([noise.added(one, copy) for one, (_, copy) in zip(scaled, some, strict=True)])
+            filled = torch.cat([noisy, noisy[-1:].expand(at_once - len(some), -1, -1, -1, -1)])
+            _, maps, gradients = activations.maps_and_gradients(filled.contiguous(memory_format=torch.channels_last_3d), classes)
+            for position, (_, copy) in enumerate(some):
+                gathered.add(maps[position], gradients[position])
+                if copy == copies - 1:
+                    found.append(gathered.saliency(method).cpu().numpy())
+                    gathered = Gathered()
+                    advance(1)
+    return np.stack(found)

@@ -1,0 +1,122 @@
+"""ctcovid explain: what it writes for a scan, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import InputError, UsageError
+from ctcovid.commands import demo, explain
+from ctcovid.explanation.pointing import Pointing
+from ctcovid.models import registry, store
+from ctcovid.models.network import SCALING
+
+CLASSES = ["NCP", "CP", "Normal"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with random weights: what a map looks like is tested elsewhere."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    (folder / "small").mkdir()
+    store.save_weights(folder / "small" / store.WEIGHTS, registry.create("r3d18"))
+    about = {"architecture": "r3d18", "classes": CLASSES, "positive": "NCP", "depth": 4, "size": 32, "scaling": SCALING}
+    split = {"split": {"train": ["patient-7"], "valid": [], "test": []}}
+    store.save_card(folder / "small", {**about, **split, "data": {"path": "volumes.h5", "fingerprint": "sha256:0"}})
+    return folder
+
+
+@pytest.fixture
+def scan(tmp_path: Path, make_scan: Callable[..., Path]) -> Path:
+    return make_scan(tmp_path / "scan", slices=10)
+
+
+def explained(runs: Path, scan: Path, **options: object) -> tuple[dict[str, object], Path]:
+    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", workers=1, samples=2, **options)  # type: ignore[arg-type]
+    summary = explain.run(asked, Console(quiet=True, results=False))
+    folder = scan.parent / "out" / "scan"
+    assert summary.explained == [json.loads((folder / "manifest.json").read_text())]
+    return summary.explained[0], folder
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "shape"),
+    [
+        ("smooth-gradcam++", None, [1, 1, 1]),
+        ("gradcam", "layer2", [1, 4, 4]),
+        ("gradcam++", "layer1", [2, 8, 8]),
+        ("occlusion", None, [1, 12, 12]),
+    ],
+)
+def test_every_method_gives_maps_of_every_class(runs: Path, scan: Path, method: str, layer: str | None, shape: list[int]) -> None:
+    manifest, folder = explained(runs, scan, method=method, layer=layer, target="CP")
+    maps = np.load(folder / "saliency.npz")
+    assert maps["native"].shape == (2, 3, *shape) and manifest["native_shape"] == shape
+    assert manifest["class"] == "CP" and manifest["layer"] == (None if method == "occlusion" else layer or "layer4")
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json",
+        "montage.png",
+        "overlays",
+        "run.json",
+        "saliency.npz",
+        "viewer.html",
+    }
+    assert len(list((folder / "overlays").iterdir())) == 8 and manifest["slices_without_map"] == ["0008.png", "0009.png"]
+
+
+def test_the_page_names_no_patient_of_the_models_split(runs: Path, scan: Path) -> None:
+    _, folder = explained(runs, scan, method="gradcam")
+    page = (folder / "viewer.html").read_text()
+    assert "r3d18" in page and "patient-7" not in page
+
+
+def test_figures_of_the_check_and_the_mask_are_in_the_manifest_and_the_page(runs: Path, scan: Path) -> None:
+    masks = scan.parent / "lesions"
+    masks.mkdir()
+    for number in range(10):
+        Image.fromarray(np.full((32, 32), 255 * (number < 4), np.uint8)).save(masks / f"{number}.png")
+    manifest, folder = explained(runs, scan, method="gradcam", layer="layer1", check=True, mask=masks)
+    # Lesions that fill their slices are always hit, by chance as well.
+    assert manifest["pointing"] == {"hits": 1.0, "energy": pytest.approx(1), "chance": 1.0, "slices": 4}
+    checked = manifest["faithfulness"]
+    assert isinstance(checked, dict) and 0 <= checked["deletion_area"] <= 1 and "caution" in checked
+    page = (folder / "viewer.html").read_text()
+    assert "deletion, area" in page and "saliency inside lesions" in page and "medically right" in page
+
+
+def test_the_same_seed_gives_the_same_maps(runs: Path, scan: Path) -> None:
+    found = []
+    for _ in range(2):
+        _, folder = explained(runs, scan, layer="layer3", overwrite=True)
+        found.append(np.load(folder / "saliency.npz")["native"])
+    assert np.array_equal(*found)
+
+
+def test_a_mask_of_one_scan_is_refused_for_several(runs: Path, scan: Path, make_scan: Callable[..., Path]) -> None:
+    make_scan(scan.parent / "other")
+    asked = explain.Options((scan, scan.parent / "other"), runs=runs, output=scan.parent / "out", mask=scan)
+    with pytest.raises(UsageError, match="--mask is of one scan, and 2"):
+        explain.run(asked, Console(quiet=True, results=False))
+
+
+def test_a_mask_that_does_not_fit_leaves_nothing_behind(runs: Path, scan: Path, make_scan: Callable[..., Path]) -> None:
+    masks = make_scan(scan.parent / "lesions", slices=3)
+    with pytest.raises(InputError):
+        explained(runs, scan, mask=masks)
+    assert not (scan.parent / "out" / "scan").exists()
+
+
+def test_the_demo_says_how_well_maps_point_in_words() -> None:
+    points = {"trained": Pointing(0.124, 0.067, 0.043, 354), "untrained": Pointing(0.056, 0.054, 0.043, 354)}
+    assert demo._points_line(points) == (
+        "Grad-CAM points into a lesion in 12% of the 354 slices of unseen patients that have one; "
+        "by chance it were 4%, and with random weights 6%."
+    )

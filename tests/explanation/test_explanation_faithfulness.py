@@ -1,0 +1,74 @@
+"""A map that knows what the network looks at is told from one that does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctcovid.explanation.faithfulness import GRID, STEPS, Faithfulness, area, correlation, faithfulness, steps
+from ctcovid.models.catalog import architecture
+from ctcovid.models.network import Network
+
+SIZE = 32
+
+
+class Corner(nn.Module):
+    """Class 0 is how bright the upper left corner is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x[..., : SIZE // 4, : SIZE // 4].mean((1, 2, 3, 4))
+        return torch.stack([10 * bright - 5, 0 * bright, 0 * bright], 1)
+
+
+@pytest.fixture(scope="module")
+def volumes() -> np.ndarray:
+    found = np.full((3, 2, SIZE, SIZE), 60, np.uint8)
+    found[:, :, : SIZE // 4, : SIZE // 4] = 250
+    found[:, :, -8:, -8:] = 250
+    return found
+
+
+def measured(volumes: np.ndarray, knowing: bool, randomised: np.ndarray | None = None) -> Faithfulness:
+    network = Network(Corner(), architecture("r3d18"), ["NCP", "CP", "Normal"], torch.device("cpu"), torch.float32)
+    native = np.zeros((3, 1, GRID, GRID), np.float32)
+    corner = native[:, :, :4, :4] if knowing else native[:, :, -4:, -4:]
+    corner[:] = 1
+    return faithfulness(network, volumes, native, native if randomised is None else randomised, 0, seed=1)
+
+
+def test_a_map_that_knows_beats_random_order_and_one_that_does_not_loses(volumes: np.ndarray) -> None:
+    good, bad = measured(volumes, knowing=True), measured(volumes, knowing=False)
+    assert area(good.deletion) < area(good.deletion_random) < area(bad.deletion)
+    assert area(good.insertion) > area(good.insertion_random) > area(bad.insertion)
+    assert good.average_drop == pytest.approx(0, abs=0.02) and bad.average_drop > 0.5
+    assert good.increase == bad.increase == 0
+
+
+def test_curves_begin_and_end_with_the_volume_whole_and_covered(volumes: np.ndarray) -> None:
+    found = measured(volumes, knowing=True)
+    assert len(found.shares) == len(found.deletion) == STEPS + 1
+    assert found.deletion[0] == pytest.approx(found.insertion[-1]) and found.deletion[-1] == pytest.approx(found.insertion[0])
+    # The corner is a sixteenth of the slice: the first step takes it away, and the rest changes nothing.
+    assert found.deletion[1] == pytest.approx(found.deletion[-1], abs=1e-6)
+    assert found.document()["deletion_area"] == pytest.approx(area(found.deletion))
+    assert "not whether the model is medically right" in str(found.document()["caution"])
+
+
+@pytest.mark.parametrize("insert", [False, True])
+def test_places_are_covered_in_the_order_that_is_asked_for(insert: bool) -> None:
+    volume = np.full((1, SIZE, SIZE), 200, np.uint8)
+    order = np.random.default_rng(0).permutation(GRID * GRID)
+    made = list(steps(volume, order, 9, insert))
+    shown = [float((one == 200).mean()) for one in made]
+    assert shown == pytest.approx(np.linspace(0, 1, STEPS + 1)[:: 1 if insert else -1])
+    row, column = divmod(int(order[0]), GRID)
+    assert made[1][0, row * 2, column * 2] == (200 if insert else 9)
+
+
+def test_maps_that_do_not_depend_on_the_weights_are_found_out(volumes: np.ndarray) -> None:
+    assert measured(volumes, knowing=True).randomised_correlation == pytest.approx(1)
+    other = np.random.default_rng(0).random((3, 1, GRID, GRID))
+    assert abs(measured(volumes, knowing=True, randomised=other).randomised_correlation) < 0.1
+    assert correlation(np.zeros((1, 2, 2)), np.ones((1, 2, 2))) == 0

@@ -1,0 +1,50 @@
+"""Lesion masks lie on the slices they belong to, whatever way they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from PIL import Image
+
+from ctcovid.base.errors import InputError
+from ctcovid.scans.masks import read_mask
+
+
+@pytest.fixture
+def inside() -> np.ndarray:
+    """Head to feet, front up, the patient's left on the right: 6 slices of 16 x 16."""
+    found = np.zeros((6, 16, 16), bool)
+    found[1, 2:5, 9:13] = True
+    found[4, 10:14, 1:3] = True
+    return found
+
+
+def test_pictures_are_taken_in_the_order_of_their_numbers(inside: np.ndarray, tmp_path: Path) -> None:
+    for number, one in enumerate(inside):
+        Image.fromarray(one.astype(np.uint8) * 255).save(tmp_path / f"{number + 6}.png")
+    assert np.array_equal(read_mask(tmp_path, 6, 16), inside)
+    larger = read_mask(tmp_path, 6, 32)
+    assert larger.shape == (6, 32, 32) and np.array_equal(larger[:, ::2, ::2], inside)
+
+
+@pytest.mark.parametrize("head_first", [True, False])
+def test_a_volume_is_turned_whichever_way_it_is_stored(inside: np.ndarray, tmp_path: Path, head_first: bool) -> None:
+    image = SimpleITK.GetImageFromArray((inside if head_first else inside[::-1]).astype(np.uint8))
+    image.SetSpacing((0.7, 0.7, 5.0))
+    image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1 if head_first else 1))
+    SimpleITK.WriteImage(image, str(tmp_path / "mask.nii.gz"))
+    assert np.array_equal(read_mask(tmp_path / "mask.nii.gz", 6, 16), inside)
+
+
+def test_a_mask_of_another_scan_or_none_is_refused_with_the_reason(inside: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such mask"):
+        read_mask(tmp_path / "absent.nii", 6, 16)
+    (tmp_path / "odd.nii").write_text("no volume")
+    with pytest.raises(InputError, match="not a volume"):
+        read_mask(tmp_path / "odd.nii", 6, 16)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(inside.astype(np.uint8)), str(tmp_path / "mask.nii"))
+    with pytest.raises(InputError, match="6 slices, but the scan has 7"):
+        read_mask(tmp_path / "mask.nii", 7, 16)
