@@ -29,12 +29,32 @@ from ctcovid.base.choices import (
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.launch import require_alone
-from ctcovid.base.settings import micro_batch, name_environment, read_config, sources
+from ctcovid.base.settings import micro_batch, name_environment, sources
 from ctcovid.base.signals import raise_when_stopped
-from ctcovid.models.catalog import ARCHITECTURES, DEFAULT
+from ctcovid.models.catalog import DEFAULT
+from ctcovid.words import (
+    MOST_SLICES,
+    Beyond,
+    Config,
+    Data,
+    Device,
+    Json,
+    Listed,
+    Model,
+    Overwrite,
+    Precision,
+    Quiet,
+    Runs,
+    Scans,
+    Seed,
+    Series,
+    Share,
+    Verbose,
+    Workers,
+    architectures,
+    models_of,
+)
 
-# No volume is thicker than the thickest scans.
-MOST_SLICES = 1024
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
 
 app = typer.Typer(
@@ -51,59 +71,6 @@ def _version(wanted: bool) -> None:
     if wanted:
         print(f"ctcovid {__version__}")
         raise typer.Exit
-
-
-def _architectures(incomplete: str) -> list[str]:
-    return [name for name in ARCHITECTURES if name.startswith(incomplete)]
-
-
-def _models(incomplete: str) -> list[str]:
-    return sorted(path.parent.name for path in Path("runs").glob("*/model.json") if path.parent.name.startswith(incomplete))
-
-
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[PrecisionChoice, typer.Option(help="auto takes bfloat16 where the device is faster with it.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="How many slices are read at a time; by default as many as this job has CPUs.", show_default=False)
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that is there already.")]
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        help="TOML file of settings, in a table named after the command or above all tables.", is_eager=True, callback=read_config
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk: only results, warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also the place in the code of an unexpected fault.")]
-Data = Annotated[Path, typer.Option(help="Volumes file that ctcovid prepare made.")]
-Runs = Annotated[Path, typer.Option(help="Folder of the trained models.")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="Trained model, by name or path; by default the newest.", autocompletion=_models, show_default=False
-    ),
-]
-
-
-def Share(what: str) -> Any:  # noqa: N802
-    """An option that gives a share of the scans of a synthetic data set."""
-    return typer.Option(min=0, max=1, help=f"Share of the scans {what}.")
-
-
-def Beyond(what: str, *names: str, **limits: Any) -> Any:  # noqa: N802
-    """An option of training that the paper does not have."""
-    return typer.Option(*names, help=what, rich_help_panel="Beyond the paper's recipe, all off by default", show_default=False, **limits)
-
-
-def Listed(what: str) -> Any:  # noqa: N802
-    """An option that names a file."""
-    return typer.Option(help=what, show_default=False)
-
-
-Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, trees of them, scan files, or a CSV of paths.", show_default=False)]
-Series = Annotated[str | None, typer.Option(help="DICOM series, by UID, number or description, of each study.", show_default=False)]
 
 
 @app.callback()
@@ -159,7 +126,7 @@ def prepare(
 @app.command(epilog="Example: ctcovid train --arch r2plus1d18")
 def train(
     ctx: typer.Context,
-    arch: Annotated[str, typer.Option(help="Architecture; ctcovid models lists them.", autocompletion=_architectures)] = DEFAULT,
+    arch: Annotated[str, typer.Option(help="Architecture; ctcovid models lists them.", autocompletion=architectures)] = DEFAULT,
     data: Data = Path("volumes.h5"),
     depth: Annotated[
         int | None, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume; by default the file's.", show_default=False)
@@ -219,7 +186,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             help="Runs by name or path, or predictions as CSV; the first is the reference. By default the newest run.",
-            autocompletion=_models,
+            autocompletion=models_of,
             show_default=False,
         ),
     ] = None,
@@ -323,7 +290,7 @@ def explain(
 def models(
     ctx: typer.Context,
     plan: Annotated[
-        str, typer.Option(help="Show what each layer of this architecture costs.", autocompletion=_architectures, show_default=False)
+        str, typer.Option(help="Show what each layer of this architecture costs.", autocompletion=architectures, show_default=False)
     ] = "",
     depth: Annotated[int, typer.Option(min=1, max=MOST_SLICES, help="Slices per volume, for --plan.")] = 4,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side of a slice, for --plan.")] = 512,

@@ -15,6 +15,7 @@ PACKAGE = Path(ctcovid.__file__).parent
 # From top to bottom. Rooms on one line stand beside each other and do not see each other.
 ROOMS = [
     {"cli"},
+    {"words"},
     {"commands"},
     {"reports"},
     {"training", "evaluation", "explanation"},
@@ -25,9 +26,9 @@ ROOMS = [
     {"base"},
 ]
 # The catalogue is plain data, and the command line offers what is in it.
-CLI_MAY_SEE = {"ctcovid.__version__", "ctcovid.base", "ctcovid.models.catalog"}
+CLI_MAY_SEE = {"ctcovid.__version__", "ctcovid.base", "ctcovid.models.catalog", "ctcovid.words"}
 # Torch belongs to the networks and to what hands them volumes.
-WITHOUT_TORCH = ("cli.py", "base", "scans", "phantom", "evaluation", "reports")
+WITHOUT_TORCH = ("cli.py", "words.py", "base", "scans", "phantom", "evaluation", "reports")
 
 
 def _imports(path: Path) -> set[str]:
