@@ -17,12 +17,12 @@ from ctcovid.base.files import claim_file, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.base.workers import Workers
-from ctcovid.reports.dataset_table import dataset_table, missing_classes
+from ctcovid.reports.dataset_table import dataset_table
+from ctcovid.reports.preparation import say_choice, say_what_was_packed, warn_of_several_classes
 from ctcovid.reports.quality_table import findings_table, summary_table
 from ctcovid.reports.tables import Table
 from ctcovid.scans.discover import class_order, find_dataset, positive_class
 from ctcovid.scans.findings import SCAN_DROPPED, warn_of
-from ctcovid.scans.kind import SEGMENTED
 from ctcovid.scans.manifest import is_manifest, manifest_parts, manifest_scans
 from ctcovid.scans.privacy import Pseudonyms
 from ctcovid.scans.scan import Scan
@@ -32,7 +32,7 @@ from ctcovid.volumes.judging import Wishes, findings_of, judged, reasons_of
 from ctcovid.volumes.layout import ScanRow
 from ctcovid.volumes.listing import read_exclusions, read_lesions, read_plan
 from ctcovid.volumes.reader import VolumesFile
-from ctcovid.volumes.selection import Deal, choose, patients_of, slices_by_part
+from ctcovid.volumes.selection import Deal, choose, slices_by_part
 from ctcovid.volumes.split import parse_shares, read_split_file
 from ctcovid.volumes.writer import VolumesWriter
 
@@ -137,7 +137,7 @@ def run(options: Options, console: Console) -> Summary:
             usable = [row for row in rows if row.slice_count]
             if not usable:
                 raise InputError(_none_usable(options, rows, failed))
-            _warn_of_several_classes(usable, classes, options.depth, console)
+            warn_of_several_classes(usable, classes, options.depth, console)
             chosen = choose(usable, classes, options.depth, deal)
             if not chosen:
                 raise InputError(f"No scan of the classes of {options.same_as} is there. Give a data set of the same classes.")
@@ -151,8 +151,10 @@ def run(options: Options, console: Console) -> Summary:
         write_text(table_path, summary.table.csv())
         card.output(table_path)
         card.content["failed"] = summary.failed
-    _report_choice(usable, file.rows, sizes, console)
-    _report(summary, file, options, failed, console)
+    say_choice(usable, file.rows, sizes, console)
+    say_what_was_packed(file, options.dataset, options.images, failed, quality, console)
+    console.result(summary.table, summary.document())
+    console.say(f"Wrote {summary.output}, {table_path} and {options.quality}.")
     return summary
 
 
@@ -208,7 +210,7 @@ def _plan(options: Options, shares: tuple[float, float, float], console: Console
     sizes = slices_by_part(VolumesFile(options.same_as).rows) if options.same_as else None
     chosen = choose(usable, classes, options.depth, Deal(shares, options.seed, parts, sizes, options.balance))
     summary = Summary(None, dataset_table(chosen, classes, options.depth), [], summary_table([]))
-    _report_choice(usable, chosen, sizes, console)
+    say_choice(usable, chosen, sizes, console)
     console.result(summary.table, summary.document())
     return summary
 
@@ -340,61 +342,6 @@ def _none_usable(options: Options, rows: list[ScanRow], failed: list[str]) -> st
     if options.lesions and all(row.image_kind == options.images for row in rows):
         return f"No scan under {options.dataset} has slices that {options.lesions} lists. Its rows are such as NCP/96/1328/0032.png."
     return f"No scan under {options.dataset} is a {options.images} one. Pass --images all, or the other kind."
-
-
-def _warn_of_several_classes(rows: list[ScanRow], classes: list[str], depth: int, console: Console) -> None:
-    labels, _ = patients_of(rows, classes, depth)
-    several = sorted({row.patient for row in rows if row.volume_count(depth) and labels[row.patient] != row.label})
-    if several:
-        names = ", ".join(several[:5]) + (", …" if len(several) > 5 else "")
-        console.warn(
-            f"{len(several):,} patient ids stand in several classes ({names}); each is taken for one patient and stays in one part."
-        )
-
-
-def _report_choice(usable: list[ScanRow], chosen: list[ScanRow], sizes: dict[tuple[str, str], int] | None, console: Console) -> None:
-    """What --balance or --same-as left out, and what --same-as could not fill."""
-    left = len(usable) - len(chosen)
-    if left:
-        slices = sum(row.slice_count for row in usable) - sum(row.slice_count for row in chosen)
-        console.say(f"Left out {left:,} scans, {slices:,} slices in all, so that the classes have the numbers that were asked for.")
-    have = slices_by_part(chosen)
-    short = [f"{label} {part}: {have.get((label, part), 0):,} of {size:,}" for (label, part), size in (sizes or {}).items()]
-    short = [line for line, key in zip(short, sizes or {}, strict=True) if have.get(key, 0) < (sizes or {})[key]]
-    if short:
-        console.warn(f"there are not as many slices as --same-as asks for:\n{listing(short)}")
-
-
-def _report(summary: Summary, file: VolumesFile, options: Options, damaged: list[str], console: Console) -> None:
-    if damaged:
-        console.warn(f"{len(damaged):,} scans cannot be used and were left out:\n{listing(damaged)}")
-    if summary.quality.rows:
-        console.say(f"{summary.quality.text()}\nEach finding is in {options.quality}.")
-    short = [f"{options.dataset / row.source}: {row.slice_count} slices" for row in file.rows if not row.volume_count(file.depth)]
-    if short:
-        console.warn(f"{len(short):,} scans are shorter than the depth of {file.depth}; a smaller --depth uses them:\n{listing(short)}")
-    dropped = sum(row.slice_count % file.depth for row in file.rows)
-    if dropped:
-        console.say(f"{dropped:,} slices at the ends of scans do not fill a volume of depth {file.depth} and take no part.")
-    _report_kinds(summary, file, options, console)
-    for part, labels in missing_classes(file.rows, file.classes, file.depth).items():
-        lacks = "is empty" if len(labels) == len(file.classes) else f"has no {' and no '.join(labels)}"
-        console.warn(f"the {part} part {lacks}. Assign patients yourself with --split-file.")
-    console.result(summary.table, summary.document())
-    console.say(f"Wrote {summary.output}, {options.output.with_suffix('.table.csv')} and {options.quality}.")
-
-
-def _report_kinds(summary: Summary, file: VolumesFile, options: Options, console: Console) -> None:
-    other = [row for row in summary.quality.rows if row[0] in ("segmented", "complete") and row[2] == SCAN_DROPPED]
-    for code, _, _, scans, _ in other:
-        console.say(f"Left out {scans:,} {code} scans; --images all takes both kinds.")
-    masked = {label: sum(row.label == label and row.image_kind == SEGMENTED for row in file.rows) for label in file.classes}
-    if any(masked.values()) and options.images == ImagesChoice.ALL:
-        counts = ", ".join(f"{label} {masked[label]:,} of {sum(row.label == label for row in file.rows):,}" for label in file.classes)
-        console.warn(
-            f"segmented scans (black outside the lungs) among the scans: {counts}. "
-            "Where the shares differ, a network can learn the mask in place of the disease."
-        )
 
 
 def _records(table: Table) -> list[dict[str, Any]]:
