@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
@@ -49,12 +52,34 @@ def raise_when_stopped() -> None:
     """Let SIGTERM and SIGUSR1 end a command as an error does, so that temporary files go and the run card says what happened."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        _send_again.number = number
         raise StoppedError(f"Stopped by {signal.Signals(number).name}. Nothing was left half written; run the line again.")
 
     for number in STOPPING:
         # Ctrl-C raises KeyboardInterrupt already.
         if number != signal.SIGINT:
             signal.signal(number, stop)
+    if sys.unraisablehook is not _send_again:
+        _send_again.usual = sys.unraisablehook
+        sys.unraisablehook = _send_again
+
+
+class _SendAgain:
+    """Python drops what is raised while an object is being removed. A signal that comes just then is sent again, a moment later."""
+
+    usual = staticmethod(sys.__unraisablehook__)
+    number: int = signal.SIGTERM
+
+    def __call__(self, dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, StoppedError):
+            self.usual(dropped)
+            return
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), self.number))
+        timer.daemon = True
+        timer.start()
+
+
+_send_again = _SendAgain()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -67,3 +69,21 @@ def test_worker_lives_through_the_signals_that_stop(usual: list[int]) -> None:
     for number in STOPPING:
         signal.raise_signal(number)
     assert usual == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_that_comes_while_an_object_is_removed_is_not_lost(number: signal.Signals) -> None:
+    """Python ignores what is raised there, and says so."""
+    code = (
+        "import signal, sys, time\n"
+        "from ctcovid.base.errors import StoppedError\n"
+        "from ctcovid.base.signals import raise_when_stopped\n"
+        "raise_when_stopped()\n"
+        "class Removed:\n"
+        f"    def __del__(self): signal.raise_signal({int(number)})\n"
+        "Removed()\n"
+        "try: time.sleep(60)\n"
+        "except StoppedError as error: sys.exit(f'caught: {error}')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert done.stderr.startswith(f"caught: Stopped by {number.name}."), done.stderr
