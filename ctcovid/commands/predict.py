@@ -92,14 +92,16 @@ def run(options: Options, console: Console) -> Summary:
     _require_sense(options)
     with together(console, options.device, "Run the line again, with --resume if it has an --output.") as ranks:
         if ranks.first:
+            # Rows of volumes are continued only together with those of their scans.
+            begun = options.resume and options.output is not None and options.output.is_file()
             for path in options.outputs:
-                claim_file(path, options.overwrite or options.resume)
+                claim_file(path, options.overwrite or begun)
         scans = _shard(find_scans(options.scans, options.series), options.shard)
         models = _models(options)
         classes = models[0].classes
         summary = Summary([_about(model, options.raw) for model in models], classes, [], [])
         kept = _kept(options, summary, ranks)
-        there = {(row["scan"], row["patient"] or "") for row in kept[0]}
+        there = set(map(_key, kept[0]))
         todo = [scan for scan in scans if (scan.id, scan.patient) not in there]
         for about, model in zip(summary.models, models, strict=True):
             fit = "softmax as it is" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
@@ -160,6 +162,11 @@ def _about(model: TrainedModel, raw: bool) -> dict[str, Any]:
     return {"name": model.name, "weights_sha256": model.card["weights_sha256"], "temperature": 1.0 if raw else model.temperature}
 
 
+def _key(row: Row) -> tuple[str, str]:
+    """What tells a scan from all others."""
+    return row["scan"], row["patient"] or ""
+
+
 def _card_path(output: Path) -> Path:
     return output.with_name(output.name + ".run.json")
 
@@ -179,9 +186,14 @@ def _kept(options: Options, summary: Summary, ranks: Ranks) -> tuple[list[Row], 
             raise InputError(f"{options.output} was begun with {names}, or with another calibration. Name another --output.")
         columns = scan_columns(summary.classes, len(summary.models))
         rows = [row for row in read_rows(options.output, columns, lambda document: document["scans"]) if row["predicted"]]
-        there = {(row["scan"], row["patient"] or "") for row in rows}
-        volumes = read_rows(options.volumes, volume_columns(summary.classes)) if options.volumes else []
-        found = rows, [row for row in volumes if (row["scan"], row["patient"] or "") in there]
+        volumes: list[Row] = []
+        if options.volumes:
+            volumes = read_rows(options.volumes, volume_columns(summary.classes))
+            # Where an earlier run wrote no volumes, or had no time to, the scan is classified again.
+            complete = set(map(_key, volumes))
+            rows = [row for row in rows if _key(row) in complete]
+        there = set(map(_key, rows))
+        found = rows, [row for row in volumes if _key(row) in there]
     return ranks.gather(found)[0]
 
 

@@ -246,3 +246,33 @@ def test_real_scans_that_a_model_should_not_judge_are_flagged_or_refused(tmp_pat
     assert flags[2] == ["refused", "not-a-chest"] and "colour" in rows[2]["notes"]
     assert "segmented" in flags[3] and "black outside the lungs" in rows[3]["notes"]
     assert flags[4] == ["refused", "too-few-slices"] and "2 slices" in rows[4]["notes"]
+
+
+def test_a_file_of_settings_may_name_one_model_or_several(runs: Path, scans: Path, tmp_path: Path) -> None:
+    for models in ("'small'", "['small', 'other']"):
+        (tmp_path / "s.toml").write_text(f"runs = '{runs}'\n[predict]\nmodel = {models}\n")
+        line = [
+            sys.executable,
+            "-m",
+            "ctcovid",
+            "predict",
+            str(scans / "s0"),
+            "--config",
+            str(tmp_path / "s.toml"),
+            "--json",
+            "--device",
+            "cpu",
+        ]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert [model["name"] for model in json.loads(done.stdout)["models"]] == (["small"] if models == "'small'" else ["small", "other"])
+
+
+def test_rows_of_volumes_are_made_up_for_where_a_run_wrote_none(runs: Path, scans: Path, tmp_path: Path) -> None:
+    predicted(runs, scans / "s0", output=tmp_path / "p.csv")
+    on = predicted(runs, scans / "s0", output=tmp_path / "p.csv", volumes=tmp_path / "v.csv", resume=True)
+    assert len(on.rows) == 1 and len((tmp_path / "v.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 2
+    assert predicted(runs, scans / "s0", output=tmp_path / "p.csv", volumes=tmp_path / "v.csv", resume=True).rows == []
+    with pytest.raises(OutputExistsError, match=r"v\.csv"):
+        predicted(runs, scans / "s0", output=tmp_path / "new.csv", volumes=tmp_path / "v.csv", resume=True)
