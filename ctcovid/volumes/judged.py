@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.findings import ERROR, SCAN_DROPPED, Finding
-from ctcovid.scans.look import Look, look
-from ctcovid.scans.quality import Unusable
+from ctcovid.scans.anatomy import cut_off
+from ctcovid.scans.findings import ERROR, SCAN_DROPPED, WARNING, Finding
+from ctcovid.scans.kind import COMPLETE
+from ctcovid.scans.look import SIDE, Look, look
+from ctcovid.scans.quality import FEWEST_FOR_ANATOMY, Unusable
 from ctcovid.scans.read import read_slices, square
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import Window
@@ -87,7 +89,13 @@ def read_judged(scan: Scan, size: int, window: Window, pool: Executor, fewest: i
         assert not isinstance(one, Unusable)
         pixels[number] = one[1]
     names = tuple(scan.names[place] for place in verdict.kept)
-    return JudgedScan(pixels, verdict.kept, names, (probed.form.height, probed.form.width), verdict.kind, verdict.findings)
+    height, width = probed.form.height, probed.form.width
+    findings = verdict.findings
+    if verdict.kind == COMPLETE and len(pixels) >= FEWEST_FOR_ANATOMY and min(height, width) >= SIDE:
+        thumbnails = np.stack([one[0].thumbnail for place in verdict.kept if not isinstance(one := slices[place], Unusable)])
+        if cut_off(thumbnails, height, width):
+            findings = (*findings, Finding("cut-off", WARNING, "Its slices show a part of a chest: the body reaches their upper edge."))
+    return JudgedScan(pixels, verdict.kept, names, (height, width), verdict.kind, findings)
 
 
 def _refused(scan: Scan, findings: tuple[Finding, ...]) -> RefusedScanError:

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from ctcovid.phantom.chest import chest
+from ctcovid.scans.anatomy import cut_off
 from ctcovid.scans.discover import find_scans
+from ctcovid.scans.look import look
 from ctcovid.scans.window import LUNG
 from ctcovid.volumes.judged import JudgedScan, RefusedScanError, read_judged
 
@@ -70,3 +72,24 @@ def test_what_is_no_chest_or_too_short_is_refused(tmp_path: Path, greys: np.ndar
     with pytest.raises(RefusedScanError, match="2 slices, but the model takes volumes of 4") as caught:
         read(write(tmp_path / "two", greys[:2]))
     assert caught.value.codes == ("too-few-slices",)
+
+
+@pytest.mark.parametrize(("rows", "cut"), [(slice(0, None), False), (slice(32, 64), True), (slice(40, 56), True)])
+def test_slices_cut_out_of_a_chest_are_told_from_whole_ones(greys: np.ndarray, rows: slice, cut: bool) -> None:
+    """Also where they are wider than high, and so padded with black above."""
+    some = np.repeat(np.repeat(greys[:, rows], 2, 1), 2, 2)
+    assert cut_off(np.stack([look(pixels).thumbnail for pixels in some]), *some.shape[1:]) == cut
+
+
+def test_no_real_chest_is_cut_off_and_a_real_one_that_was_cut_is(tmp_path: Path, sample_data: Path) -> None:
+    for folder in ("NCP/16", "NCP/920", "Normal"):
+        (scan,) = find_scans([sample_data / "ccccii" / folder])
+        with ThreadPoolExecutor(2) as pool:
+            assert "cut-off" not in codes(read_judged(scan, SIZE, LUNG, pool))
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for path in (sample_data / "ccccii" / "NCP" / "920" / "2462").iterdir():
+        with Image.open(path) as picture:
+            width, height = picture.size
+            picture.crop((width // 4, height // 4, 3 * width // 4, 3 * height // 4)).save(folder / path.name)
+    assert "cut-off" in codes(read(folder))
