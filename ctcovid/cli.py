@@ -29,7 +29,7 @@ from ctcovid.base.choices import (
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.launch import require_alone
-from ctcovid.base.settings import micro_batch, name_environment, sources
+from ctcovid.base.settings import name_environment, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import DEFAULT
 from ctcovid.words import (
@@ -40,10 +40,14 @@ from ctcovid.words import (
     Device,
     Json,
     Listed,
+    MicroBatch,
     Model,
+    Models,
     Overwrite,
     Precision,
+    Pretrained,
     Quiet,
+    Rows,
     Runs,
     Scans,
     Seed,
@@ -133,23 +137,12 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option(min=0, help="Passes over the training part; 0 makes a model of --pretrained as it is.")] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Volumes per step.")] = 32,
-    micro_batch: Annotated[
-        Any,
-        typer.Option(
-            parser=micro_batch,
-            metavar="N|auto",
-            help="Volumes in memory at a time, where a batch does not fit; auto tries how many do.",
-            show_default=False,
-        ),
-    ] = None,
+    micro_batch: MicroBatch = None,
     learning_rate: Annotated[float, typer.Option(min=1e-12, help="Adam's first rate; a tenth of it every 10 epochs.")] = 1e-3,
     sync_batchnorm: Annotated[
         bool, typer.Option("--sync-batchnorm", help="Batch norm over the volumes of all processes, not of each for itself.")
     ] = False,
-    pretrained: Annotated[
-        Path | None,
-        typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run.", show_default=False),
-    ] = None,
+    pretrained: Pretrained = None,
     augment: Annotated[bool, Beyond("Flip, turn, shift, zoom, brighten and add noise to training volumes at random.", "--augment")] = False,
     balance: Annotated[BalanceChoice, Beyond("Let rare classes count like common ones, in the loss or by draw.")] = BalanceChoice.NONE,
     label_smoothing: Annotated[float, Beyond("Share of the target that is spread over all classes.", min=0, max=0.99)] = 0.0,
@@ -236,11 +229,16 @@ def evaluate(
 def predict(
     ctx: typer.Context,
     scans: Scans,
-    model: Model = None,
+    model: Models = None,
     series: Series = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV or JSON file to write, in place of stdout.", show_default=False)
-    ] = None,
+    output: Rows = None,
+    volumes: Annotated[Path | None, Listed("CSV, JSON or JSON Lines file to write a row per volume to.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Softmax as it is, without the temperature that was fitted in training.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 4 where a scan is flagged.")] = False,
+    shard: Annotated[
+        str, typer.Option(help="Only this part of the scans, as 3/16 in a job array.", metavar="K/N", show_default=False)
+    ] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Add to --output the scans that are not in it yet.")] = False,
     runs: Runs = Path("runs"),
     device: Device = "auto",
     precision: Precision = PrecisionChoice.AUTO,

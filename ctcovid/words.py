@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid.base.choices import PrecisionChoice
-from ctcovid.base.settings import read_config
+from ctcovid.base.settings import micro_batch, read_config
 from ctcovid.models.catalog import ARCHITECTURES
 
 # No volume is thicker than the thickest scans.
@@ -66,3 +66,32 @@ def Listed(what: str) -> Any:  # noqa: N802
 
 Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, trees of them, scan files, or a CSV of paths.", show_default=False)]
 Series = Annotated[str | None, typer.Option(help="DICOM series, by UID, number or description, of each study.", show_default=False)]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Trained model, by name or path; by default the newest. Several, or A,B, are averaged.",
+        autocompletion=models_of,
+        show_default=False,
+    ),
+]
+Rows = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="CSV, JSON or JSON Lines file to write, by its ending; - streams JSON Lines to stdout.", show_default=False
+    ),
+]
+MicroBatch = Annotated[
+    Any,
+    typer.Option(
+        parser=micro_batch,
+        metavar="N|auto",
+        help="Volumes in memory at a time, where a batch does not fit; auto tries how many do.",
+        show_default=False,
+    ),
+]
+Pretrained = Annotated[
+    Path | None,
+    typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run.", show_default=False),
+]

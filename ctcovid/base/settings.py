@@ -64,7 +64,10 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
             defaults = {**own, **defaults}
         elif key == ctx.info_name:
             defaults = {**defaults, **own}
-    ctx.default_map = {**(ctx.default_map or {}), **{name: value for name, value in defaults.items() if name in here}}
+    several = {parameter.name for parameter in _options(ctx.command) if parameter.multiple}
+    # One word for an option that may be given several times is one of them, not its letters.
+    chosen = {name: [value] if name in several and isinstance(value, str) else value for name, value in defaults.items() if name in here}
+    ctx.default_map = {**(ctx.default_map or {}), **chosen}
     return path
 
 

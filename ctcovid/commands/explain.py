@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from ctcovid.explanation.occlusion import OCCLUSION
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import telling_slices, to_scan, to_slices
 from ctcovid.models import registry
+from ctcovid.models.calibration import calibrated
 from ctcovid.models.device import device_name
+from ctcovid.models.doubts import doubts, sentence
+from ctcovid.models.features import probabilities_and_features
 from ctcovid.models.network import Network
 from ctcovid.models.registry import TrainedModel
 from ctcovid.reports.nifti import save_nifti
@@ -33,10 +37,9 @@ from ctcovid.reports.tables import Table
 from ctcovid.reports.viewer import MAP_SIDE, Viewed, save_viewer
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.findings import warn_of
-from ctcovid.scans.kind import SEGMENTED, image_kind, looks_masked
 from ctcovid.scans.masks import read_mask
-from ctcovid.scans.read import read_volumes
 from ctcovid.scans.scan import Scan
+from ctcovid.volumes.judged import read_judged
 
 MONTAGE_SLICES = 4
 
@@ -152,9 +155,12 @@ def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options:
 
 
 def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: Path, options: Options, console: Console) -> dict[str, Any]:
-    volumes = read_volumes(scan, model.depth, model.size, options.workers or cpus.allowed(), model.window)
-    lesions = None if options.mask is None else read_mask(options.mask, len(scan.slices), model.size)
-    each = model.network.probabilities(volumes)
+    with ThreadPoolExecutor(options.workers or cpus.allowed()) as pool:
+        judged = read_judged(scan, model.size, model.window, pool, model.depth)
+    volumes = judged.volumes(model.depth)
+    lesions = None if options.mask is None else read_mask(options.mask, len(scan.slices), model.size)[list(judged.kept)]
+    raw, features = probabilities_and_features(model.network, volumes)
+    each = calibrated(raw, model.temperature)
     probabilities = scan_probabilities(each)
     predicted = int(probabilities.argmax())
     target = predicted if options.target is None else model.classes.index(options.target)
@@ -178,7 +184,7 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         "predicted": model.classes[predicted],
         "probabilities": dict(zip(model.classes, probabilities.tolist(), strict=True)),
         "volume_probabilities": each.tolist(),
-        "flags": _flags(slices),
+        "flags": [sentence(finding) for finding in doubts(scan, judged, model, features)],
         "samples": options.samples,
         "noise_std": options.noise_std,
         "seed": options.seed,
@@ -190,18 +196,19 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         "maximum": highest,
         "faithfulness": checked.document() if checked else None,
         "pointing": asdict(pointed) if pointed else None,
-        "slices": list(scan.names[: len(slices)]),
-        "slices_without_map": list(scan.names[len(slices) :]),
+        "slices": list(judged.names[: len(slices)]),
+        "slices_without_map": [name for name in scan.names if name not in judged.names[: len(slices)]],
         "files": {"viewer": "viewer.html", "montage": "montage.png", "maps": "saliency.npz", "overlays": "overlays/"},
     }
-    _draw(building, scan, slices, saliency, manifest)
+    _draw(building, slices, saliency, manifest)
     with atomic(building / "saliency.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16), classes=np.array(model.classes))
     if geometry:
         (height, width), affine = geometry
         own = to_scan(native[:, target], model.depth, height, width)
-        tail = np.zeros((len(scan.slices) - len(own), height, width), np.float32)
-        save_nifti(building / "saliency.nii.gz", np.concatenate([own, tail]), affine)
+        whole = np.zeros((len(scan.slices), height, width), np.float32)
+        whole[list(judged.kept[: len(own)])] = own
+        save_nifti(building / "saliency.nii.gz", whole, affine)
         manifest["files"]["nifti"] = "saliency.nii.gz"
     small = np.stack([_unit_slices(native[:, number], model, min(MAP_SIDE, model.size)) for number in range(len(model.classes))], 1)
     figures = _figures(checked, pointed)
@@ -251,14 +258,6 @@ def _geometry(scan: Scan) -> tuple[tuple[int, int], np.ndarray] | None:
     return scan.stack.slice_size, scan.geometry.affine
 
 
-def _flags(slices: np.ndarray) -> list[str]:
-    """Sentences about what should make one doubt the model's judgement of this scan."""
-    masked = sum(looks_masked(pixels) for pixels in slices)
-    if image_kind(masked, len(slices)) == SEGMENTED:
-        return ["The scan is black outside the lungs; a model that was trained on complete slices has not seen such."]
-    return []
-
-
 def _card(model: TrainedModel) -> dict[str, str]:
     """What the page says of the model; patients of its split are nobody's business there."""
     kept = model.card.get("kept") or {}
@@ -296,15 +295,16 @@ def _figures(checked: Faithfulness | None, pointed: Pointing | None) -> dict[str
     return figures
 
 
-def _draw(folder: Path, scan: Scan, slices: np.ndarray, saliency: np.ndarray, manifest: dict[str, Any]) -> None:
+def _draw(folder: Path, slices: np.ndarray, saliency: np.ndarray, manifest: dict[str, Any]) -> None:
     (folder / "overlays").mkdir()
-    for number, name in enumerate(scan.names[: len(slices)]):
+    names = manifest["slices"]
+    for number, name in enumerate(names):
         save_overlay(folder / "overlays" / f"{Path(name).stem}.png", slices[number], saliency[number])
     chosen = telling_slices(saliency, MONTAGE_SLICES)
     share = manifest["probabilities"][manifest["class"]]
     where = f", layer {manifest['layer']}" if manifest["layer"] else ""
-    title = f"{scan.id}: {manifest['method']} for {manifest['class']} (p = {share:.4f}){where}"
-    montage(folder / "montage.png", slices[chosen], saliency[chosen], [scan.names[number] for number in chosen], title)
+    title = f"{manifest['scan']}: {manifest['method']} for {manifest['class']} (p = {share:.4f}){where}"
+    montage(folder / "montage.png", slices[chosen], saliency[chosen], [names[number] for number in chosen], title)
 
 
 def _say_resolution(explained: list[dict[str, Any]], model: TrainedModel, console: Console) -> None:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, listing
-from ctcovid.base.files import claim_file, json_text, write_text
-from ctcovid.base.runcard import RunCard
-from ctcovid.evaluation.aggregation import scan_probabilities
+from ctcovid.base.errors import InputError, ModelRefusedError, StoppedError, UsageError, listing
+from ctcovid.base.files import claim_file
+from ctcovid.base.runcard import RunCard, sha256
+from ctcovid.base.signals import StopRequest
 from ctcovid.models import registry
+from ctcovid.models.classify import classify
 from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.registry import TrainedModel
-from ctcovid.reports.tables import Cell, CsvText
+from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, volume_columns, volume_rows
+from ctcovid.reports.rows import STDOUT, Row, RowFile, read_rows
+from ctcovid.reports.tables import CsvText
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.findings import warn_of
-from ctcovid.scans.read import read_volumes
 from ctcovid.scans.scan import Scan
+
+# Scans that each of several processes classifies before they exchange rows.
+ROUND = 8
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,14 @@ class Options:
     """What `ctcovid predict` was asked for; `sources` says where each value came from."""
 
     scans: tuple[Path, ...]
-    model: str | None = None
+    model: tuple[str, ...] = ()
     series: str | None = None
     output: Path | None = None
+    volumes: Path | None = None
+    raw: bool = False
+    strict: bool = False
+    shard: str = ""
+    resume: bool = False
     runs: Path = registry.RUNS
     device: str = "auto"
     precision: str = "auto"
@@ -40,110 +52,239 @@ class Options:
     overwrite: bool = False
     sources: dict[str, str] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class ScanPrediction:
-    """One scan's result: float `probabilities` (classes,), the mean of its volumes' softmax."""
-
-    scan: str
-    path: Path
-    volumes: int
-    predicted: str
-    probabilities: np.ndarray
+    @property
+    def outputs(self) -> list[Path]:
+        """Files to write."""
+        return [path for path in (self.output, self.volumes) if path is not None and path != STDOUT]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Predictions of the scans that could be read, and a sentence for each that could not."""
+    """The models, the rows of the scans, and a sentence for each scan that was refused or, where that is asked for, flagged."""
 
-    model: str
+    models: list[dict[str, Any]]
     classes: list[str]
-    scans: list[ScanPrediction]
+    rows: list[Row]
     failed: list[str]
 
-    def document(self) -> dict[str, Any]:
-        scans = [
-            {
-                "scan": scan.scan,
-                "path": str(scan.path),
-                "volumes": scan.volumes,
-                "class": scan.predicted,
-                "probabilities": dict(zip(self.classes, scan.probabilities.tolist(), strict=True)),
-            }
-            for scan in self.scans
-        ]
-        return {"model": self.model, "classes": self.classes, "scans": scans, "failed": self.failed}
-
-    def text(self, path: Path) -> str:
-        """What `path` shall hold: JSON or CSV, by its ending."""
-        return json_text(self.document()) + "\n" if path.suffix.lower() == ".json" else self.table().csv()
+    def document(self, rows: list[Row] | None = None) -> dict[str, Any]:
+        return {"models": self.models, "classes": self.classes, "scans": self.rows if rows is None else rows, "failed": self.failed}
 
     def table(self) -> CsvText:
-        rows: list[list[Cell]] = [[s.scan, s.predicted, *map(float, s.probabilities), s.volumes] for s in self.scans]
-        columns = ("scan", "class", *(f"p_{name}" for name in self.classes), "volumes")
-        return CsvText(columns, rows, text_columns=2)
+        return judgement_table(self.rows, scan_columns(self.classes, len(self.models)))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a process hands to the first one of a scan: its row, those of its volumes, and the path and hash of what was read."""
+
+    row: Row
+    volumes: list[Row]
+    path: Path
+    hash: str | None
 
 
 def run(options: Options, console: Console) -> Summary:
-    """Find the scans, classify each, and go on past those that cannot be read.
+    """Find the scans, classify each, and go on past those that cannot be judged.
 
     Of several processes started together, each takes its share of the scans, and the first writes.
     """
-    with together(console, options.device, "Run the line again.") as ranks:
-        if options.output and ranks.first:
-            claim_file(options.output, options.overwrite)
-        scans = find_scans(options.scans, options.series)
-        model = registry.load(options.model, options.device, options.precision, options.runs)
-        console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}.")
+    _require_sense(options)
+    with together(console, options.device, "Run the line again, with --resume if it has an --output.") as ranks:
         if ranks.first:
-            warn_of(scans, console)
-            return _predict_and_write(scans, model, options, ranks, console)
-        return _predict_all(scans, model, options, ranks, console)
-
-
-def _predict_and_write(scans: list[Scan], model: TrainedModel, options: Options, ranks: Ranks, console: Console) -> Summary:
-    card = None
-    if options.output:
-        card = RunCard(options.output.with_name(options.output.name + ".run.json"), "predict", asdict(options), options.sources)
-        card.content["device"] = device_name(model.network.device)
-        card.input(model.folder / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
-    with card.recording() if card else contextlib.nullcontext():
-        summary = _predict_all(scans, model, options, ranks, console)
-        if options.output and card:
-            for scan in summary.scans:
-                card.input(scan.path)
-            write_text(options.output, summary.text(options.output))
-            card.output(options.output)
-            console.say(f"Wrote {options.output}.")
+            # Rows of volumes are continued only together with those of their scans.
+            begun = options.resume and options.output is not None and options.output.is_file()
+            for path in options.outputs:
+                claim_file(path, options.overwrite or begun)
+        scans = _shard(find_scans(options.scans, options.series), options.shard)
+        models = _models(options)
+        classes = models[0].classes
+        summary = Summary([_about(model, options.raw) for model in models], classes, [], [])
+        kept = _kept(options, summary, ranks)
+        there = set(map(_key, kept[0]))
+        todo = [scan for scan in scans if (scan.id, scan.patient) not in there]
+        for about, model in zip(summary.models, models, strict=True):
+            fit = "softmax as it is" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
+            console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {fit}.")
+        if there:
+            console.say(f"{len(scans) - len(todo):,} of {len(scans):,} scans are in {options.output} already.")
+        with StopRequest() as stop, contextlib.closing(_rounds(todo, models, options, ranks, stop, console)) as rounds:
+            if not ranks.first:
+                for _ in rounds:
+                    pass
+                return summary
+            warn_of(todo, console)
+            _write(rounds, summary, kept, models, options, console)
     if console.json or not options.output:
         console.result(summary.table(), summary.document())
     console.notice()
     return summary
 
 
-def _predict_all(scans: list[Scan], model: TrainedModel, options: Options, ranks: Ranks, console: Console) -> Summary:
-    """The predictions of all processes, in the order of the scans."""
+def _require_sense(options: Options) -> None:
+    """Raises UsageError where options do not fit together."""
+    if options.resume and not (options.output and options.output != STDOUT):
+        raise UsageError("--resume goes on with a file. Name the one to continue with --output.")
+    if options.volumes == STDOUT:
+        raise UsageError("--volumes - is no file. Name one that ends in .csv, .json or .jsonl.")
+    if options.volumes is not None and options.volumes == options.output:
+        raise UsageError("--volumes and --output name the same file. Rows of volumes and of scans differ; give two.")
+
+
+def _shard(scans: list[Scan], shard: str) -> list[Scan]:
+    """The K-th of N parts of the scans, of `shard` "K/N"; all without."""
+    if not shard:
+        return scans
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"--shard {shard}: give the number of the part and how many there are, as in --shard 3/16, from 1/16 to 16/16.")
+    return scans[int(found[1]) - 1 :: int(found[2])]
+
+
+def _models(options: Options) -> list[TrainedModel]:
+    """The models, each once.
+
+    Raises ModelRefusedError where their classes differ.
+    """
+    names: list[str | None] = [name.strip() for some in options.model for name in some.split(",") if name.strip()]
+    loaded = [registry.load(name, options.device, options.precision, options.runs) for name in names or [None]]
+    models = list({model.folder.resolve(): model for model in loaded}.values())
+    for model in models[1:]:
+        if model.classes != models[0].classes:
+            raise ModelRefusedError(
+                f"{model.name} has the classes {', '.join(model.classes)}, {models[0].name} {', '.join(models[0].classes)}. "
+                "Only models of the same classes, in the same order, are averaged."
+            )
+    return models
+
+
+def _about(model: TrainedModel, raw: bool) -> dict[str, Any]:
+    return {"name": model.name, "weights_sha256": model.card["weights_sha256"], "temperature": 1.0 if raw else model.temperature}
+
+
+def _key(row: Row) -> tuple[str, str]:
+    """What tells a scan from all others."""
+    return row["scan"], row["patient"] or ""
+
+
+def _card_path(output: Path) -> Path:
+    return output.with_name(output.name + ".run.json")
+
+
+def _kept(options: Options, summary: Summary, ranks: Ranks) -> tuple[list[Row], list[Row]]:
+    """Rows of scans and of volumes that an earlier run has left, without scans that it refused: they may have been mended.
+
+    Raises InputError where that run had other models.
+    """
+    found: tuple[list[Row], list[Row]] = ([], [])
+    if ranks.first and options.resume and options.output:
+        earlier = None
+        with contextlib.suppress(OSError, ValueError):
+            earlier = json.loads(_card_path(options.output).read_text(encoding="utf-8")).get("models")
+        if options.output.is_file() and earlier is not None and earlier != summary.models:
+            names = ", ".join(str(model.get("name")) for model in earlier)
+            raise InputError(f"{options.output} was begun with {names}, or with another calibration. Name another --output.")
+        columns = scan_columns(summary.classes, len(summary.models))
+        rows = [row for row in read_rows(options.output, columns, lambda document: document["scans"]) if row["predicted"]]
+        volumes: list[Row] = []
+        if options.volumes:
+            volumes = read_rows(options.volumes, volume_columns(summary.classes))
+            # Where an earlier run wrote no volumes, or had no time to, the scan is classified again.
+            complete = set(map(_key, volumes))
+            rows = [row for row in rows if _key(row) in complete]
+        there = set(map(_key, rows))
+        found = rows, [row for row in volumes if _key(row) in there]
+    return ranks.gather(found)[0]
+
+
+def _rounds(
+    scans: list[Scan], models: list[TrainedModel], options: Options, ranks: Ranks, stop: StopRequest, console: Console
+) -> Generator[list[Done], None, None]:
+    """What all processes have found, a few scans at a time, in the order of the scans; the same in each of them."""
+    classes, hashes = models[0].classes, {}
+
+    def hashed(scan: Scan) -> None:
+        # The reading threads have the files at hand.
+        with contextlib.suppress(OSError):
+            hashes[id(scan)] = f"sha256:{sha256(scan.folder)}"
+
+    def one(number: int, scan: Scan) -> tuple[int, Done]:
+        judged = next(judgements)
+        volumes = volume_rows(judged, classes) if options.volumes else []
+        return number, Done(scan_row(judged, classes, len(models)), volumes, scan.folder, hashes.pop(id(scan), None))
+
     share = ranks.share(list(enumerate(scans)))
-    done: list[tuple[int, ScanPrediction | str]] = []
-    with console.progress(len(share), "Scans") as advance:
-        for number, scan in share:
-            try:
-                done.append((number, _predict(scan, model, options.workers or ranks.cpus)))
-            except InputError as error:
-                done.append((number, str(error)))
-            advance(1)
-            ranks.check()
-    everything = sorted((one for some in ranks.gather(done) for one in some), key=lambda one: one[0])
-    found = [result for _, result in everything if isinstance(result, ScanPrediction)]
-    failed = [result for _, result in everything if isinstance(result, str)]
-    if failed:
-        console.warn(f"{len(failed):,} of {len(scans):,} scans could not be classified:\n{listing(failed)}")
-    if not found:
-        raise InputError("No scan could be classified; the reasons are above.")
-    return Summary(model.name, model.classes, found, failed)
+    own = iter(share)
+    judgements = classify(
+        [scan for _, scan in share], models, options.workers or ranks.cpus, options.raw, hashed if options.outputs else lambda scan: None
+    )
+    at_once = ROUND if ranks.size > 1 else 1
+    with contextlib.closing(judgements), console.progress(len(scans), "Scans") as advance:
+        for _ in range(-(-len(scans) // (at_once * ranks.size))):
+            done = []
+            for number, scan in islice(own, at_once):
+                done.append(one(number, scan))
+                ranks.check()
+                if stop.received:
+                    break
+            everything = sorted((item for some in ranks.gather(done) for item in some), key=lambda item: item[0])
+            yield [found for _, found in everything]
+            advance(len(everything))
+            if stop.received:
+                further = "the same line with --resume continues it." if options.outputs else "run the line again."
+                raise StoppedError(f"Stopped by {stop.received.name}. What is done is kept; {further}", stop.error("").exit_code)
 
 
-def _predict(scan: Scan, model: TrainedModel, workers: int) -> ScanPrediction:
-    volumes = read_volumes(scan, model.depth, model.size, workers, model.window)
-    probabilities = scan_probabilities(model.network.probabilities(volumes))
-    return ScanPrediction(scan.id, scan.folder, len(volumes), model.classes[int(probabilities.argmax())], probabilities)
+def _write(
+    rounds: Iterator[list[Done]],
+    summary: Summary,
+    kept: tuple[list[Row], list[Row]],
+    models: list[TrainedModel],
+    options: Options,
+    console: Console,
+) -> None:
+    """Write the rows as they come, and add them to `summary`."""
+    card = None
+    if options.output and options.output != STDOUT:
+        card = RunCard(_card_path(options.output), "predict", asdict(options), options.sources)
+        card.content |= {"device": device_name(models[0].network.device), "models": summary.models}
+        for model in models:
+            card.input(model.folder / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
+    with contextlib.ExitStack() as stack:
+        if card:
+            stack.enter_context(card.recording())
+        _write_files(rounds, summary, kept, card, options)
+        refused = [row["notes"] for row in summary.rows if row["predicted"] is None]
+        if refused:
+            console.warn(f"{len(refused):,} of {len(summary.rows):,} scans could not be classified:\n{listing(refused)}")
+        for path in options.outputs:
+            if card:
+                card.output(path)
+            console.say(f"Wrote {path}.")
+        if refused and len(refused) == len(summary.rows) and not kept[0]:
+            raise InputError("No scan could be classified; the reasons are above.")
+
+
+def _write_files(
+    rounds: Iterator[list[Done]], summary: Summary, kept: tuple[list[Row], list[Row]], card: RunCard | None, options: Options
+) -> None:
+    columns = scan_columns(summary.classes, len(summary.models)), volume_columns(summary.classes)
+    with contextlib.ExitStack() as stack:
+        scans = volumes = None
+        if options.output:
+            scans = stack.enter_context(RowFile(options.output, columns[0], kept[0], summary.document))
+        if options.volumes:
+            volumes = stack.enter_context(RowFile(options.volumes, columns[1], kept[1]))
+        for done in rounds:
+            for one in done:
+                # A scan's own row comes last: where it stands, all of the scan does.
+                if volumes:
+                    for row in one.volumes:
+                        volumes.add(row)
+                if scans:
+                    scans.add(one.row)
+                summary.rows.append(one.row)
+                if one.row["predicted"] is None or (options.strict and one.row["flags"]):
+                    summary.failed.append(f"{one.row['scan']}: {one.row['notes']}")
+                if card and one.hash:
+                    card.input(one.path, one.hash)

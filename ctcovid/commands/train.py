@@ -25,6 +25,7 @@ from ctcovid.reports.tables import Cell, Table
 from ctcovid.training import scalars
 from ctcovid.training.beginning import begin_with, require_weights
 from ctcovid.training.checkpoint import Progress, Saving, restore, room_for, save_checkpoint
+from ctcovid.training.closing import close
 from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, changed_ranks, clear, find_checkpoint, require_same
 from ctcovid.training.ema import Ema, averaged
 from ctcovid.training.freeze import freeze
@@ -242,7 +243,12 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         elif progress.epoch < options.epochs:
             console.say(f"No better epoch in {options.patience}: stopped early.")
         if ranks.first:
-            _register(folder, network, file, depth, progress, recipe, settings["pretrained"])
+            if (folder / BEST).exists():
+                (folder / BEST).replace(folder / store.WEIGHTS)
+            # A network of its own, as the one that was trained may be synchronised, and its last weights are not the best.
+            fresh = registry.place(options.arch, file.classes, options.device, options.precision)
+            use = close(folder, fresh, train_set, valid_set, workers, stop, console)
+            _register(folder, network, file, depth, progress, recipe, settings["pretrained"], use)
             card.output(folder / store.WEIGHTS)
             card.output(folder / store.CARD)
     return _summary(folder, progress, console)
@@ -316,11 +322,16 @@ def _write_curves(folder: Path, history: list[EpochRow]) -> None:
 
 
 def _register(
-    folder: Path, network: Network, file: VolumesFile, depth: int, progress: Progress, recipe: Recipe, pretrained: dict[str, Any] | None
+    folder: Path,
+    network: Network,
+    file: VolumesFile,
+    depth: int,
+    progress: Progress,
+    recipe: Recipe,
+    pretrained: dict[str, Any] | None,
+    use: dict[str, Any],
 ) -> None:
-    """Give the best weights the model's name and write model.json last."""
-    if (folder / BEST).exists():
-        (folder / BEST).replace(folder / store.WEIGHTS)
+    """Write model.json, last of all; `use` is what `close` has found."""
     store.save_card(
         folder,
         {
@@ -337,6 +348,7 @@ def _register(
             "pretrained": pretrained,
             "precision": str(network.precision).removeprefix("torch."),
             "kept": asdict(progress.best) if progress.best else None,
+            **use,
             "versions": versions(),
         },
     )

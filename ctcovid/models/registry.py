@@ -14,6 +14,7 @@ from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, did_y
 from ctcovid.models import store
 from ctcovid.models.catalog import architecture
 from ctcovid.models.device import choose_device, choose_precision
+from ctcovid.models.features import Familiar, load_familiar
 from ctcovid.models.network import SCALING, Network
 from ctcovid.models.resnet3d import ResNet3D
 from ctcovid.models.torchvision_video import video_model
@@ -26,12 +27,15 @@ LARGER_DEPTHS, LARGER_SIZES = (8, 16, 32), (128, 224)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, ready to be called: its `name`, its `folder`, what its model.json says (`card`), and the `network`."""
+    """A trained model, ready to be called: its `name`, its `folder`, what its model.json says (`card`), the `network`, and what it is
+    `familiar` with, where that is known.
+    """
 
     name: str
     folder: Path
     card: dict[str, Any]
     network: Network
+    familiar: Familiar | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -50,6 +54,11 @@ class TrainedModel:
         """The window that its training scans were brought to grey by; models from before there was a choice have the default."""
         level, width = self.card.get("window", (LUNG.level, LUNG.width))
         return Window(level, width)
+
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by for calibrated probabilities; 1 where nothing was left to fit it on."""
+        return float((self.card.get("calibration") or {}).get("temperature", 1.0))
 
 
 _loaded: dict[tuple[Path, str, torch.device, torch.dtype], TrainedModel] = {}
@@ -132,7 +141,8 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
         store.load_weights(folder, card, module)
         # Explanations differentiate by feature maps, never by weights; without this torch would keep what it needs for both.
         module.requires_grad_(False)
-        _loaded[key] = TrainedModel(folder.name, folder, card, Network(module, row, list(card["classes"]), chosen, dtype))
+        network = Network(module, row, list(card["classes"]), chosen, dtype)
+        _loaded[key] = TrainedModel(folder.name, folder, card, network, load_familiar(folder, card))
     return _loaded[key]
 
 

@@ -69,6 +69,8 @@ def read_card(folder: Path) -> dict[str, Any]:
     wrong += [name for name in ("depth", "size") if name not in wrong and card[name] < 1]
     if "window" in card and not _is_window(card["window"]):
         wrong.append("a window of level and width")
+    if card.get("calibration") is not None and not _is_calibration(card["calibration"]):
+        wrong.append("a temperature above zero")
     if "classes" not in wrong and (len(card["classes"]) < 2 or card.get("positive") not in card["classes"]):
         wrong.append("classes that hold the positive one")
     if wrong:
@@ -78,6 +80,11 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def _is_window(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value) and value[1] > 0
+
+
+def _is_calibration(value: Any) -> bool:
+    temperature = value.get("temperature") if isinstance(value, dict) else None
+    return isinstance(temperature, int | float) and temperature > 0
 
 
 def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:

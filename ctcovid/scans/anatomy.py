@@ -15,6 +15,8 @@ LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
 # So much of what seems lung lies where most slices have it: 0.45 and more in real chests and parts of them, 0.27 and less in photographs.
 # The upper corners show air there, and anything in photographs.
 LEAST_STEADY, LEAST_AIR = 0.3, 0.75
+# So much of the upper edge of a chest may be body.
+MOST_CUT = 0.3
 # Neighbours of unrelated pictures differ as much as any two of them.
 UNRELATED = 0.85
 # From apex to base lungs move away from the midline, by 0.10 to 0.13 of the width of the chest in the real scans measured.
@@ -50,6 +52,22 @@ def anatomy(thumbnails: np.ndarray, masked: bool) -> Anatomy:
     share = area / np.maximum(body, 1)
     corners = np.concatenate([thumbnails[:, :4, :4], thumbnails[:, :4, -4:]])
     return Anatomy(float(np.quantile(share, 0.9)), _steady(lungs, area), float((corners < dark_below).mean()), _head_first(lungs, area))
+
+
+def cut_off(thumbnails: np.ndarray, height: int, width: int) -> bool:
+    """Whether slices are cut out of a chest, as around the lungs: there is air above a chest, and here the upper edge lies in the body.
+
+    Of the upper edges of the real chests measured 0.00 is body, of slices cut around their lungs 0.72.
+
+    Parameters
+    ----------
+    thumbnails : uint8 (S, 64, 64), complete slices
+    height, width : of the slices before they were padded to squares
+    """
+    side = thumbnails.shape[1]
+    # A row below the padding, of which the edge may hold a share.
+    top = 0 if height >= width else -(-side * (width - height) // (2 * width)) + 1
+    return float((thumbnails[:, top] >= _threshold(thumbnails)).mean()) > MOST_CUT
 
 
 def unrelated(apart: np.ndarray) -> bool:

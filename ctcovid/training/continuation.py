@@ -11,6 +11,7 @@ from ctcovid.base.errors import InputError, OutputExistsError, UsageError
 from ctcovid.base.files import made_by
 from ctcovid.base.runcard import sha256
 from ctcovid.models import store
+from ctcovid.models.features import FILE as FEATURES
 from ctcovid.models.weightfile import find_weights
 from ctcovid.training.checkpoint import read_checkpoint
 from ctcovid.training.scalars import clear as clear_scalars
@@ -41,7 +42,7 @@ def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, An
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
-    for name in (store.CARD, store.WEIGHTS, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png", "MODEL_CARD.md"):
+    for name in (store.CARD, store.WEIGHTS, FEATURES, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png", "MODEL_CARD.md"):
         (folder / name).unlink(missing_ok=True)
     clear_scalars(folder)
     if made_by(folder / "evaluation", "evaluate"):

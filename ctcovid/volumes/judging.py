@@ -11,7 +11,8 @@ from ctcovid.base.choices import ImagesChoice, ProblemChoice
 from ctcovid.base.errors import InputError
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, Finding
 from ctcovid.scans.kind import SEGMENTED
-from ctcovid.scans.quality import Verdict, dropped_instead, judge
+from ctcovid.scans.look import Look
+from ctcovid.scans.quality import Unusable, Verdict, dropped_instead, judge
 from ctcovid.scans.scan import Scan
 from ctcovid.volumes.encode import Chunk, Encoded, Probed
 from ctcovid.volumes.layout import ScanRow
@@ -38,25 +39,32 @@ def judged(scan: Scan, probed: Probed, slices: list[Encoded], wishes: Wishes) ->
 
     Raises InputError at a scan with a problem where that was wished for.
     """
-    looks = [one.look if isinstance(one, Chunk) else one for one in slices]
-    # Where the files say how slices lie in the patient, their order is not to be doubted.
-    verdict = judge(scan.names, looks, ordered=scan.geometry is not None)
-    dropped = any(finding.action == SCAN_DROPPED for finding in scan.findings)
-    verdict = replace(verdict, findings=(*scan.findings, *verdict.findings), kept=() if dropped else verdict.kept)
-    if probed.colour:
-        finding = Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its pictures are in colour.", SCAN_DROPPED)
-        verdict = replace(verdict, findings=(*verdict.findings, finding), kept=())
+    verdict = verdict_of(scan, probed.colour, [one.look if isinstance(one, Chunk) else one for one in slices])
     if 0 < len(verdict.kept) < wishes.depth:
         message = f"{len(verdict.kept)} slices are fewer than a volume of depth {wishes.depth} takes."
         verdict = replace(verdict, findings=(*verdict.findings, Finding("too-few-slices", INFO, message, KEPT)))
     verdict = _as_wished(scan, verdict, wishes)
     form = probed.form
     checks: dict[str, Any] = {"height": form.height, "width": form.width, "bits": form.bits}
+    if scan.geometry is not None:
+        checks["slice_spacing"] = scan.geometry.spacing[2]
     if verdict.findings:
         checks["findings"] = [asdict(finding) for finding in verdict.findings]
     chunks = [one for place in verdict.kept if isinstance(one := slices[place], Chunk)]
     text = json.dumps(checks, ensure_ascii=False)
     return ScanRow(scan.id, scan.patient, scan.label, "", 0, len(chunks), verdict.kind, scan.source, text, crc32=0), chunks
+
+
+def verdict_of(scan: Scan, colour: bool, looks: list[Look | Unusable]) -> Verdict:
+    """What is wrong with a scan and what stays of it, by its files, by whether its pictures are in `colour`, and by its slices."""
+    # Where the files say how slices lie in the patient, their order is not to be doubted.
+    verdict = judge(scan.names, looks, ordered=scan.geometry is not None)
+    dropped = any(finding.action == SCAN_DROPPED for finding in scan.findings)
+    verdict = replace(verdict, findings=(*scan.findings, *verdict.findings), kept=() if dropped else verdict.kept)
+    if colour:
+        finding = Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its pictures are in colour.", SCAN_DROPPED)
+        verdict = replace(verdict, findings=(*verdict.findings, finding), kept=())
+    return verdict
 
 
 def _as_wished(scan: Scan, verdict: Verdict, wishes: Wishes) -> Verdict:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError
-from ctcovid.commands import demo, explain
+from ctcovid.commands import demo, explain, predict
 from ctcovid.explanation.pointing import Pointing
 from ctcovid.models import registry, store
 from ctcovid.models.network import SCALING
@@ -120,3 +120,21 @@ def test_the_demo_says_how_well_maps_point_in_words() -> None:
         "Grad-CAM points into a lesion in 12% of the 354 slices of unseen patients that have one; "
         "by chance it were 4%, and with random weights 6%."
     )
+
+
+def test_a_scan_is_repaired_and_flagged_as_in_predict(runs: Path, tmp_path: Path) -> None:
+    """A damaged slice among ten is left out, in the overlays and in what the volumes are made of."""
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    for number in range(10):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (folder / "3.png").write_bytes(b"damaged")
+    manifest, made = explained(runs, folder, method="gradcam")
+    (row,) = predict.run(predict.Options((folder,), runs=runs, device="cpu", workers=1), Console(quiet=True, results=False)).rows
+    assert row["flags"] == ["unreadable", "small-slices"]
+    assert " ".join(manifest["flags"]) == row["notes"]  # type: ignore[call-overload]
+    assert list(manifest["probabilities"].values()) == pytest.approx([row[f"p_{name}"] for name in CLASSES])  # type: ignore[attr-defined]
+    assert manifest["slices"] == ["0.png", "1.png", "2.png", "4.png", "5.png", "6.png", "7.png", "8.png"]
+    assert manifest["slices_without_map"] == ["3.png", "9.png"]
+    assert len(list((made / "overlays").iterdir())) == 8

@@ -84,8 +84,9 @@ def test_predict_goes_on_past_a_bad_scan(directory: Path, tmp_path: Path) -> Non
     done = ctcovid(directory, "predict", tmp_path / "many")
     assert done.returncode == 4
     assert "bad/0000.png: not an image" in done.stderr and "research use" in done.stderr
-    (row,) = csv.DictReader(done.stdout.splitlines())
-    assert (row["scan"], row["volumes"]) == ("good", "12")
+    bad, row = csv.DictReader(done.stdout.splitlines())
+    assert (bad["scan"], bad["predicted"], bad["p_NCP"], bad["flags"]) == ("bad", "", "", "refused;unreadable")
+    assert (row["scan"], row["n_volumes"], row["n_slices"]) == ("good", "12", "50")
     assert sum(float(row[f"p_{label}"]) for label in ("NCP", "CP", "Normal")) == pytest.approx(1)
 
     alone = ctcovid(directory, "predict", "scan_dir/", "--json", "-o", tmp_path / "out.csv")

@@ -1,0 +1,62 @@
+"""What predict says of scans and of their volumes, as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ctcovid.models.classify import Refused, ScanJudgement
+from ctcovid.models.doubts import sentence
+from ctcovid.reports.rows import BETWEEN, Row
+from ctcovid.reports.tables import Cell, CsvText
+
+REFUSED = "refused"
+
+
+def scan_columns(classes: Sequence[str], models: int) -> list[str]:
+    """Names of the fields of a scan's row."""
+    spread = ["spread"] if models > 1 else []
+    return ["scan", "patient", "predicted", *(f"p_{name}" for name in classes), *spread, *("n_volumes", "n_slices", "agreement"), *_WORDS]
+
+
+def volume_columns(classes: Sequence[str]) -> list[str]:
+    """Names of the fields of a volume's row."""
+    return ["scan", "patient", "model", "volume", "first_slice", "last_slice", "predicted", *(f"p_{name}" for name in classes)]
+
+
+_WORDS = ("flags", "notes")
+
+
+def scan_row(judged: ScanJudgement | Refused, classes: Sequence[str], models: int) -> Row:
+    """One row for a scan; without class and probabilities where it was refused."""
+    values: list[Any]
+    if isinstance(judged, Refused):
+        values = [judged.scan.id, judged.scan.patient, None, *[None] * len(classes), *[None] * (models > 1)]
+        values += [0, len(judged.scan.slices), None, list(dict.fromkeys((REFUSED, *judged.codes))), judged.reason]
+    else:
+        values = [judged.scan.id, judged.scan.patient, classes[judged.predicted], *judged.probabilities.tolist()]
+        values += [judged.spread] * (models > 1)
+        values += [len(judged.volumes), judged.slices, judged.agreement]
+        values += [[flag.code for flag in judged.flags], " ".join(map(sentence, judged.flags))]
+    return dict(zip(scan_columns(classes, models), values, strict=True))
+
+
+def volume_rows(judged: ScanJudgement | Refused, classes: Sequence[str]) -> list[Row]:
+    """A row for each volume of each model."""
+    if isinstance(judged, Refused):
+        return []
+    rows = []
+    for one in judged.volumes:
+        values = [judged.scan.id, judged.scan.patient, one.model, one.number, one.first_slice, one.last_slice]
+        values += [classes[int(one.probabilities.argmax())], *one.probabilities.tolist()]
+        rows.append(dict(zip(volume_columns(classes), values, strict=True)))
+    return rows
+
+
+def judgement_table(rows: Sequence[Row], columns: Sequence[str]) -> CsvText:
+    """The rows for a terminal or a pipe."""
+    cells: list[list[Cell]] = [
+        [BETWEEN.join(value) if isinstance(value := row[name], list) else "" if value is None else value for name in columns]
+        for row in rows
+    ]
+    return CsvText(columns, cells, text_columns=3)

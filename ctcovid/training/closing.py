@@ -1,0 +1,91 @@
+"""Training's last step: what the finished model's own data say of how to use it, for model.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from ctcovid.base.console import Console
+from ctcovid.base.signals import StopRequest
+from ctcovid.models import store
+from ctcovid.models.calibration import calibrated
+from ctcovid.models.features import QUANTILE, Familiar, distances, familiarise, probabilities_and_features, save_familiar
+from ctcovid.models.network import Network
+from ctcovid.training.calibration import fit_temperature, log_loss
+from ctcovid.volumes.batches import VolumeSet, in_order
+from ctcovid.volumes.layout import ScanRow
+
+# So many training volumes, evenly spread over the scans, show what features look like.
+MOST_TRAINING_VOLUMES = 2048
+AT_ONCE = 32
+
+
+def close(
+    folder: Path, network: Network, train_set: VolumeSet, valid_set: VolumeSet, workers: int, stop: StopRequest, console: Console
+) -> dict[str, Any]:
+    """What model.json shall say about use: the temperature from the validation volumes, the distance in feature space from which on
+    a scan is unlike the training scans, and kind of image and spacing of these.
+
+    Parameters
+    ----------
+    folder : of the run, with its final weights
+    network : another one of the same architecture, on its device; it takes the weights over
+
+    Raises StoppedError where a signal comes before the end.
+    """
+    about = learnt_from([volume.scan for volume in train_set.volumes])
+    if not len(valid_set):
+        return about
+    network.module.load_state_dict(load_file(folder / store.WEIGHTS))
+    network.module.requires_grad_(False)
+    chosen = np.unique(np.linspace(0, len(train_set) - 1, min(len(train_set), MOST_TRAINING_VOLUMES)).round().astype(int))
+    with console.progress(len(valid_set) + len(chosen), "Calibrating") as advance:
+        probabilities, features = _through(network, valid_set, range(len(valid_set)), workers, stop, advance)
+        learnt = _through(network, train_set, chosen.tolist(), workers, stop, advance)[1] if features is not None else None
+    temperature = fit_temperature(probabilities, valid_set.labels)
+    about["calibration"] = {
+        "temperature": temperature,
+        "volumes": len(valid_set),
+        "log_loss": log_loss(probabilities, valid_set.labels),
+        "log_loss_calibrated": log_loss(calibrated(probabilities, temperature), valid_set.labels),
+    }
+    statistics = None if learnt is None else familiarise(learnt, train_set.labels[chosen])
+    if statistics is not None and features is not None:
+        each = distances(features, *statistics)
+        scans = np.array([volume.scan.first_slice for volume in valid_set.volumes])
+        of_scans = [each[scans == scan].mean() for scan in np.unique(scans)]
+        about["features"] = save_familiar(folder, Familiar(*statistics, float(np.quantile(of_scans, QUANTILE))))
+    return about
+
+
+def learnt_from(rows: Sequence[ScanRow]) -> dict[str, Any]:
+    """Kind of image of the scans, "mixed" where it differs, and least and most millimetres between slices, None where no file says."""
+    kinds = {row.image_kind for row in rows}
+    known = {row.first_slice: json.loads(row.checks or "{}").get("slice_spacing") for row in rows}
+    spacings = [float(spacing) for spacing in known.values() if spacing is not None]
+    return {
+        "image_kind": kinds.pop() if len(kinds) == 1 else "mixed",
+        "slice_spacing": [min(spacings), max(spacings)] if spacings else None,
+    }
+
+
+def _through(
+    network: Network, volume_set: VolumeSet, chosen: Sequence[int], workers: int, stop: StopRequest, advance: Any
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Probabilities and features of volumes, in the order of `chosen`."""
+    probabilities, features = [], []
+    order = [[chosen[place] for place in places] for places in in_order(len(chosen), AT_ONCE)]
+    for batch in volume_set.batches(order, workers):
+        if stop.received:
+            raise stop.error("The weights are final; the same line with --resume finishes the model.")
+        shares, found = probabilities_and_features(network, batch.volumes.numpy())
+        probabilities.append(shares)
+        if found is not None:
+            features.append(found)
+        advance(len(batch.labels))
+    return np.concatenate(probabilities), np.concatenate(features) if features else None

@@ -1,0 +1,65 @@
+"""Rows that grow: each is there as soon as it is written, and what a kill has left can be read and gone on with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from ctcovid.base.errors import InputError, StoppedError
+from ctcovid.reports.rows import Row, RowFile, read_rows
+
+COLUMNS = ["scan", "p", "flags"]
+
+
+def row(name: str) -> Row:
+    return {"scan": name, "p": 0.1 + 0.2, "flags": ["gap", "few, or so"]}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_row_is_there_before_the_next_one(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows.{ending}"
+    with RowFile(path, COLUMNS) as file:
+        for number in range(3):
+            file.add(row(f"scan {number}"))
+            assert len(read_rows(path, COLUMNS)) == number + 1
+    assert [found["scan"] for found in read_rows(path, COLUMNS)] == ["scan 0", "scan 1", "scan 2"]
+    if ending == "csv":
+        assert next(csv.DictReader(path.open())) == {"scan": "scan 0", "p": str(0.1 + 0.2), "flags": "gap;few, or so"}
+    else:
+        assert json.loads(path.read_text().splitlines()[0]) == row("scan 0")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_cut_line_is_left_out_and_the_rest_stays_to_the_letter(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows.{ending}"
+    with RowFile(path, COLUMNS) as file:
+        file.add(row("a"))
+        whole = path.read_text()
+        file.add(row("b"))
+    path.write_text(path.read_text()[:-3])
+    kept = read_rows(path, COLUMNS)
+    with RowFile(path, COLUMNS, kept):
+        assert path.read_text() == whole
+
+
+def test_json_is_whole_or_absent_and_a_stop_keeps_what_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    with pytest.raises(ValueError), RowFile(path, COLUMNS) as file:
+        file.add(row("a"))
+        raise ValueError
+    assert not path.exists()
+    with pytest.raises(StoppedError), RowFile(path, COLUMNS) as file:
+        file.add(row("a"))
+        raise StoppedError("stopped")
+    assert json.loads(path.read_text()) == [row("a")] == read_rows(path, COLUMNS)
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.csv", "other,p\n1,2\n"), ("a.jsonl", '{"x": 1}\n'), ("a.json", "[1]"), ("a.jsonl", "x\n")])
+def test_a_file_of_something_else_is_not_gone_on_with(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match="cannot be continued"):
+        read_rows(tmp_path / name, COLUMNS)
+    assert read_rows(tmp_path / "absent.csv", COLUMNS) == []

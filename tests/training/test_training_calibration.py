@@ -1,0 +1,92 @@
+"""Temperature from the validation part: what it does to the log loss, and that training's last step stores it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+from ctcovid.base.console import Console
+from ctcovid.commands import train
+from ctcovid.models import registry
+from ctcovid.models.calibration import calibrated
+from ctcovid.training.calibration import fit_temperature, log_loss
+from ctcovid.training.closing import learnt_from
+from ctcovid.volumes.layout import ScanRow
+
+
+def volumes(count: int, sureness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits that are `sureness` times as sure as the classes, which are drawn from their softmax, allow."""
+    generator = np.random.default_rng(seed)
+    honest = generator.normal(0, 2, (count, 3))
+    labels = np.array([generator.choice(3, p=shares) for shares in softmax(honest, 1)])
+    return honest * sureness, labels
+
+
+@pytest.mark.parametrize("sureness", [0.4, 1.0, 3.0])
+def test_temperature_from_validation_lowers_the_log_loss_on_other_volumes(sureness: float) -> None:
+    logits, labels = volumes(2000, sureness, 0)
+    temperature = fit_temperature(softmax(logits, 1), labels)
+    assert temperature == pytest.approx(sureness, rel=0.15)
+    others, theirs = volumes(2000, sureness, 1)
+    before, after = log_loss(softmax(others, 1), theirs), log_loss(calibrated(softmax(others, 1), temperature), theirs)
+    assert after < before + (0.002 if sureness == 1 else -0.01)
+
+
+def test_temperature_is_where_an_independent_search_finds_it() -> None:
+    logits, labels = volumes(300, 2.0, 2)
+    count = np.bincount(labels)
+
+    def loss(temperature: np.ndarray) -> float:
+        total = 0.0
+        for row, label in zip(log_softmax(logits / temperature[0], 1), labels, strict=True):
+            for place in range(3):
+                total -= row[place] * ((count[label] + 1) / (count[label] + 3) if place == label else 1 / (count[label] + 3))
+        return total
+
+    expected = minimize(loss, [1.0], method="Nelder-Mead", options={"xatol": 1e-6}).x[0]
+    assert fit_temperature(softmax(logits, 1), labels) == pytest.approx(expected, rel=1e-3)
+
+
+def test_calibration_is_the_softmax_of_divided_logits_and_keeps_the_class() -> None:
+    logits = np.array([[1.0, -2.0, 40.0], [0.0, 0.1, 0.2], [900.0, 0.0, -900.0]])
+    found = calibrated(softmax(logits, 1), 3.0)
+    assert np.allclose(found[:2], softmax(logits[:2] / 3, 1), atol=1e-12)
+    assert np.array_equal(found.argmax(1), logits.argmax(1)) and np.allclose(found.sum(1), 1)
+
+
+def test_without_a_mistake_the_model_is_not_made_sure_without_end() -> None:
+    shares = np.full((6, 3), 0.05) + 0.85 * np.eye(3)[[0, 1, 2, 0, 1, 2]]
+    assert calibrated(shares, fit_temperature(shares, np.array([0, 1, 2, 0, 1, 2]))).max() < 0.95
+
+
+def test_the_last_step_of_training_stores_how_to_use_the_model(volumes_file: Path, tmp_path: Path) -> None:
+    options = train.Options(volumes_file, epochs=1, batch=4, runs=tmp_path / "runs", name="run", device="cpu", workers=1)
+    train.run(options, Console(quiet=True, results=False))
+    folder = tmp_path / "runs" / "run"
+    card = json.loads((folder / "model.json").read_text())
+    assert card["image_kind"] == "complete" and card["slice_spacing"] is None
+    model = registry.load("run", "cpu", runs=tmp_path / "runs")
+    assert model.temperature == card["calibration"]["temperature"] > 0
+    assert card["calibration"]["log_loss_calibrated"] <= card["calibration"]["log_loss"] + 0.05
+    assert model.familiar is not None and model.familiar.threshold > 0
+    # Without the file that was not copied along, the model works and does not know what it is familiar with.
+    (folder / "features.safetensors").unlink()
+    registry._loaded.clear()
+    assert registry.load("run", "cpu", runs=tmp_path / "runs").familiar is None
+    assert torch.isfinite(torch.tensor(model.temperature))
+
+
+def row(first: int, kind: str, checks: str) -> ScanRow:
+    return ScanRow(str(first), "p", "NCP", "train", first, 8, kind, "s", checks, 0)
+
+
+def test_kind_and_spacing_of_training_scans_are_recorded() -> None:
+    rows = [row(0, "complete", '{"slice_spacing": 2.5}'), row(8, "complete", "{}"), row(16, "complete", '{"slice_spacing": 1.0}')]
+    assert learnt_from(rows) == {"image_kind": "complete", "slice_spacing": [1.0, 2.5]}
+    assert learnt_from([rows[1], row(9, "segmented", "{}")]) == {"image_kind": "mixed", "slice_spacing": None}
