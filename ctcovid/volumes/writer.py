@@ -14,10 +14,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+from isal import isal_zlib
 
 from ctcovid import __version__
 from ctcovid.base.errors import InputError
-from ctcovid.volumes.encode import CHUNK_OPTIONS, Chunk
+from ctcovid.volumes.chunk import CHUNK_OPTIONS
+from ctcovid.volumes.encode import Chunk
 from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, NUMBER_COLUMNS, TEXT_COLUMNS, ScanRow, columns, read_rows
 
 
@@ -86,7 +88,7 @@ class VolumesWriter:
         with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError), h5py.File(path, "r", locking=False) as file:
             if file.attrs["settings"] == self.settings:
                 for row in read_rows(file):
-                    crcs = [zlib.crc32(file["slices"][index].tobytes()) for index in range(row.first_slice, _end([row]))]
+                    crcs = [isal_zlib.crc32(file["slices"][index]) for index in range(row.first_slice, _end([row]))]
                     if row.first_slice != _end(rows) or row.crc32 != _checksum(row, crcs):
                         break
                     rows.append(row)

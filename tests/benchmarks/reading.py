@@ -29,7 +29,7 @@ from ctcovid.phantom.chest import slices_of_chest
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.read import read_scan, scan_format
 from ctcovid.scans.window import LUNG
-from ctcovid.volumes.encode import BATCH, encode_slices
+from ctcovid.volumes.encode import BATCH, Job, encode_slices
 
 SIZE, SLICES = 512, 24
 SEED = 6
@@ -115,7 +115,7 @@ def measure(folder: Path, decoder: Callable[[Path], object], rounds: int) -> tup
     bits, files = scan_format(scan).bits, dict.fromkeys(scan.slices)
     decoded = rate(lambda: [decoder(path) for path in files], len(scan.slices), rounds)
     read = rate(lambda: read_scan(scan, SIZE), len(scan.slices), rounds)
-    packed = rate(lambda: [encode_slices((part, bits, SIZE, LUNG)) for part in scan.parts(BATCH)], len(scan.slices), rounds)
+    packed = rate(lambda: [encode_slices(Job(part, bits, SIZE, LUNG)) for part in scan.parts(BATCH)], len(scan.slices), rounds)
     return decoded, read, packed
 
 
