@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -102,23 +102,24 @@ class VolumesWriter:
         self.slices = self.file.create_dataset(
             "slices", (0, side, side), np.uint8, maxshape=(None, side, side), chunks=(1, side, side), **CHUNK_OPTIONS
         )
-        table = self.file.create_group("scans")
-        for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
-            kind = h5py.string_dtype() if name in TEXT_COLUMNS else np.int64
-            table.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,))
+        group = self.file.create_group("scans")
+        kinds = {name: h5py.string_dtype() if name in TEXT_COLUMNS else np.int64 for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+        self.table = {name: group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,)) for name, kind in kinds.items()}
         self.file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, settings=self.settings, complete=False)
         self.file.flush()
 
     def _copy(self, rows: list[ScanRow], crcs: list[list[int]]) -> None:
         """Take over scans of the leftover, compressed as they are: of each the slices that its row speaks of."""
         with h5py.File(self.leftover, "r", locking=False) as file:
-            for row, of_slices in zip(rows, crcs, strict=True):
-                first, row = row.first_slice, replace(row, first_slice=_end(self.rows))
-                self.slices.resize(_end([row]), axis=0)
+            old = file["slices"].id
+            moved: list[ScanRow] = []
+            for row in rows:
+                moved.append(replace(row, first_slice=_end(moved or self.rows)))
+                self.slices.resize(_end(moved), axis=0)
                 for index in range(row.slice_count):
-                    data = file["slices"].id.read_direct_chunk((first + index, 0, 0))[1]
-                    self.slices.id.write_direct_chunk((row.first_slice + index, 0, 0), data)
-                self._append(row, of_slices)
+                    data = old.read_direct_chunk((row.first_slice + index, 0, 0))[1]
+                    self.slices.id.write_direct_chunk((moved[-1].first_slice + index, 0, 0), data)
+            self._append(moved, crcs)
         self.file.flush()
 
     def add(self, row: ScanRow, chunks: Iterable[Chunk]) -> None:
@@ -131,16 +132,17 @@ class VolumesWriter:
             crcs.append(chunk.crc32)
         # The pixels are on their way to the disk before the row that speaks of them.
         self.file.flush()
-        self._append(row, crcs)
+        self._append([row], [crcs])
         self.file.flush()
 
-    def _append(self, row: ScanRow, crcs: list[int]) -> None:
-        self.rows.append(replace(row, crc32=_checksum(row, crcs)))
-        self.crcs.append(crcs)
-        for name, (value,) in columns(self.rows[-1:]).items():
-            dataset = self.file["scans"][name]
-            dataset.resize(len(self.rows), axis=0)
-            dataset[-1] = value
+    def _append(self, rows: Sequence[ScanRow], crcs: Sequence[list[int]]) -> None:
+        """Add rows to the table; of each the checksums of its slices."""
+        first = len(self.rows)
+        self.rows += [replace(row, crc32=_checksum(row, of_slices)) for row, of_slices in zip(rows, crcs, strict=True)]
+        self.crcs += crcs
+        for name, values in columns(self.rows[first:]).items():
+            self.table[name].resize(len(self.rows), axis=0)
+            self.table[name][first:] = values
 
     def finish(self, chosen: list[ScanRow] | None = None) -> None:
         """Keep the rows that were chosen, add the virtual ``/volumes`` and the attributes, mark the file complete and give it its name.
@@ -187,10 +189,9 @@ class VolumesWriter:
             self._begin()
             self._copy(chosen, crcs)
             return
-        for dataset in self.file["scans"].values():
-            dataset.resize(0, axis=0)
-        for row, of_slices in zip(chosen, crcs, strict=True):
-            self._append(row, of_slices)
+        for column in self.table.values():
+            column.resize(0, axis=0)
+        self._append(chosen, crcs)
 
     def _add_volumes(self) -> None:
         counts = [row.volume_count(self.depth) for row in self.rows]
