@@ -117,6 +117,8 @@ def prepare(
     keep_ids: Annotated[bool, typer.Option("--keep-ids", help="Write DICOM's own patient and study ids, not pseudonyms.")] = False,
     seed: Seed = 0,
     workers: Workers = None,
+    executor: Annotated[str, typer.Option(help="Who decodes: processes, dask://HOST:8786, dask, mpi.", metavar="ENGINE")] = "processes",
+    append: Annotated[bool, typer.Option("--append", help="Add scans that the output lacks; none of its patients moves.")] = False,
     overwrite: Overwrite = False,
     config: Config = None,
     json: Json = False,
@@ -342,7 +344,7 @@ def _run(ctx: typer.Context) -> None:
     values = {name: _plain(value) for name, value in values.items()}
     try:
         raise_when_stopped()
-        require_alone(str(ctx.info_name))
+        require_alone(str(ctx.info_name), values.get("executor"))
         # Only now, so that help and completion never wait for torch.
         command = importlib.import_module(f"ctcovid.commands.{ctx.info_name}")
         known = command.Options.__dataclass_fields__

@@ -51,10 +51,13 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     return found if found.size > 1 else Place()
 
 
-def require_alone(command: str) -> None:
-    """Raises UsageError where several processes were started of a command that works in one."""
+def require_alone(command: str, engine: str | None = None) -> None:
+    """Raises UsageError where several processes were started of a command that works in one.
+
+    With the `engine` mpi, the first of them works and hands out tasks, and the others wait for such.
+    """
     size = place().size
-    if size > 1 and command not in TOGETHER:
+    if size > 1 and command not in TOGETHER and engine != "mpi":
         raise UsageError(
             f"ctcovid {command} works in one process, and {size} were started. Start it without torchrun, or by srun --ntasks=1."
         )

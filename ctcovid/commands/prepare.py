@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ctcovid.base import cpus
 from ctcovid.base.choices import ImagesChoice
+from ctcovid.base.cluster import PROCESSES, cluster_workers
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError, listing
 from ctcovid.base.files import claim_file, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.base.workers import Workers
+from ctcovid.commands.prepare_options import Options, Summary, records, require_sense
 from ctcovid.reports.dataset_table import dataset_table
 from ctcovid.reports.preparation import say_choice, say_what_was_packed, warn_of_several_classes
 from ctcovid.reports.quality_table import findings_table, summary_table
@@ -27,6 +29,7 @@ from ctcovid.scans.manifest import is_manifest, manifest_parts, manifest_scans
 from ctcovid.scans.privacy import Pseudonyms
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import Window, parse_window
+from ctcovid.volumes.appending import carried_over, joined_listing, not_there_yet, parts_of, require_same_choice, require_same_salt
 from ctcovid.volumes.encode import BATCH, Chunk, Job, Probed, encode_slices, probe_scan
 from ctcovid.volumes.judging import Wishes, findings_of, judged, reasons_of
 from ctcovid.volumes.layout import ScanRow
@@ -37,75 +40,39 @@ from ctcovid.volumes.split import parse_shares, read_split_file
 from ctcovid.volumes.writer import VolumesWriter
 
 
-@dataclass(frozen=True)
-class Options:
-    """What `ctcovid prepare` was asked for; `sources` says where each value came from."""
-
-    dataset: Path
-    depth: int = 4
-    size: int = 512
-    output: Path = Path("volumes.h5")
-    split: str = "60/20/20"
-    split_file: Path | None = None
-    positive: str | None = None
-    images: str = "complete"
-    on_problem: str = "repair"
-    exclude: Path | None = None
-    lesions: Path | None = None
-    balance: bool = False
-    same_as: Path | None = None
-    check: bool = False
-    plan: bool = False
-    defects: Path | None = None
-    window: str = "-600/1500"
-    series: str | None = None
-    keep_ids: bool = False
-    seed: int = 0
-    workers: int = 0
-    overwrite: bool = False
-    sources: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def quality(self) -> Path:
-        """Where the findings go: quality.csv beside volumes.h5, other.quality.csv beside other.h5."""
-        return self.output.with_name("quality.csv" if self.output.stem == "volumes" else f"{self.output.stem}.quality.csv")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What was prepared: rows of the table by class and split, the scans that had to be left out, and what was found wrong.
-
-    `output` is None where only a check or a plan was asked for.
-    """
-
-    output: Path | None
-    table: Table
-    failed: list[str]
-    quality: Table
-
-    def document(self) -> dict[str, Any]:
-        output = {"output": str(self.output)} if self.output else {}
-        return {**output, "table": _records(self.table), "failed": self.failed, "quality": _records(self.quality)}
-
-
 def run(options: Options, console: Console) -> Summary:
     """Check everything, decode and judge each scan, write what is sound, deal the patients, and count them as Table 1 does."""
-    shares = _require_sense(options)
+    shares = require_sense(options)
+    base = _base(options) if options.append else None
+    if base:
+        options = replace(options, **carried_over(base, {name: getattr(options, name) for name in options.given if hasattr(options, name)}))
+        shares = parse_shares(options.split)
+    if options.executor != PROCESSES:
+        # Workers elsewhere have another working folder.
+        options = replace(options, dataset=options.dataset.absolute())
     if options.plan:
         return _plan(options, shares, console)
     if not options.check:
-        claim_file(options.output, options.overwrite)
+        claim_file(options.output, options.overwrite or options.append)
     window = parse_window(options.window)
-    scans, problems, parts = _find(options)
+    pseudonyms = Pseudonyms(None if options.keep_ids else options.salt, lasting=not options.check)
+    scans, problems, parts = _find(options, pseudonyms)
     scans = _without_excluded(scans, options.exclude, console)
+    if base:
+        found, scans = len(scans), not_there_yet(base, scans)
+        console.say(f"{base.path} has {len(base.rows):,} scans. {found - len(scans):,} of the {found:,} here are known to it.")
+        if not scans:
+            return _nothing_new(base, options, console)
     lesions = read_lesions(options.lesions) if options.lesions else None
     wishes = Wishes(options.depth, options.images, options.on_problem, lesions)
-    classes = class_order(scan.label for scan in scans)
+    classes = base.classes if base else class_order(scan.label for scan in scans)
     positive = positive_class(classes, options.positive)
     if options.split_file:
         parts = read_split_file(options.split_file, dict.fromkeys(scan.patient for scan in scans))
+    if base:
+        require_same_choice(base, _hash(options.lesions), parts)
     sizes = slices_by_part(VolumesFile(options.same_as).rows) if options.same_as else None
-    deal = Deal(shares, options.seed, parts, sizes, options.balance)
+    deal = Deal(shares, options.seed, parts, sizes, options.balance, parts_of(base) if base else {})
     patients, slices = len({scan.patient for scan in scans}), sum(len(scan.slices) for scan in scans)
     console.say(f"Found {len(scans):,} scans of {patients:,} patients in {', '.join(classes)}: {slices:,} slices.")
     warn_of(scans, console)
@@ -118,22 +85,27 @@ def run(options: Options, console: Console) -> Summary:
             f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
         )
     if options.check:
-        with StopRequest() as stop, Workers(options.workers or cpus.allowed()) as pool:
+        with StopRequest() as stop, _workers(options) as pool:
             probed = _probe(scans, pool, stop, console)
             rows = [row for row, _ in _judged(probed, None, window, wishes, pool, stop, console)]
         return _report_check(rows, problems, options, console)
 
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
-    with card.recording(), StopRequest() as stop, Workers(options.workers or cpus.allowed()) as pool:
+    with card.recording(), StopRequest() as stop, _workers(options) as pool:
         if problems:
             console.warn(f"{len(problems):,} of the folders cannot be used and are left out:\n{listing(problems)}")
         probed = _probe(scans, pool, stop, console)
         settings = _settings(options, classes, deal, probed, window)
-        with VolumesWriter(options.output, options.depth, options.size, classes, positive, settings) as writer:
+        if pseudonyms.used:
+            settings["pseudonyms"] = pseudonyms.mark
+        if base:
+            settings |= {"listing": joined_listing(base, settings["listing"])}
+            settings = {**base.settings, **settings}
+        with VolumesWriter(options.output, options.depth, options.size, classes, positive, settings, base) as writer:
             _pack(probed, writer, options.size, window, wishes, pool, stop, console)
             rows = writer.rows
-            failed = _failed(rows, options.dataset)
-            quality = _write_quality(rows, options, card)
+            failed = _failed(rows[len(base.rows) if base else 0 :], options.dataset)
+            quality = _write_quality([*rows, *(base.left_out if base else ())], options, card)
             usable = [row for row in rows if row.slice_count]
             if not usable:
                 raise InputError(_none_usable(options, rows, failed))
@@ -158,40 +130,37 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
-def _find(options: Options) -> tuple[list[Scan], list[str], dict[str, str] | None]:
+def _workers(options: Options) -> Workers:
+    if options.executor == PROCESSES:
+        return Workers(options.workers or cpus.allowed())
+    return cluster_workers(options.executor, options.dataset)
+
+
+def _base(options: Options) -> VolumesFile:
+    if not options.output.exists():
+        raise InputError(f"--append: there is no {options.output} to add to yet. Leave --append away, and it is made.")
+    base = VolumesFile(options.output)
+    require_same_salt(base, options.salt)
+    return base
+
+
+def _nothing_new(base: VolumesFile, options: Options, console: Console) -> Summary:
+    quality = summary_table(findings_of([*base.rows, *base.left_out]))
+    summary = Summary(options.output, dataset_table(base.rows, base.classes, base.depth), [], quality)
+    console.result(summary.table, summary.document())
+    console.say(f"There is nothing to add. {base.path} stays as it is.")
+    return summary
+
+
+def _find(options: Options, pseudonyms: Pseudonyms) -> tuple[list[Scan], list[str], dict[str, str] | None]:
     """Scans, what looked wrong on the way, and part by patient where a manifest gives it."""
     if not is_manifest(options.dataset):
-        salt = None if options.keep_ids else options.output.with_name(options.output.name + ".salt")
-        return *find_dataset(options.dataset, options.series, Pseudonyms(salt, lasting=not options.check)), None
+        return *find_dataset(options.dataset, options.series, pseudonyms), None
     parts = manifest_parts(options.dataset)
     for name, given in (("--split-file", options.split_file), ("--same-as", options.same_as), ("--balance", options.balance)):
         if parts and given:
             raise UsageError(f"{options.dataset} has a split, which {name} would contradict. Leave one of them away.")
     return manifest_scans(options.dataset, options.series), [], parts
-
-
-def _require_sense(options: Options) -> tuple[float, float, float]:
-    """Shares of the parts.
-
-    Raises UsageError where options exclude each other.
-    """
-    given = {
-        "--split": options.sources.get("split", "default") != "default",
-        "--split-file": options.split_file is not None,
-        "--same-as": options.same_as is not None,
-        "--balance": options.balance,
-        "--check": options.check,
-        "--plan": options.plan,
-    }
-    for pair in (("--split", "--split-file"), ("--split", "--same-as"), ("--split-file", "--same-as"), ("--check", "--plan")):
-        if all(given[name] for name in pair):
-            raise UsageError(f"{pair[0]} and {pair[1]} exclude each other. Give one of them.")
-    for other in ("--split-file", "--same-as"):
-        if options.balance and given[other]:
-            raise UsageError(f"--balance and {other} exclude each other. Give one of them.")
-    if options.defects is not None and not options.plan:
-        raise UsageError("--defects goes with --plan. To leave listed scans out, pass --exclude.")
-    return parse_shares(options.split)
 
 
 def _plan(options: Options, shares: tuple[float, float, float], console: Console) -> Summary:
@@ -259,12 +228,17 @@ def _settings(options: Options, classes: list[str], deal: Deal, probed: list[tup
         "images": options.images,
         "on_problem": options.on_problem,
         "balance": options.balance,
+        "keep_ids": options.keep_ids,
         "parts": hashlib.sha256(json.dumps(given).encode()).hexdigest(),
         "listing": listing_hash.hexdigest(),
     }
     if options.lesions:
-        settings["lesions"] = hashlib.sha256(options.lesions.read_bytes()).hexdigest()
+        settings["lesions"] = _hash(options.lesions)
     return settings
+
+
+def _hash(path: Path | None) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
 
 
 def _pack(
@@ -278,7 +252,7 @@ def _pack(
     console: Console,
 ) -> None:
     """Write every scan that the file does not hold yet. One that is left out gets a row without slices until the file is finished."""
-    written = {row.source for row in writer.rows}
+    written = {row.source for row in writer.rows} & {scan.source for scan, _ in probed}
     if written:
         console.say(f"Continuing {writer.partial}: {len(written):,} of {len(probed):,} scans are there already.")
     todo = [(scan, found) for scan, found in probed if scan.source not in written]
@@ -331,7 +305,7 @@ def _report_check(rows: list[ScanRow], problems: list[str], options: Options, co
     if failed:
         console.warn(f"{len(failed):,} scans cannot be used:\n{listing(failed)}")
     summary = Summary(None, summary_table([]), failed, quality)
-    console.result(quality, {"quality": _records(quality), "failed": failed, "file": str(options.quality)})
+    console.result(quality, {"quality": records(quality), "failed": failed, "file": str(options.quality)})
     console.say(f"Wrote {options.quality}." if quality.rows else f"Nothing is wrong. Wrote {options.quality}, without a row.")
     return summary
 
@@ -342,7 +316,3 @@ def _none_usable(options: Options, rows: list[ScanRow], failed: list[str]) -> st
     if options.lesions and all(row.image_kind == options.images for row in rows):
         return f"No scan under {options.dataset} has slices that {options.lesions} lists. Its rows are such as NCP/96/1328/0032.png."
     return f"No scan under {options.dataset} is a {options.images} one. Pass --images all, or the other kind."
-
-
-def _records(table: Table) -> list[dict[str, Any]]:
-    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
 from ctcovid.scans.kind import looks_masked
@@ -36,7 +36,10 @@ class Look:
 def look(pixels: np.ndarray) -> Look:
     """The look of a slice, uint8 (H, W)."""
     height, width = pixels.shape
-    thumbnail = np.asarray(Image.fromarray(square(pixels, max(height, width))).resize((SIDE, SIDE), Image.Resampling.BOX))
+    side = max(height, width)
+    whole = Image.fromarray(square(pixels, side))
+    # Whole squares of pixels are averaged in half the time that a filter takes.
+    thumbnail = np.asarray(whole.reduce(side // SIDE) if side % SIDE == 0 else whole.resize((SIDE, SIDE), Image.Resampling.BOX))
     first = pixels.flat[0]
     constant = bool(thumbnail.min() == thumbnail.max() and (pixels == first).all())
-    return Look(thumbnail, zlib.crc32(pixels.tobytes()), height, width, constant, looks_masked(thumbnail))
+    return Look(thumbnail, isal_zlib.crc32(np.ascontiguousarray(pixels)), height, width, constant, looks_masked(thumbnail))

@@ -25,6 +25,16 @@ class Pseudonyms:
         self.salt_file, self.lasting = salt_file, lasting
         self._salt = b""
 
+    @property
+    def mark(self) -> str:
+        """What tells this salt from another one and says nothing else of it."""
+        return self("the mark of a salt")
+
+    @property
+    def used(self) -> bool:
+        """Whether a name has been asked for."""
+        return bool(self._salt)
+
     def __call__(self, identifier: str) -> str:
         """A name of 16 hexadecimal digits.
 

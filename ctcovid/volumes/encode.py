@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
 import numpy as np
+from isal import isal_zlib
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.kind import in_colour
@@ -18,9 +16,8 @@ from ctcovid.scans.quality import Unusable
 from ctcovid.scans.read import ScanFormat, probe, read_slices, scan_format, square
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import Window
+from ctcovid.volumes.chunk import chunk_bytes
 
-# gzip is the one filter that every HDF5 tool has; level 1 costs least for what it saves on CT.
-CHUNK_OPTIONS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
 # Slices per task: large enough that handing over costs nothing, small enough that memory stays small.
 BATCH = 8
 
@@ -63,11 +60,9 @@ def encode_slices(job: Job) -> list[Encoded]:
 
 
 def _encoded(pixels: np.ndarray, size: int) -> Chunk:
-    seen, pixels = look(pixels), square(pixels, size)
-    # HDF5 itself makes the chunk, in memory, so that its bytes are what any HDF5 library expects.
-    with h5py.File("chunk", "w", driver="core", backing_store=False) as file:
-        dataset = file.create_dataset("slice", data=pixels[None], chunks=(1, size, size), **CHUNK_OPTIONS)
-        return Chunk(dataset.id.read_direct_chunk((0, 0, 0))[1], zlib.crc32(pixels.tobytes()), seen)
+    seen, fitted = look(pixels), square(pixels, size)
+    # A slice that has the size already is not summed up twice.
+    return Chunk(chunk_bytes(fitted), seen.digest if fitted is pixels else isal_zlib.crc32(fitted), seen)
 
 
 def unusable(path: Path, error: InputError) -> Unusable:

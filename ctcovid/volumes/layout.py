@@ -10,6 +10,8 @@ import h5py
 
 FORMAT = "ctcovid-volumes"
 FORMAT_VERSION = 1
+# The table of scans that were left out, like that of scans.
+LEFT_OUT = "left_out"
 PARTS = ("train", "valid", "test")
 
 
@@ -49,12 +51,12 @@ def fingerprint(size: int, classes: list[str], rows: list[ScanRow]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def read_rows(file: h5py.File) -> list[ScanRow]:
-    """The rows of ``/scans``; of a file that is being written, those that all columns have.
+def read_rows(file: h5py.File, group: str = "scans") -> list[ScanRow]:
+    """The rows of ``/scans``, or of another such table; of a file that is being written, those that all columns have.
 
     Raises KeyError or OSError where the table is damaged.
     """
-    table = {name: file["scans"][name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+    table = {name: file[group][name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
     count = min(len(dataset) for dataset in table.values())
     content: dict[str, Any] = {name: [str(text) for text in table[name].asstr()[:count]] for name in TEXT_COLUMNS}
     content |= {name: [int(number) for number in table[name][:count]] for name in NUMBER_COLUMNS}

@@ -13,7 +13,7 @@ import numpy as np
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.window import LUNG, Window
-from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, PARTS, ScanRow, fingerprint, read_rows
+from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, PARTS, ScanRow, fingerprint, read_rows
 from ctcovid.volumes.split import patients_in_two_parts
 
 
@@ -32,7 +32,9 @@ class VolumesFile:
     Attributes
     ----------
     path, depth, size, classes, positive, window : as in the file
+    settings : what the content depends on, by name
     rows : one ScanRow per scan
+    left_out : a ScanRow, without slices, per scan that was left out for what is wrong with it or for its kind
     fingerprint : what a trained model remembers the data by
 
     Raises InputError, saying what to do, where the file is absent, foreign, unfinished, newer, damaged, or has a patient in two parts.
@@ -49,8 +51,11 @@ class VolumesFile:
                 self.depth, self.size = int(file.attrs["depth"]), int(file.attrs["size"])
                 self.classes = [str(name) for name in file.attrs["classes"]]
                 self.positive = str(file.attrs["positive"])
-                self.window = _window(str(file.attrs.get("settings", "{}")))
+                self.settings: dict[str, Any] = json.loads(str(file.attrs.get("settings", "{}")))
+                self.window = _window(self.settings)
                 self.rows = read_rows(file)
+                # Files from before there was such a table lack it.
+                self.left_out = read_rows(file, LEFT_OUT) if LEFT_OUT in file else []
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
         strange = [row.source for row in self.rows if row.label not in self.classes or row.split not in PARTS or row.slice_count < 1]
@@ -91,10 +96,9 @@ class VolumesFile:
         return {**self.__dict__, "_handle": None, "_process": -1}
 
 
-def _window(settings: str) -> Window:
+def _window(settings: dict[str, Any]) -> Window:
     """The window that Hounsfield units were brought to grey by; files from before there was a choice have the default."""
-    content = json.loads(settings)
-    level, width = content.get("window", (LUNG.level, LUNG.width))
+    level, width = settings.get("window", (LUNG.level, LUNG.width))
     return Window(float(level), float(width))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,7 +22,7 @@ Sizes = dict[tuple[str, str], int]
 @dataclass(frozen=True)
 class Deal:
     """How patients are dealt to parts: as `parts` has them; or of each class and part as many slices as `sizes` says; or by shares, of
-    all patients, or of so many that the classes are in balance.
+    all patients, or of so many that the classes are in balance. Who is `known` has a part already, and keeps it.
     """
 
     shares: tuple[float, float, float]
@@ -30,6 +30,7 @@ class Deal:
     parts: dict[str, str] | None = None
     sizes: Sizes | None = None
     balance: bool = False
+    known: dict[str, str] = field(default_factory=dict)
 
 
 def slices_by_part(rows: Iterable[ScanRow]) -> Sizes:
@@ -104,7 +105,7 @@ def choose(
 ) -> list[ScanRow]:
     """The rows that take part, each with its part. One id is one patient, in whichever class folders it stands."""
     if deal.parts is not None:
-        return [replace(row, split=deal.parts[row.patient]) for row in rows]
+        return [replace(row, split=(deal.parts | deal.known)[row.patient]) for row in rows]
     labels, slices = patients_of(rows, classes, depth)
     if deal.sizes is not None:
         parts = matched(labels, slices, deal.sizes, deal.seed)
@@ -112,7 +113,8 @@ def choose(
         parts = balanced(labels, slices, deal.shares, deal.seed)
     else:
         # Patients of whom no volume comes must not take the places of others; they fill up the training part.
-        parts = dict.fromkeys((row.patient for row in rows), "train") | split_patients(labels, deal.shares, deal.seed)
+        parts = dict.fromkeys((row.patient for row in rows), "train") | split_patients(labels, deal.shares, deal.seed, deal.known)
+        parts |= deal.known
     chosen = [replace(row, split=parts[row.patient]) for row in rows if row.patient in parts]
     return cut_to(chosen, deal.sizes) if deal.sizes is not None else chosen
 

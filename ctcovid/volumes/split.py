@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,9 @@ from ctcovid.scans.contents import natural_key
 from ctcovid.volumes.layout import PARTS, ScanRow
 
 
-def split_patients(patients: dict[str, str], shares: tuple[float, float, float], seed: int) -> dict[str, str]:
+def split_patients(
+    patients: dict[str, str], shares: tuple[float, float, float], seed: int, known: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """Assign patients to "train", "valid" and "test".
 
     Parameters
@@ -21,21 +25,39 @@ def split_patients(patients: dict[str, str], shares: tuple[float, float, float],
     patients : class by patient
     shares : of train, valid and test, summing to 1 (Table 1 has about 60, 20 and 20 %)
     seed : the same seed and patients give the same split, whatever the order of `patients`
+    known : part by patient, of those who have one already and keep it
 
     Returns
     -------
-    part by patient. A class with too few patients for three parts fills them in the order train, test, valid.
+    part by patient. A class with too few patients for three parts fills them in the order train, test, valid. Where a class has patients
+    with a part, each further one goes to the part that lacks most of its share.
     """
-    parts: dict[str, str] = {}
+    parts = {patient: known[patient] for patient in patients if patient in known}
     for label in sorted(set(patients.values())):
-        members = sorted((patient for patient, of in patients.items() if of == label), key=natural_key)
+        have = Counter(known[patient] for patient, of in patients.items() if of == label and patient in known)
+        members = sorted((patient for patient, of in patients.items() if of == label and patient not in known), key=natural_key)
         np.random.default_rng([seed, *label.encode()]).shuffle(members)
+        if have:
+            parts |= _joining(members, have, shares)
+            continue
         test, valid = _count(shares[2], len(members), 2), _count(shares[1], len(members), 3)
         if shares[0] > 0:
             while test + valid >= len(members):
                 valid, test = (valid - 1, test) if valid else (valid, test - 1)
         for position, patient in enumerate(members):
             parts[patient] = "test" if position < test else "valid" if position < test + valid else "train"
+    return parts
+
+
+def _joining(members: list[str], have: Counter[str], shares: tuple[float, float, float]) -> dict[str, str]:
+    """Part by further patient of a class whose parts have so many."""
+    wanted = dict(zip(PARTS, shares, strict=True))
+    parts: dict[str, str] = {}
+    for patient in members:
+        total = have.total() + 1
+        part = max(("train", "test", "valid"), key=lambda part: wanted[part] * total - have[part])
+        parts[patient] = part
+        have[part] += 1
     return parts
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,14 @@ from typing import Any
 
 import h5py
 import numpy as np
+from isal import isal_zlib
 
 from ctcovid import __version__
 from ctcovid.base.errors import InputError
-from ctcovid.volumes.encode import CHUNK_OPTIONS, Chunk
-from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, NUMBER_COLUMNS, TEXT_COLUMNS, ScanRow, columns, read_rows
+from ctcovid.volumes.chunk import CHUNK_OPTIONS
+from ctcovid.volumes.encode import Chunk
+from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, NUMBER_COLUMNS, TEXT_COLUMNS, ScanRow, columns, read_rows
+from ctcovid.volumes.reader import VolumesFile
 
 
 class VolumesWriter:
@@ -30,16 +33,26 @@ class VolumesWriter:
     depth, size : slices per volume, pixels per side
     classes, positive : class names in order, and the one that precision and recall are about
     settings : what the content depends on. A partial file with the same settings is continued, any other is begun anew
+    base : a complete file whose scans come first, as they are
     """
 
-    def __init__(self, path: Path, depth: int, size: int, classes: list[str], positive: str, settings: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        depth: int,
+        size: int,
+        classes: list[str],
+        positive: str,
+        settings: dict[str, Any],
+        base: VolumesFile | None = None,
+    ) -> None:
+        self.path, self.base = path, base
         self.partial, self.leftover = (path.with_name(path.name + ending) for ending in (".partial", ".partial.old"))
         self.depth, self.size, self.classes, self.positive = depth, size, classes, positive
         self.settings = json.dumps(settings, sort_keys=True, ensure_ascii=False)
         self.rows: list[ScanRow] = []
-        # Of each row the checksums of its slices, for a row may change when all scans are known.
-        self.crcs: list[list[int]] = []
+        # Of each row the checksums of its slices, for a row may change when all scans are known. Those of the base do not.
+        self.crcs: list[list[int] | None] = []
 
     def __enter__(self) -> VolumesWriter:
         try:
@@ -48,7 +61,9 @@ class VolumesWriter:
             rows, crcs = self._keep_best_leftover()
             self._begin()
             if rows:
-                self._copy(rows, crcs)
+                self._copy(self.leftover, rows, crcs)
+            if self.base and (missing := self.base.rows[len(self.rows) :]):
+                self._copy(self.base.path, missing, [None] * len(missing))
             self.leftover.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"{self.partial} cannot be written: {error}. Choose another place with --output.") from error
@@ -86,7 +101,7 @@ class VolumesWriter:
         with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError), h5py.File(path, "r", locking=False) as file:
             if file.attrs["settings"] == self.settings:
                 for row in read_rows(file):
-                    crcs = [zlib.crc32(file["slices"][index].tobytes()) for index in range(row.first_slice, _end([row]))]
+                    crcs = [isal_zlib.crc32(file["slices"][index]) for index in range(row.first_slice, _end([row]))]
                     if row.first_slice != _end(rows) or row.crc32 != _checksum(row, crcs):
                         break
                     rows.append(row)
@@ -100,23 +115,24 @@ class VolumesWriter:
         self.slices = self.file.create_dataset(
             "slices", (0, side, side), np.uint8, maxshape=(None, side, side), chunks=(1, side, side), **CHUNK_OPTIONS
         )
-        table = self.file.create_group("scans")
-        for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS):
-            kind = h5py.string_dtype() if name in TEXT_COLUMNS else np.int64
-            table.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,))
+        group = self.file.create_group("scans")
+        kinds = {name: h5py.string_dtype() if name in TEXT_COLUMNS else np.int64 for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+        self.table = {name: group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,)) for name, kind in kinds.items()}
         self.file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, settings=self.settings, complete=False)
         self.file.flush()
 
-    def _copy(self, rows: list[ScanRow], crcs: list[list[int]]) -> None:
-        """Take over scans of the leftover, compressed as they are: of each the slices that its row speaks of."""
-        with h5py.File(self.leftover, "r", locking=False) as file:
-            for row, of_slices in zip(rows, crcs, strict=True):
-                first, row = row.first_slice, replace(row, first_slice=_end(self.rows))
-                self.slices.resize(_end([row]), axis=0)
+    def _copy(self, path: Path, rows: list[ScanRow], crcs: Sequence[list[int] | None]) -> None:
+        """Take over scans of another file, compressed as they are: of each the slices that its row speaks of."""
+        with h5py.File(path, "r", locking=False) as file:
+            old = file["slices"].id
+            moved: list[ScanRow] = []
+            for row in rows:
+                moved.append(replace(row, first_slice=_end(moved or self.rows)))
+                self.slices.resize(_end(moved), axis=0)
                 for index in range(row.slice_count):
-                    data = file["slices"].id.read_direct_chunk((first + index, 0, 0))[1]
-                    self.slices.id.write_direct_chunk((row.first_slice + index, 0, 0), data)
-                self._append(row, of_slices)
+                    data = old.read_direct_chunk((row.first_slice + index, 0, 0))[1]
+                    self.slices.id.write_direct_chunk((moved[-1].first_slice + index, 0, 0), data)
+            self._append(moved, crcs)
         self.file.flush()
 
     def add(self, row: ScanRow, chunks: Iterable[Chunk]) -> None:
@@ -129,16 +145,19 @@ class VolumesWriter:
             crcs.append(chunk.crc32)
         # The pixels are on their way to the disk before the row that speaks of them.
         self.file.flush()
-        self._append(row, crcs)
+        self._append([row], [crcs])
         self.file.flush()
 
-    def _append(self, row: ScanRow, crcs: list[int]) -> None:
-        self.rows.append(replace(row, crc32=_checksum(row, crcs)))
-        self.crcs.append(crcs)
-        for name, (value,) in columns(self.rows[-1:]).items():
-            dataset = self.file["scans"][name]
-            dataset.resize(len(self.rows), axis=0)
-            dataset[-1] = value
+    def _append(self, rows: Sequence[ScanRow], crcs: Sequence[list[int] | None]) -> None:
+        """Add rows to the table; of each the checksums of its slices, or None where it has its own already."""
+        first = len(self.rows)
+        self.rows += [
+            row if of_slices is None else replace(row, crc32=_checksum(row, of_slices)) for row, of_slices in zip(rows, crcs, strict=True)
+        ]
+        self.crcs += crcs
+        for name, values in columns(self.rows[first:]).items():
+            self.table[name].resize(len(self.rows), axis=0)
+            self.table[name][first:] = values
 
     def finish(self, chosen: list[ScanRow] | None = None) -> None:
         """Keep the rows that were chosen, add the virtual ``/volumes`` and the attributes, mark the file complete and give it its name.
@@ -148,8 +167,12 @@ class VolumesWriter:
         chosen : in the order of `rows`, some of them, with their part filled in; `first_slice` and `slice_count` may be narrowed to a
             stretch of a scan. All rows as they are where it is None
         """
+        left_out = [*(self.base.left_out if self.base else []), *(row for row in self.rows if not row.slice_count)]
         if chosen is not None:
             self._keep(chosen)
+        for name, values in columns(left_out).items() if left_out else ():
+            kind = h5py.string_dtype() if name in TEXT_COLUMNS else np.int64
+            self.file.create_dataset(f"{LEFT_OUT}/{name}", data=values, dtype=kind)
         self._add_volumes()
         kinds = {row.image_kind for row in self.rows}
         self.file.attrs.update(
@@ -175,7 +198,7 @@ class VolumesWriter:
         for row in chosen:
             whole, of_slices = crcs_of[row.source]
             skipped = row.first_slice - whole.first_slice
-            crcs.append(of_slices[skipped : skipped + row.slice_count])
+            crcs.append(of_slices and of_slices[skipped : skipped + row.slice_count])
         everything = sum(row.slice_count for row in chosen) == _end(self.rows)
         self.rows, self.crcs = [], []
         if not everything:
@@ -183,12 +206,11 @@ class VolumesWriter:
             self.file.close()
             self.partial.replace(self.leftover)
             self._begin()
-            self._copy(chosen, crcs)
+            self._copy(self.leftover, chosen, crcs)
             return
-        for dataset in self.file["scans"].values():
-            dataset.resize(0, axis=0)
-        for row, of_slices in zip(chosen, crcs, strict=True):
-            self._append(row, of_slices)
+        for column in self.table.values():
+            column.resize(0, axis=0)
+        self._append(chosen, crcs)
 
     def _add_volumes(self) -> None:
         counts = [row.volume_count(self.depth) for row in self.rows]

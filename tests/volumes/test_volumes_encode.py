@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from ctcovid.scans.quality import Unusable
@@ -47,18 +46,6 @@ def test_chunk_knows_whether_the_slice_is_masked(sample_data: Path) -> None:
     complete, masked = (sample_data / name for name in ("ccccii/NCP/16/1164/0070.png", "ccccii-segmented/NCP/96/1328/0058.png"))
     chunks = encode_slices(Job(pictures(complete, masked), 8, 64, LUNG))
     assert [chunk.look.masked for chunk in chunks if isinstance(chunk, Chunk)] == [False, True]
-
-
-def test_encoding_leaves_no_file_behind(make_scan: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HDF5 makes the chunk in memory, under the name of a file that it must not make, nor touch where there is one."""
-    slices = tuple(sorted(make_scan(tmp_path / "scan").iterdir()))
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    encode_slices(Job(pictures(*slices), 8, 32, LUNG))
-    assert list((tmp_path / "empty").iterdir()) == []
-    (tmp_path / "empty" / "chunk").write_text("mine")
-    encode_slices(Job(pictures(*slices), 8, 32, LUNG))
-    assert (tmp_path / "empty" / "chunk").read_text() == "mine"
 
 
 def test_slices_that_cannot_be_read_say_why_and_the_others_are_encoded(make_scan: Callable[..., Path], tmp_path: Path) -> None:

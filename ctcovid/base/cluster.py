@@ -1,0 +1,180 @@
+"""Workers on a cluster in place of processes here: a Dask scheduler, or the processes of an MPI job."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Executor, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from ctcovid.base.errors import CtcovidError, UsageError
+from ctcovid.base.signals import ignore_stopping
+from ctcovid.base.workers import Result, Task, Workers
+
+PROCESSES, DASK, MPI = "processes", "dask", "mpi"
+# Seconds that a scheduler has to answer, and that a cluster may be without a single worker.
+ANSWER, PATIENCE = 30, 120
+# How often, in seconds, a cluster that grows and shrinks is asked for its size.
+ASK_AGAIN = 10.0
+
+
+def require_engine(name: str) -> None:
+    """Raises UsageError where `name` is not ``processes``, ``dask``, ``dask://HOST:PORT`` or ``mpi``, or what it takes is not there."""
+    engine = name.split("://")[0]
+    if name not in (PROCESSES, DASK, MPI) and not (engine == DASK and name.removeprefix("dask://")):
+        raise UsageError(f"--executor {name}: give processes, dask://HOST:8786 (a Dask scheduler), dask (the one that Dask knows), or mpi.")
+    for extra, package, called in ((DASK, "distributed", "Dask"), (MPI, "mpi4py", "mpi4py")):
+        if engine == extra and importlib.util.find_spec(package) is None:
+            raise UsageError(f"--executor {extra} needs {called}, which is not installed: pip install 'ctcovid[{extra}]'")
+    if engine == DASK:
+        scheduler_address(name)
+
+
+def cluster_workers(name: str, shared: Path) -> Workers:
+    """The workers of engine `name`, which must see `shared`, the folder or file that is to be read.
+
+    Raises UsageError where the engine does not answer.
+    """
+    return MpiWorkers(shared) if name == MPI else DaskWorkers(scheduler_address(name), shared)
+
+
+def scheduler_address(name: str) -> str:
+    """The address behind ``dask://HOST:PORT``, or behind ``dask`` that in Dask's own settings, such as DASK_SCHEDULER_ADDRESS.
+
+    Raises UsageError where these have none.
+    """
+    import dask
+
+    address = dask.config.get("scheduler-address", None) if name == DASK else name.replace("dask://", "tcp://", 1)
+    if not address:
+        raise UsageError("--executor dask: which scheduler? Give dask://HOST:8786, or set DASK_SCHEDULER_ADDRESS.")
+    return str(address)
+
+
+@dataclass(frozen=True)
+class Seeing(Generic[Task, Result]):
+    """`work` for a worker that sees what is to be read. One that does not would take every file for lost."""
+
+    work: Callable[[Task], Result]
+    shared: Path
+
+    def __call__(self, task: Task) -> Result:
+        """Raises CtcovidError, with the node's name, where it does not see it."""
+        if not self.shared.exists():
+            raise CtcovidError(
+                f"{socket.gethostname()} does not see {self.shared}. Put the scans on a disk that all nodes of the cluster share."
+            )
+        return self.work(task)
+
+
+class ClusterWorkers(Workers):
+    """Workers elsewhere. What they have lost is done again by their engine, or the run ends with what there is to do about it."""
+
+    def __init__(self, pool: Executor, shared: Path) -> None:
+        self.pool, self.shared = pool, shared.absolute()
+
+    def submit(self, work: Callable[[Task], Result], task: Task) -> Future[Result]:
+        return self.pool.submit(Seeing(work, self.shared), task)
+
+    def result(self, future: Future[Result]) -> Result:
+        """Raises CtcovidError where the engine is gone, or cannot run ctcovid."""
+        try:
+            self.wait(future)
+            return future.result()
+        except (ImportError, AttributeError) as error:
+            raise CtcovidError(f"A worker cannot run this ctcovid ({error}). Install the same version on all nodes.") from error
+
+    def wait(self, future: Future[Any]) -> None:
+        """Return when the task is done."""
+        wait([future])
+
+
+class DaskWorkers(ClusterWorkers):
+    """The workers of the Dask scheduler at `address`, however many it has just then."""
+
+    def __init__(self, address: str, shared: Path) -> None:
+        from distributed import Client
+
+        # What it has to say of lost connections is said by an error here.
+        for logger in ("distributed", "distributed.client"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        try:
+            self.client = Client(address, timeout=ANSWER, set_as_default=False)
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            raise UsageError(f"No Dask scheduler answers at {address}. Start one with dask scheduler, or mend the address.") from error
+        self.address, self.asked, self.seen, self.threads = address, 0.0, time.monotonic(), 0
+        # Each task is a new one, whatever it reads: nothing is gained by looking for an earlier result.
+        super().__init__(self.client.get_executor(pure=False), shared)
+
+    def __exit__(self, *failure: object) -> None:
+        self.pool.shutdown(wait=False)
+        self.client.close(timeout=ANSWER)
+
+    def room(self) -> int:
+        """Two tasks for each thread that the cluster has now."""
+        if time.monotonic() > self.asked + ASK_AGAIN:
+            self._ask()
+        return 2 * self.threads + 2
+
+    def wait(self, future: Future[Any]) -> None:
+        while not wait([future], timeout=1).done:
+            self._ask()
+            if time.monotonic() > self.seen + PATIENCE:
+                raise CtcovidError(
+                    f"The Dask scheduler at {self.address} has no workers. Start some with dask worker, and run the same line again."
+                )
+
+    def result(self, future: Future[Result]) -> Result:
+        from distributed import KilledWorker
+
+        try:
+            return super().result(future)
+        except KilledWorker as error:
+            raise CtcovidError(
+                "Several Dask workers died of the same slices, most likely for want of memory. Give them more, and run the same line again."
+            ) from error
+        except CancelledError as error:
+            raise self._lost() from error
+
+    def _ask(self) -> None:
+        try:
+            self.threads = sum(self.client.nthreads().values())
+        except (OSError, RuntimeError, ValueError, asyncio.TimeoutError) as error:
+            raise self._lost() from error
+        self.asked = time.monotonic()
+        if self.threads:
+            self.seen = self.asked
+
+    def _lost(self) -> CtcovidError:
+        return CtcovidError(f"The Dask scheduler at {self.address} is gone. Start it again, and run the same line again.")
+
+
+class MpiWorkers(ClusterWorkers):
+    """The other processes of ``mpiexec python -m mpi4py.futures -m ctcovid``, or processes that MPI starts for this one."""
+
+    def __init__(self, shared: Path) -> None:
+        try:
+            from mpi4py.futures import MPIPoolExecutor
+        except (ImportError, RuntimeError) as error:
+            raise UsageError(
+                f"--executor mpi: mpi4py finds no MPI ({str(error).splitlines()[0]}). Load the cluster's MPI module."
+            ) from error
+        # The tasks name what they need; the command itself must not be run again by each process.
+        pool = MPIPoolExecutor(main=False, initializer=ignore_stopping)
+        pool.bootup(wait=True)
+        self.count = pool.num_workers
+        if not self.count:
+            raise UsageError("--executor mpi: no worker processes. Start it as mpiexec -n 8 python -m mpi4py.futures -m ctcovid prepare …")
+        super().__init__(pool, shared)
+
+    def __exit__(self, *failure: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def room(self) -> int:
+        return 2 * self.count + 2

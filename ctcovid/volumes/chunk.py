@@ -1,0 +1,37 @@
+"""One slice as a chunk of the HDF5 file: deflated, with its checksum, as the library's own filters would have made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+
+# gzip is the one filter that every HDF5 tool has. Its level here is what a tool uses that adds slices to the file.
+CHUNK_OPTIONS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
+# ISA-L's level 2 makes of CT about what zlib's level 1 does, in a quarter of the time.
+LEVEL = 2
+ROW = 256
+
+
+def chunk_bytes(pixels: np.ndarray) -> bytes:
+    """The bytes of a chunk that holds `pixels`, uint8 (H, W): a zlib stream, and its Fletcher-32, little end first."""
+    stream: bytes = isal_zlib.compress(np.ascontiguousarray(pixels), LEVEL)
+    return stream + fletcher32(stream).to_bytes(4, "little")
+
+
+def fletcher32(data: bytes) -> int:
+    """HDF5's Fletcher-32: sums of 16-bit words, high end first, modulo 65535.
+
+    HDF5 sums by folding carries back, which ends at 65535 where a remainder would be 0; only zeros alone give 0.
+    """
+    # Word i counts n - i times in the second sum. Sums of rows and of columns give that without a product for each word.
+    count = -(-len(data) // 2)
+    words = np.frombuffer(data + bytes(-len(data) % (2 * ROW)), ">u2").reshape(-1, ROW)
+    rows, columns = words.sum(1, dtype=np.int64), words.sum(0, dtype=np.int64)
+    second = rows @ (count - ROW * np.arange(len(rows))) - columns @ np.arange(ROW)
+    return _folded(int(second)) << 16 | _folded(int(rows.sum()))
+
+
+def _folded(total: int) -> int:
+    return (total - 1) % 65535 + 1 if total else 0
