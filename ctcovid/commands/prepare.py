@@ -54,6 +54,9 @@ def run(options: Options, console: Console) -> Summary:
         return _plan(options, shares, console)
     if not options.check:
         claim_file(options.output, options.overwrite or options.append)
+    elif options.output.exists() and not options.overwrite:
+        # The findings of a check may be replaced by those of the next one, those of a prepared file may not.
+        claim_file(options.quality, overwrite=False)
     window = parse_window(options.window)
     pseudonyms = Pseudonyms(None if options.keep_ids else options.salt, lasting=not options.check)
     scans, problems, parts = _find(options, pseudonyms)
@@ -76,6 +79,12 @@ def run(options: Options, console: Console) -> Summary:
     patients, slices = len({scan.patient for scan in scans}), sum(len(scan.slices) for scan in scans)
     console.say(f"Found {len(scans):,} scans of {patients:,} patients in {', '.join(classes)}: {slices:,} slices.")
     warn_of(scans, console)
+    if options.check:
+        with StopRequest() as stop, _workers(options) as pool:
+            probed = _probe(scans, pool, stop, console)
+            rows = [row for row, _ in _judged(probed, None, window, wishes, pool, stop, console)]
+        return _report_check(rows, problems, options, console)
+
     longest = max(len(scan.slices) for scan in scans)
     if not longest:
         reasons = [f"{scan.folder}: {one.message}" for scan in scans for one in scan.findings if one.action == SCAN_DROPPED]
@@ -84,12 +93,6 @@ def run(options: Options, console: Console) -> Summary:
         raise InputError(
             f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
         )
-    if options.check:
-        with StopRequest() as stop, _workers(options) as pool:
-            probed = _probe(scans, pool, stop, console)
-            rows = [row for row, _ in _judged(probed, None, window, wishes, pool, stop, console)]
-        return _report_check(rows, problems, options, console)
-
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
     with card.recording(), StopRequest() as stop, _workers(options) as pool:
         if problems:
@@ -213,7 +216,8 @@ def _settings(options: Options, classes: list[str], deal: Deal, probed: list[tup
     """All that the file's content depends on: a killed run is continued only where none of it has changed."""
     listing_hash = hashlib.sha256()
     for scan, found in probed:
-        listing_hash.update(repr((scan.source, found)).encode())
+        turned = (scan.stack.turn, scan.stack.frames) if scan.stack else None
+        listing_hash.update(repr((scan.source, scan.id, scan.patient, scan.label, turned, found)).encode())
         for path in dict.fromkeys(scan.slices):
             state = path.stat()
             listing_hash.update(repr((path.name, state.st_size, state.st_mtime_ns)).encode())

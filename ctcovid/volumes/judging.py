@@ -40,10 +40,10 @@ def judged(scan: Scan, probed: Probed, slices: list[Encoded], wishes: Wishes) ->
     Raises InputError at a scan with a problem where that was wished for.
     """
     verdict = verdict_of(scan, probed.colour, [one.look if isinstance(one, Chunk) else one for one in slices])
+    verdict = _as_wished(scan, verdict, wishes)
     if 0 < len(verdict.kept) < wishes.depth:
         message = f"{len(verdict.kept)} slices are fewer than a volume of depth {wishes.depth} takes."
         verdict = replace(verdict, findings=(*verdict.findings, Finding("too-few-slices", INFO, message, KEPT)))
-    verdict = _as_wished(scan, verdict, wishes)
     form = probed.form
     checks: dict[str, Any] = {"height": form.height, "width": form.width, "bits": form.bits}
     if scan.geometry is not None:
@@ -81,7 +81,11 @@ def _as_wished(scan: Scan, verdict: Verdict, wishes: Wishes) -> Verdict:
         return replace(verdict, findings=(*others, Finding(verdict.kind, INFO, message, SCAN_DROPPED)), kept=())
     if wishes.lesions is not None and any(source.startswith(f"{scan.label}/") for source in wishes.lesions):
         listed = wishes.lesions.get(scan.source, set())
-        return replace(verdict, kept=tuple(place for place in verdict.kept if scan.slices[place].stem in listed))
+        kept = tuple(place for place in verdict.kept if scan.slices[place].stem in listed)
+        if kept or not verdict.kept:
+            return replace(verdict, kept=kept)
+        finding = Finding("no-lesions", INFO, "None of its slices is in the list of those with lesions.", SCAN_DROPPED)
+        return replace(verdict, findings=(*verdict.findings, finding), kept=())
     return verdict
 
 

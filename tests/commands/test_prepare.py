@@ -406,6 +406,25 @@ def test_slice_that_changed_since_begins_anew(
         assert np.array_equal(file["slices"][0], np.eye(SIZE))
 
 
+def test_label_that_changed_since_begins_anew(dataset: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a list, whose paths and files stay as they were."""
+    rows = [(folder.relative_to(tmp_path), folder.parts[-3], folder.parts[-2]) for folder in sorted(dataset.glob("*/*/*"))]
+
+    def write(rows: list[tuple[Path, str, str]]) -> Path:
+        (tmp_path / "scans.csv").write_text(
+            "path,label,patient\n" + "".join(f"{path},{label},{patient}\n" for path, label, patient in rows)
+        )
+        return tmp_path / "scans.csv"
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        leave_after(patch, 5, fail)
+        prepare(write(rows), output)
+    (path, label, _), *others = rows
+    prepare(write([(path, label, "renamed"), *others]), output)
+    with h5py.File(output, "r") as file:
+        assert file["scans/patient"].asstr()[0] == "renamed"
+
+
 def test_damaged_scan_stays_left_out_and_named_when_the_run_continues(
     dataset: Path, output: Path, one_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

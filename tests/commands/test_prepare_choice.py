@@ -16,7 +16,7 @@ from PIL import Image
 from test_prepare import OneProcess, content, ctcovid, cut_short, fail, leave_after, pixels, snapshot, sources
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError
+from ctcovid.base.errors import InputError, OutputExistsError, UsageError
 from ctcovid.commands import prepare as module
 from ctcovid.commands.prepare import Options, Summary
 from ctcovid.phantom.chest import slices_of_chest
@@ -105,6 +105,16 @@ def test_check_finds_the_same_and_writes_nothing_else(archive: Path, tmp_path: P
     assert after.keys() - before.keys() == {str(tmp_path / "out" / "quality.csv")} and before.items() <= after.items()
     assert quality(tmp_path / "out" / "quality.csv") == FOUND
     assert summary.output is None and len(summary.failed) == 1
+
+
+def test_check_leaves_the_findings_of_a_prepared_file_and_needs_no_scan_that_can_be_used(archive: Path, tmp_path: Path) -> None:
+    prepare(archive, tmp_path / "volumes.h5")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputExistsError, match=r"quality\.csv"):
+        prepare(archive, tmp_path / "volumes.h5", check=True)
+    assert snapshot(tmp_path) == before
+    summary = prepare(archive, tmp_path / "out" / "volumes.h5", check=True, depth=500)
+    assert summary.quality.rows
 
 
 def test_scans_that_need_repair_are_dropped_or_stop_the_run_on_request(archive: Path, tmp_path: Path) -> None:
@@ -220,6 +230,9 @@ def test_of_diseased_classes_listed_slices_alone_are_kept(uneven: Path, tmp_path
     assert {source for source in found if source.startswith("NCP")} == {f"NCP/NCP{patient}/1" for patient in (0, 1, 2)}
     assert all(np.array_equal(found[f"NCP/NCP{patient}/1"], whole[f"NCP/NCP{patient}/1"][2:7]) for patient in (0, 1, 2))
     assert all(np.array_equal(found[source], whole[source]) for source in whole if not source.startswith("NCP"))
+    unlisted = {source for source in whole if source.startswith("NCP")} - set(found)
+    noted = [scan for scan, code, action, _ in quality(tmp_path / "quality.csv") if (code, action) == ("no-lesions", "scan dropped")]
+    assert unlisted and set(noted) == unlisted
 
 
 def test_excluded_scans_are_left_out_and_those_that_are_not_there_are_counted(
