@@ -105,7 +105,8 @@ def choose(
 ) -> list[ScanRow]:
     """The rows that take part, each with its part. One id is one patient, in whichever class folders it stands."""
     if deal.parts is not None:
-        return [replace(row, split=(deal.parts | deal.known)[row.patient]) for row in rows]
+        given = deal.parts | deal.known
+        return [replace(row, split=given[row.patient]) for row in rows]
     labels, slices = patients_of(rows, classes, depth)
     if deal.sizes is not None:
         parts = matched(labels, slices, deal.sizes, deal.seed)

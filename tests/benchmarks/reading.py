@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder of slices to write in each format")
     parser.add_argument("--slices", type=int, default=SLICES)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--format", action="append", choices=list(FORMATS), help="only this one; may be given several times")
     options = parser.parse_args()
     if options.pictures:
         greys = read_scan(find_scans([options.pictures])[0], SIZE)[: options.slices]
@@ -131,7 +132,8 @@ def main() -> None:
         greys = np.stack([drawn.pixels for drawn in slices_of_chest("NCP", options.slices, SIZE, SEED, 0, 0, 0.2)])
     print("| format | decoder, slices/s | read, slices/s | share | packed, slices/s |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    for name, (write, decoder) in FORMATS.items():
+    for name in options.format or FORMATS:
+        write, decoder = FORMATS[name]
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), greys)
             decoded, read, packed = measure(Path(folder), decoder, options.rounds)

@@ -169,3 +169,22 @@ def test_patients_in_two_parts_are_found() -> None:
         )
     ]
     assert patients_in_two_parts(rows) == ["2", "9"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patients_who_join_bring_the_shares_nearer_and_move_nobody(seed: int) -> None:
+    """However uneven the parts are that they find, and a class that finds nobody is dealt as in a new file."""
+    generator = random.Random(seed)
+    of = {f"{label}{number}": label for label, size in (("CP", 40), ("NCP", 23)) for number in range(size)}
+    known = {f"CP{number}": generator.choice(["train", "valid", "test"]) for number in range(15)}
+    parts = split_patients(of, SIXTY, seed, known)
+    assert parts.keys() == of.keys() and known.items() <= parts.items()
+    held = Counter(known.values())
+    found = Counter(part for patient, part in parts.items() if of[patient] == "CP")
+    aims = dict(zip(("train", "valid", "test"), (24, 8, 8), strict=True))
+    assert all(found[part] <= max(held[part], aim + 1) for part, aim in aims.items())
+    if all(held[part] <= aim for part, aim in aims.items()):
+        assert all(abs(found[part] - aim) <= 1 for part, aim in aims.items())
+    alone = {patient: label for patient, label in of.items() if label == "NCP"}
+    assert split_patients(alone, SIXTY, seed).items() <= parts.items()
+    assert split_patients(dict(sorted(of.items(), reverse=True)), SIXTY, seed, known) == parts
