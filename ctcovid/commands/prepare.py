@@ -194,7 +194,10 @@ def _without_excluded(scans: list[Scan], path: Path | None, console: Console) ->
     left = [scan for scan in scans if not excluded & {(scan.label, scan.patient, scan.id), ("", scan.patient, scan.id)}]
     absent = len(excluded) - len(excluded & {(label, scan.patient, scan.id) for scan in scans for label in (scan.label, "")})
     said = f" {absent:,} more that it lists are not here." if absent else ""
-    console.say(f"Left out {len(scans) - len(left):,} scans that {path} lists.{said}")
+    if len(left) == len(scans):
+        console.warn(f"none of the scans here is listed in {path}. It needs lines such as NCP/96/1328, or the columns patient_id,scan_id.")
+    else:
+        console.say(f"Left out {len(scans) - len(left):,} scans that {path} lists.{said}")
     if not left:
         raise InputError(f"{path} excludes every scan. Give a shorter list.")
     return left

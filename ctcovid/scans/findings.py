@@ -36,15 +36,26 @@ class Judged(Protocol):
     def id(self) -> str: ...
 
     @property
+    def patient(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
     def findings(self) -> tuple[Finding, ...]: ...
 
 
 def warn_of(scans: Sequence[Judged], console: Console) -> None:
     """Say what was found: warnings as such, what merely is to be known as talk. Errors are said by what cannot go on."""
     for severity, tell in ((INFO, console.say), (WARNING, console.warn)):
-        lines = [f"{scan.id}: {one.message}{_done(one)}" for scan in scans for one in scan.findings if one.severity == severity]
+        lines = [f"{_name(scan)}: {one.message}{_done(one)}" for scan in scans for one in scan.findings if one.severity == severity]
         if lines:
             tell(f"{len(lines):,} notes on scans:\n{listing(lines)}" if len(lines) > 1 else f"Scan {lines[0]}.")
+
+
+def _name(scan: Judged) -> str:
+    """As its folders are called in CC-CCII, as far as it has these names."""
+    return "/".join(part for part in (scan.label, scan.patient, scan.id) if part)
 
 
 def _done(finding: Finding) -> str:

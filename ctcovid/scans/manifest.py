@@ -44,6 +44,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
     scans: list[Scan] = []
     problems: list[str] = []
     first_of: dict[str, int] = {}
+    first_named: dict[tuple[str, str, str], int] = {}
     for row in rows:
         problem, scan = "", None
         try:
@@ -53,8 +54,11 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
         else:
             if len(found) == 1:
                 scan = _scan(found[0].scan, row, labelled)
+                name = (scan.label, scan.patient, scan.id)
                 if first_of.setdefault(scan.source, row.line) != row.line:
                     problem = f"{row.path} is also in line {first_of[scan.source]}"
+                elif row.scan and first_named.setdefault(name, row.line) != row.line:
+                    problem = f"scan {row.scan} of patient {row.patient} is also in line {first_named[name]}, with another path"
             else:
                 problem = f"{row.path} holds {len(found) or 'no'} scans; give a line for each" if found else f"{row.path} holds no scan"
         if problem:

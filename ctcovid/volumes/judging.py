@@ -70,9 +70,8 @@ def verdict_of(scan: Scan, colour: bool, looks: list[Look | Unusable]) -> Verdic
 def _as_wished(scan: Scan, verdict: Verdict, wishes: Wishes) -> Verdict:
     needy = [finding for finding in verdict.findings if finding.action != KEPT]
     if needy and wishes.on_problem == ProblemChoice.STOP:
-        raise InputError(
-            f"{scan.folder}: {needy[0].code}: {needy[0].message} Mend it, list the scan for --exclude, or pass --on-problem repair."
-        )
+        what = needy[0].message.rstrip(".")
+        raise InputError(f"{scan.folder}: {needy[0].code}: {what}. Mend it, list the scan for --exclude, or pass --on-problem repair.")
     if wishes.on_problem == ProblemChoice.DROP:
         verdict = dropped_instead(verdict)
     if verdict.kept and wishes.images not in (verdict.kind, ImagesChoice.ALL):

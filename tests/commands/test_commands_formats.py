@@ -157,6 +157,8 @@ def test_wrong_lines_of_a_list_are_named_by_number(listed: Path) -> None:
         assert said in done.stderr
     (listed / "wrong.csv").write_text("path,label,patient\npng/NCP,,1\npng/CP,CP,\n")
     assert "line 2: no label" in (said := ctcovid(listed, "prepare", "wrong.csv").stderr) and "line 3: no patient" in said
+    (listed / "wrong.csv").write_text("path,label,patient,scan\npng/NCP,NCP,1,a\npng/CP,NCP,1,a\n")
+    assert "line 3: scan a of patient 1 is also in line 2, with another path" in ctcovid(listed, "prepare", "wrong.csv").stderr
     (listed / "wrong.csv").write_text("path,label\npng/NCP,NCP\n")
     assert "has no column patient. It needs path,label,patient[,scan,split]" in ctcovid(listed, "prepare", "wrong.csv").stderr
 
