@@ -23,6 +23,7 @@ class Look:
     height, width : of the slice
     constant : all pixels are alike
     masked : black outside the lungs
+    holes : some of its values were no numbers, and are black
     """
 
     thumbnail: np.ndarray
@@ -31,12 +32,13 @@ class Look:
     width: int
     constant: bool
     masked: bool
+    holes: bool = False
 
 
-def look(pixels: np.ndarray) -> Look:
+def look(pixels: np.ndarray, holes: bool = False) -> Look:
     """The look of a slice, uint8 (H, W)."""
     height, width = pixels.shape
     thumbnail = np.asarray(Image.fromarray(square(pixels, max(height, width))).resize((SIDE, SIDE), Image.Resampling.BOX))
     first = pixels.flat[0]
     constant = bool(thumbnail.min() == thumbnail.max() and (pixels == first).all())
-    return Look(thumbnail, zlib.crc32(pixels.tobytes()), height, width, constant, looks_masked(thumbnail))
+    return Look(thumbnail, zlib.crc32(pixels.tobytes()), height, width, constant, looks_masked(thumbnail), holes)

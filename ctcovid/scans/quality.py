@@ -55,6 +55,7 @@ def judge(names: Sequence[str], slices: Sequence[Look | Unusable], ordered: bool
     findings += _unusable(bad, len(slices))
     findings += _sizes(looks, len(slices))
     findings += _constant(looks)
+    findings += _holes(looks)
     if any(finding.action == SCAN_DROPPED for finding in findings):
         return Verdict(tuple(findings), (), image_kind(sum(item.masked for item in looks.values()), max(len(looks), 1)))
     lost = {place for finding in findings if finding.action == SLICE_DROPPED for place in finding.slices}
@@ -100,7 +101,9 @@ def _unusable(bad: dict[int, Unusable], count: int) -> list[Finding]:
     action = SLICE_DROPPED if _bearable(list(bad), count) else SCAN_DROPPED
     for code in dict.fromkeys(item.code for item in bad.values()):
         places = [place for place, item in bad.items() if item.code == code]
-        more = f" So are {len(places) - 1} more of its slices." if len(places) > 1 else ""
+        # Of a file that holds all slices one thing is said of all of them.
+        one_file = len({item.message for item in bad.values()}) == 1
+        more = f" So are {len(places) - 1} more of its slices." if len(places) > 1 and not one_file else ""
         severity = WARNING if action == SLICE_DROPPED else ERROR
         findings.append(Finding(code, severity, bad[places[0]].message + more, action, tuple(places)))
     return findings
@@ -132,6 +135,14 @@ def _constant(looks: dict[int, Look]) -> list[Finding]:
     action = SCAN_DROPPED if 2 * len(places) > len(looks) else SLICE_DROPPED
     message = f"{_slices(len(places))} of a single grey level."
     return [Finding("constant", ERROR if action == SCAN_DROPPED else WARNING, message, action, tuple(places))]
+
+
+def _holes(looks: dict[int, Look]) -> list[Finding]:
+    places = tuple(place for place, item in looks.items() if item.holes)
+    if not places:
+        return []
+    message = f"In {_slices(len(places))} there are values that are no numbers; they are black."
+    return [Finding("not-a-number", WARNING, message, KEPT, places)]
 
 
 def _repeated(looks: dict[int, Look], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.decode import NOT_HOUNSFIELD
 from ctcovid.scans.kind import in_colour
 from ctcovid.scans.look import Look, look
 from ctcovid.scans.quality import Unusable
@@ -52,9 +53,11 @@ def encode_slices(job: Job) -> list[Encoded]:
     chunks: list[Encoded] = []
     for part in job.scan.parts(1):
         left = len(part.slices)
+        holes: set[int] = set()
         try:
-            for pixels in read_slices(part, job.bits, job.window):
-                chunks.append(Chunk(b"", 0, look(pixels)) if job.size is None else _encoded(pixels, job.size))
+            for number, pixels in enumerate(read_slices(part, job.bits, job.window, holes)):
+                seen = look(pixels, number in holes)
+                chunks.append(Chunk(b"", 0, seen) if job.size is None else _encoded(pixels, job.size, seen))
                 left -= 1
         except InputError as error:
             # Of a file that holds all slices, what is behind the damage is lost.
@@ -62,8 +65,8 @@ def encode_slices(job: Job) -> list[Encoded]:
     return chunks
 
 
-def _encoded(pixels: np.ndarray, size: int) -> Chunk:
-    seen, pixels = look(pixels), square(pixels, size)
+def _encoded(pixels: np.ndarray, size: int, seen: Look) -> Chunk:
+    pixels = square(pixels, size)
     # HDF5 itself makes the chunk, in memory, so that its bytes are what any HDF5 library expects.
     with h5py.File("chunk", "w", driver="core", backing_store=False) as file:
         dataset = file.create_dataset("slice", data=pixels[None], chunks=(1, size, size), **CHUNK_OPTIONS)
@@ -75,6 +78,8 @@ def unusable(path: Path, error: InputError) -> Unusable:
     message = str(error)
     if path.is_file() and path.stat().st_size == 0:
         return Unusable("empty-file", message)
+    if NOT_HOUNSFIELD in message:
+        return Unusable("not-hounsfield", message)
     return Unusable("truncated" if "truncated" in message else "unreadable", message)
 
 
