@@ -70,14 +70,14 @@ def volume_scan(place: Scan, path: Path) -> Scan:
     except OSError as error:
         return _without(place, error.strerror or "not readable")
     findings: list[Finding] = []
-    stack = Stack("volume", (slices, rows, columns), turn, (), geometry)
+    stack = Stack("volume", (slices, rows, columns), turn, (), geometry, assumed=not _says_axes(path, kind, reader))
     if max(stack.slice_size) > MOST_PIXELS_PER_SIDE:
         return _without(place, f"slices of {stack.slice_size[1]}×{stack.slice_size[0]}; at most {MOST_PIXELS_PER_SIDE} on a side are read")
     if angle > MOST_OBLIQUE:
         return _without(place, f"its axes stand {angle:.0f}° from the patient's; resample it to axial slices")
     if angle > OBLIQUE:
         findings.append(Finding("oblique", WARNING, f"slices stand {angle:.0f}° from the patient's axes and are used as they are", KEPT))
-    if not _says_axes(path, kind, reader):
+    if stack.assumed:
         text = "it does not say how it lies in the patient; its axes are taken for left, back and head"
         findings.append(Finding("orientation-unknown", WARNING, text, KEPT))
     findings += of_pixels(geometry)

@@ -39,8 +39,7 @@ def judged(scan: Scan, probed: Probed, slices: list[Encoded], wishes: Wishes) ->
     Raises InputError at a scan with a problem where that was wished for.
     """
     looks = [one.look if isinstance(one, Chunk) else one for one in slices]
-    # Where the files say how slices lie in the patient, their order is not to be doubted.
-    verdict = judge(scan.names, looks, ordered=scan.geometry is not None)
+    verdict = judge(scan.names, looks, ordered=scan.placed)
     dropped = any(finding.action == SCAN_DROPPED for finding in scan.findings)
     verdict = replace(verdict, findings=(*scan.findings, *verdict.findings), kept=() if dropped else verdict.kept)
     if probed.colour:
