@@ -71,6 +71,11 @@ def judge(names: Sequence[str], slices: Sequence[Look | Unusable], ordered: bool
     return Verdict(tuple(findings), () if dropped else tuple(kept), image_kind(int(masked), 1))
 
 
+def bearable(lost: int, in_a_row: int, count: int) -> bool:
+    """Whether a scan of `count` slices can do without `lost` of them, of which so many follow each other."""
+    return lost <= max(1, MOST_LOST * count) and lost < count and in_a_row <= MOST_NEIGHBOURS_LOST
+
+
 def dropped_instead(verdict: Verdict) -> Verdict:
     """The verdict of someone who wants no repairs: a scan that needs one is left out."""
     needy = {REPAIRED, SLICE_DROPPED}
@@ -205,10 +210,10 @@ def _judged_by_sight(looks: dict[int, Look], kept: list[int], masked: bool, orde
 
 def _bearable(places: list[int], count: int) -> bool:
     """Whether a scan of so many slices can do without these."""
-    if len(places) > max(1, MOST_LOST * count) or len(places) == count:
-        return False
+    if not places:
+        return True
     runs = np.split(np.array(sorted(places)), np.flatnonzero(np.diff(sorted(places)) > 1) + 1)
-    return max(len(run) for run in runs) <= MOST_NEIGHBOURS_LOST
+    return bearable(len(places), max(len(run) for run in runs), count)
 
 
 def _slices(count: int, what: str = "slice") -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane, read_header
+from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
+from ctcovid.scans.losses import Unread, can_do_without, of_lost, of_others, of_series, reasons, told
 from ctcovid.scans.scan import Scan, Stack
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
@@ -58,31 +59,17 @@ class Series:
         return float(np.ptp(positions)) if len(positions) else 0.0
 
 
-def read_headers(files: Sequence[Path]) -> tuple[list[Header], dict[Path, str]]:
-    """Headers of what can be read, and for each file that cannot the reason in a few words."""
-    headers, unread = [], {}
-    for path in files:
-        try:
-            headers.append(read_header(path))
-        except ValueError as error:
-            unread[path] = str(error)
-    return headers, unread
-
-
-def study_scan(place: Scan, headers: Sequence[Header], unread: dict[Path, str], wanted: str | None) -> Scan:
+def study_scan(place: Scan, headers: Sequence[Header], unread: Sequence[Unread], wanted: str | None) -> Scan:
     """`place` with the slices of the series that serves best, or that was asked for; without slices where none serves.
 
-    `unread` are the files among them that cannot be read.
+    `unread` are the files among them that cannot be read. Where too many of the series' slices are, the study is not used.
 
     The axial one with the thinnest spacing is taken, of several such that with most slices; what was computed from another only where
     there is nothing else.
     """
     everything = group(headers)
-    findings = [Finding("unreadable-slice", WARNING, f"{path.name}: {reason}", SLICE_DROPPED) for path, reason in unread.items()]
     if not everything:
-        said = findings[0].message if findings else "no DICOM slices"
-        more = f", and {len(findings) - 1:,} more files" if len(findings) > 1 else ""
-        return _without(place, "unreadable", f"{said}{more}")
+        return _without(place, "unreadable", f"no DICOM slices that can be read: {reasons(unread)}" if unread else "no DICOM slices")
     if wanted is not None:
         fitting = [series for series in everything if matches(series, wanted)]
         if not fitting:
@@ -93,7 +80,10 @@ def study_scan(place: Scan, headers: Sequence[Header], unread: dict[Path, str], 
     if not candidates:
         return _without(place, "no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
     chosen = best(candidates)
-    notes = findings
+    lost, beside = of_series(chosen.headers, unread)
+    if lost and not can_do_without(lost, chosen.slices, _positions(_planes(chosen.headers)), chosen.spacing):
+        return _without(place, "unreadable-slice", told(lost, chosen.slices))
+    notes = of_lost(lost, chosen.slices) + of_others(beside)
     if others := [series for series in everything if series is not chosen]:
         left = ", ".join(map(_described, others))
         notes.append(Finding("several-series", INFO, f"used {_described(chosen)}; left {left}", KEPT))

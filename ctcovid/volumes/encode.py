@@ -61,7 +61,7 @@ def encode_slices(job: Job) -> list[Encoded]:
                 left -= 1
         except InputError as error:
             # Of a file that holds all slices, what is behind the damage is lost.
-            chunks += [unusable(part.slices[0], error)] * left
+            chunks += [unusable(part.slices[0], error, named=part.stack is None)] * left
     return chunks
 
 
@@ -73,9 +73,9 @@ def _encoded(pixels: np.ndarray, size: int, seen: Look) -> Chunk:
         return Chunk(dataset.id.read_direct_chunk((0, 0, 0))[1], zlib.crc32(pixels.tobytes()), seen)
 
 
-def unusable(path: Path, error: InputError) -> Unusable:
-    """What is wrong with a slice that could not be read."""
-    message = str(error)
+def unusable(path: Path, error: InputError, named: bool = True) -> Unusable:
+    """What is wrong with a slice that could not be read; `named`, with the name of its file, which of DICOM may be that of a patient."""
+    message = str(error) if named else str(error).replace(f"{path}: ", "").replace(str(path), "the file")
     if path.is_file() and path.stat().st_size == 0:
         return Unusable("empty-file", message)
     if NOT_HOUNSFIELD in message:

@@ -11,7 +11,7 @@ from ctcovid.base.choices import ImagesChoice, ProblemChoice
 from ctcovid.base.errors import InputError
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, Finding
 from ctcovid.scans.kind import SEGMENTED
-from ctcovid.scans.quality import Verdict, dropped_instead, judge
+from ctcovid.scans.quality import Unusable, Verdict, dropped_instead, judge
 from ctcovid.scans.scan import Scan
 from ctcovid.volumes.encode import Chunk, Encoded, Probed
 from ctcovid.volumes.layout import ScanRow
@@ -38,7 +38,7 @@ def judged(scan: Scan, probed: Probed, slices: list[Encoded], wishes: Wishes) ->
 
     Raises InputError at a scan with a problem where that was wished for.
     """
-    looks = [one.look if isinstance(one, Chunk) else one for one in slices]
+    looks = [one.look if isinstance(one, Chunk) else _numbered(scan, place, one) for place, one in enumerate(slices)]
     verdict = judge(scan.names, looks, ordered=scan.placed)
     dropped = any(finding.action == SCAN_DROPPED for finding in scan.findings)
     verdict = replace(verdict, findings=(*scan.findings, *verdict.findings), kept=() if dropped else verdict.kept)
@@ -56,6 +56,13 @@ def judged(scan: Scan, probed: Probed, slices: list[Encoded], wishes: Wishes) ->
     chunks = [one for place in verdict.kept if isinstance(one := slices[place], Chunk)]
     text = json.dumps(checks, ensure_ascii=False)
     return ScanRow(scan.id, scan.patient, scan.label, "", 0, len(chunks), verdict.kind, scan.source, text, crc32=0), chunks
+
+
+def _numbered(scan: Scan, place: int, slice_: Unusable) -> Unusable:
+    """Says of a file with one DICOM slice, which is not named, which it is."""
+    if scan.stack is None or scan.stack.reader != "dicom":
+        return slice_
+    return replace(slice_, message=f"slice {scan.names[place]}: {slice_.message}")
 
 
 def _as_wished(scan: Scan, verdict: Verdict, wishes: Wishes) -> Verdict:

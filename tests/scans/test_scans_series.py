@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -355,13 +355,41 @@ def test_frames_of_one_file_come_by_position(chest: np.ndarray, tmp_path: Path) 
     assert scan.geometry is not None and np.allclose(scan.geometry.spacing, (0.75, 0.75, 2))
 
 
-def test_unreadable_file_among_the_slices_is_named_and_left(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
-    paths = write_series(tmp_path / "scan", chest)
-    (tmp_path / "scan" / "empty.dcm").touch()
-    paths[8].write_bytes(paths[8].read_bytes()[:-100])
+def test_unreadable_file_among_the_slices_is_counted_and_left(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    values = np.repeat(chest, 3, axis=0)
+    paths = write_series(tmp_path / "DOE_JANE", values)
+    paths[8].rename(paths[8].with_suffix(".dcm")).write_bytes(b"")
+    paths[26].write_bytes(paths[26].read_bytes()[:-100])
+    scan = only(tmp_path / "DOE_JANE")
+    assert [(finding.code, finding.message) for finding in scan.findings if finding.code != "gap"] == [
+        ("unreadable-slice", "2 of its 27 slices cannot be read: 1 cut short, 1 empty")
+    ]
+    assert np.array_equal(read_scan(scan, 24), squared(np.delete(values, (8, 26), axis=0)))
+
+
+@pytest.mark.parametrize("places", [range(14), range(0, 24, 2), (4, 5, 6), (1, 9, 17)])
+@pytest.mark.parametrize("header_left", [True, False])
+def test_series_that_lost_too_many_slices_is_not_used(
+    places: Collection[int], header_left: bool, write_series: WriteSeries, chest: np.ndarray, tmp_path: Path
+) -> None:
+    """As a scan of pictures: no more than a tenth, and no more than two in a row."""
+    paths = write_series(tmp_path / "scan", np.repeat(chest, 3, axis=0)[:24] if places != (4, 5, 6) else np.repeat(chest, 4, axis=0))
+    for place in places:
+        damaged = paths[place].rename(paths[place].with_suffix(".dcm"))
+        damaged.write_bytes(damaged.read_bytes()[:-100] if header_left else b"")
     scan = only(tmp_path / "scan")
-    assert {(finding.code, finding.message) for finding in scan.findings} == {
-        ("unreadable-slice", "empty.dcm: empty"),
-        ("unreadable-slice", f"{paths[8].name}: cut short"),
+    assert scan.slices == ()
+    (said,) = scan.findings
+    assert (said.code, said.severity, said.action) == ("unreadable-slice", "error", "scan dropped")
+    assert f"{len(places)} of its {len(paths)} slices cannot be read" in said.message
+
+
+def test_unreadable_files_of_another_series_cost_nothing(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", chest, number=1)
+    for path in write_series(tmp_path / "scan", chest, number=2, spacing=4)[:5]:
+        path.write_bytes(path.read_bytes()[:-100])
+    scan = only(tmp_path / "scan")
+    assert len(scan.slices) == 9
+    assert ("unreadable-file", "5 other files of its study cannot be read: 5 cut short") in {
+        (one.code, one.message) for one in scan.findings
     }
-    assert np.array_equal(read_scan(scan, 24), squared(chest[:8]))

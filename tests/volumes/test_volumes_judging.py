@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 
@@ -49,3 +51,23 @@ def test_volume_that_does_not_say_how_it_lies_is_judged_by_sight(head_first: boo
     assert {finding.code for finding in found} == {"orientation-unknown"} | ({"feet-first"} if head_first else set())
     _, expected = outcome(with_axes(tmp_path / "known.nrrd", lungs))
     assert all(np.array_equal(one.look.thumbnail, other.look.thumbnail) for one, other in zip(chunks, expected, strict=True))
+
+
+def test_no_finding_of_a_dicom_scan_names_a_file(write_series: Callable[..., list[Path]], lungs: np.ndarray, tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "scan", lungs)
+    for number, path in enumerate(paths):
+        paths[number] = path.rename(path.with_name(f"DOE_JANE_{number:03}.dcm"))
+    cut = paths[3].read_bytes()
+    paths[3].write_bytes(cut[:-100])
+    (scan,) = find_scans([tmp_path / "scan"])
+    # Damage that only decoding finds, and a file that goes.
+    header = pydicom.dcmread(paths[20])
+    header.BitsAllocated = 24
+    header.PixelData = bytes(header.Rows * header.Columns * 3)
+    header.save_as(paths[20])
+    paths[10].unlink()
+    slices = [one for part in scan.parts(8) for one in encode_slices(Job(part, 16, 96, LUNG))]
+    row, _ = judged(scan, probe_scan(scan), slices, Wishes(4, "all", "repair"))
+    assert "DOE" not in row.checks and str(tmp_path) not in row.checks
+    messages = {finding.message for _, finding in findings_of([row])}
+    assert any(message.startswith("slice 0009: the file has gone") for message in messages)
