@@ -17,7 +17,7 @@ from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE
 TAGS = (
     "SOPClassUID SOPInstanceUID Modality ImageType StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID "
     "AcquisitionNumber InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness GantryDetectorTilt "
-    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated RescaleIntercept SharedFunctionalGroupsSequence "
+    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated PixelRepresentation RescaleIntercept SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence"
 )
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -64,6 +64,7 @@ class Header:
     thickness: float
     tilt: float
     rescaled: bool
+    signed: bool
     planes: tuple[Plane, ...]
 
 
@@ -169,6 +170,7 @@ def _header(path: Path, dataset: Any) -> Header:
         thickness=_number(dataset, "SliceThickness"),
         tilt=_number(dataset, "GantryDetectorTilt"),
         rescaled=dataset.get("RescaleIntercept") is not None or "SharedFunctionalGroupsSequence" in dataset,
+        signed=_integer(dataset, "PixelRepresentation") == 1,
         planes=_planes(dataset, frames),
     )
 

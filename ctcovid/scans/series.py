@@ -19,6 +19,8 @@ SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 DERIVED_WORDS = {"DERIVED", "MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
 # Two slices nearer than this share of the usual distance are at one place; a distance of more than that many is a gap.
 SAME_PLACE, GAP, UNEVEN = 0.05, 1.5, 0.1
+# Degrees by which rows and columns of one series may be turned against each other.
+ONE_DIRECTION = 5.0
 # A series that covers less than this share of the longest is a detail or a test, however thin.
 LEAST_COVER = 0.25
 
@@ -102,12 +104,13 @@ def best(candidates: Sequence[Series]) -> Series:
 
 
 def group(headers: Sequence[Header]) -> list[Series]:
-    """Series of slices that are alike: of one UID, one size, one direction and one kind."""
+    """Series of slices that are alike: of one UID, one size, one direction and one kind, and all with one or all with many in a file."""
     alike: dict[tuple[object, ...], list[Header]] = defaultdict(list)
+    directions: dict[str, list[Plane]] = defaultdict(list)
     for header in headers:
-        plane = header.planes[0] if header.planes else None
-        direction = tuple(np.round(plane.orientation, 1) + 0.0) if plane else ()
-        alike[(header.series, _unfit(header), _derived(header), header.rows, header.columns, direction)].append(header)
+        direction = _number_of(header.planes[0], directions[header.series]) if header.planes else -1
+        kind = _unfit(header), _derived(header), header.frames > 1
+        alike[(header.series, *kind, header.rows, header.columns, direction)].append(header)
     found = []
     for (_, unfit, derived, *_), members in alike.items():
         first = members[0]
@@ -124,14 +127,18 @@ def matches(series: Series, wanted: str) -> bool:
 
 def ordered(place: Scan, series: Series, notes: list[Finding]) -> Scan:
     """`place` with the slices of `series` from head to feet, and what was found on the way."""
-    if not series.headers[0].rescaled:
+    raw = [header for header in series.headers if not header.rescaled]
+    if any(not header.signed for header in raw):
+        text = "no RescaleIntercept, and values without a sign are not Hounsfield units; export the series with its rescale"
+        return _without(place, "not-hounsfield", text)
+    if raw:
         notes.append(Finding("no-rescale", WARNING, "no RescaleIntercept: values are taken for Hounsfield units as they are", KEPT))
-    first = series.headers[0]
+    first = max(series.headers, key=lambda header: header.frames)
     frames = [(header, number) for header in series.headers for number in range(header.frames)]
     if first.frames > 1:
         if len(series.headers) > 1:
             notes.append(
-                Finding("several-stacks", WARNING, f"{len(series.headers)} files of many slices; the first is used", SLICE_DROPPED)
+                Finding("several-stacks", WARNING, f"{len(series.headers)} files of many slices; that with most is used", SLICE_DROPPED)
             )
         frames = [(first, number) for number in range(first.frames)]
     planes = _planes((first,) if first.frames > 1 else series.headers)
@@ -270,6 +277,16 @@ def _direction(plane: Plane) -> str:
     if normal[2] < np.cos(np.radians(MOST_OBLIQUE)):
         return "oblique" if normal.max() < np.cos(np.radians(MOST_OBLIQUE)) else ("sagittal", "coronal")[int(normal[:2].argmax())]
     return "oblique" if np.abs(plane.orientation[:3]).max() < np.cos(np.radians(MOST_OBLIQUE)) else ""
+
+
+def _number_of(plane: Plane, known: list[Plane]) -> int:
+    """Which of the `known` planes lies in the same direction; where none does, this one is known from now on."""
+    axes = np.reshape(plane.orientation, (2, 3))
+    for number, other in enumerate(known):
+        if np.einsum("ij,ij->i", axes, np.reshape(other.orientation, (2, 3))).min() >= np.cos(np.radians(ONE_DIRECTION)):
+            return number
+    known.append(plane)
+    return len(known) - 1
 
 
 def _derived(header: Header) -> bool:
