@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,4 +41,6 @@ def look(pixels: np.ndarray, holes: bool = False) -> Look:
     thumbnail = np.asarray(Image.fromarray(square(pixels, max(height, width))).resize((SIDE, SIDE), Image.Resampling.BOX))
     first = pixels.flat[0]
     constant = bool(thumbnail.min() == thumbnail.max() and (pixels == first).all())
-    return Look(thumbnail, zlib.crc32(pixels.tobytes()), height, width, constant, looks_masked(thumbnail), holes)
+    # In thousands of scans some slices that differ would have one CRC-32.
+    digest = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big")
+    return Look(thumbnail, digest, height, width, constant, looks_masked(thumbnail), holes)
