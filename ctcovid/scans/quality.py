@@ -167,7 +167,11 @@ def _repeated(looks: dict[int, Look], kept: list[int], masked: bool) -> tuple[li
         whole = repeats.is_whole_stack(drop, len(kept))
         places = tuple(kept[place] for place in drop)
         how = "to the bit" if exact else "but for their compression"
-        what = "The whole stack lies there twice" if whole else f"{_slices(len(places))} lie there more than once"
+        what = (
+            "The whole stack lies there twice"
+            if whole
+            else f"{_slices(len(places))} {'lies' if len(places) == 1 else 'lie'} there more than once"
+        )
         code = ("repeated-stack" if whole else "repeated-slices") if exact else ("near-repeated-stack" if whole else "near-repeated-slices")
         findings.append(Finding(code, WARNING, f"{what}, equal {how}.", SLICE_DROPPED, places))
         kept = [place for place in kept if place not in set(places)]

@@ -92,6 +92,12 @@ def test_missing_slices_are_named_with_their_place(write_series: WriteSeries, ch
     assert np.array_equal(read_scan(scan, 24), squared(np.delete(chest, (4, 5), axis=0)))
 
 
+def test_a_single_missing_slice_is_said_to_be_one(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", chest)[4].unlink()
+    (gap,) = only(tmp_path / "scan").findings
+    assert gap.message == "about 1 slice is missing: a gap of 4 mm where 2 mm are usual"
+
+
 def test_of_slices_at_one_place_the_first_is_kept(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", chest, series="1.5", AcquisitionNumber=1)
     write_series(tmp_path / "scan" / "again", chest[:4] + 100, series="1.5", AcquisitionNumber=2)
