@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import os
 import re
+import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +19,7 @@ import numpy as np
 from ctcovid.base.errors import InputError
 from ctcovid.scans.findings import ERROR, KEPT, SCAN_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise, of_pixels
+from ctcovid.scans.holes import nifti_holes
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.quiet import silenced
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE, Scan, Stack
@@ -32,6 +35,9 @@ READ_IN_SLABS = (".nii", ".nii.gz")
 SLAB_BYTES = 256 << 20
 # Brings 0 to 255 to themselves.
 AS_IT_IS = Window(127.5, 255)
+# In Hounsfield units. There is no chest without air, at −1000, and lungs, below −500.
+NO_AIR = -200
+NOT_HOUNSFIELD = "are not Hounsfield units"
 # Deflate makes nothing smaller than by this factor.
 MOST_DEFLATED = 1040
 
@@ -64,14 +70,14 @@ def volume_scan(place: Scan, path: Path) -> Scan:
     except OSError as error:
         return _without(place, error.strerror or "not readable")
     findings: list[Finding] = []
-    stack = Stack("volume", (slices, rows, columns), turn, (), geometry)
+    stack = Stack("volume", (slices, rows, columns), turn, (), geometry, assumed=not _says_axes(path, kind, reader))
     if max(stack.slice_size) > MOST_PIXELS_PER_SIDE:
         return _without(place, f"slices of {stack.slice_size[1]}×{stack.slice_size[0]}; at most {MOST_PIXELS_PER_SIDE} on a side are read")
     if angle > MOST_OBLIQUE:
         return _without(place, f"its axes stand {angle:.0f}° from the patient's; resample it to axial slices")
     if angle > OBLIQUE:
         findings.append(Finding("oblique", WARNING, f"slices stand {angle:.0f}° from the patient's axes and are used as they are", KEPT))
-    if not _says_axes(path, kind, reader):
+    if stack.assumed:
         text = "it does not say how it lies in the patient; its axes are taken for left, back and head"
         findings.append(Finding("orientation-unknown", WARNING, text, KEPT))
     findings += of_pixels(geometry)
@@ -88,43 +94,85 @@ def decode_slice(path: Path, stack: Stack, window: Window) -> np.ndarray:
     return np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
 
 
-def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[np.ndarray]:
+def decode_volume(path: Path, stack: Stack, window: Window, holes: set[int] | None = None) -> Iterator[np.ndarray]:
     """The slices of a file that holds all of them, as uint8 (H, W), turned and from head to feet.
 
-    Raises InputError where it cannot be decoded.
+    `holes` is given the numbers of the slices in which values are no numbers; these are black.
+
+    Raises InputError where it cannot be decoded, or is neither in Hounsfield units nor in grey.
     """
     if stack.frames:
         for values in dicom_frames(path, stack.shape, stack.frames):
             yield np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
         return
-    greys, lowest, highest = _greys(path, stack, window)
-    # There is no CT without air, which is far below 0 Hounsfield units: such values are grey already.
-    if lowest >= 0 and highest <= 255:
-        greys, _, _ = _greys(path, stack, AS_IT_IS)
-    yield from (np.ascontiguousarray(frame) for frame in stack.turn(greys))
+    with _damage_named(path):
+        read = _greys(path, stack, window)
+        if read.lowest >= 0 and read.highest <= 255:
+            read = _greys(path, stack, AS_IT_IS)
+    if read.lowest > read.highest:
+        raise InputError(f"{path}: none of its values is a number. Export the scan again.")
+    if read.lowest > NO_AIR and not (read.lowest >= 0 and read.highest <= 255):
+        raise InputError(
+            f"{path}: values from {read.lowest:g} to {read.highest:g} {NOT_HOUNSFIELD}, for there is no air among them, nor greys from 0 "
+            "to 255. Export the scan in Hounsfield units, which often are these less 1024, or as greys of 8 bits."
+        )
+    if holes is not None:
+        along = read.holes[stack.turn.axes[0]]
+        holes.update(np.flatnonzero(along[::-1] if stack.turn.flips[0] else along).tolist())
+    yield from (np.ascontiguousarray(frame) for frame in stack.turn(read.greys))
 
 
-def _greys(path: Path, stack: Stack, window: Window) -> tuple[np.ndarray, float, float]:
-    """All of a volume file as uint8 of the file's shape, with the lowest and the highest of its values; in slabs, to spare memory."""
+@dataclass(frozen=True)
+class _Read:
+    """A volume file as uint8 of the file's shape, the bounds of its values, and along each axis where some are no numbers.
+
+    Where none is a number, `lowest` is above `highest`.
+    """
+
+    greys: np.ndarray
+    lowest: float
+    highest: float
+    holes: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _greys(path: Path, stack: Stack, window: Window) -> _Read:
+    """All of a volume file; in slabs, to spare memory."""
     _require_sound(path)
     greys = np.empty(stack.shape, np.uint8)
     lowest, highest = np.inf, -np.inf
     slices, rows, columns = stack.shape
-    thickness = max(1, SLAB_BYTES // (4 * rows * columns)) if ending(path.name) in READ_IN_SLABS else slices
+    holes = np.zeros(slices, bool), np.zeros(rows, bool), np.zeros(columns, bool)
+    in_slabs = ending(path.name) in READ_IN_SLABS
+    hidden: Iterator[np.ndarray] = nifti_holes(path, stack.shape) if in_slabs else iter(())
+    thickness = max(1, SLAB_BYTES // (4 * rows * columns)) if in_slabs else slices
     for first in range(0, slices, thickness):
         last = min(first + thickness, slices)
-        try:
-            values = _slab(path, first, last)
-        except RuntimeError as error:
-            if not path.exists():
-                raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error
-            raise InputError(f"{path}: damaged, its values cannot be decoded. Copy it again or remove the scan.") from error
+        values = _slab(path, first, last)
         if values.shape != (last - first, rows, columns):
             raise InputError(f"{path}: other values than its header declares. Copy it again or remove the scan.")
         for place, frame in enumerate(values, start=first):
-            lowest, highest = min(lowest, float(frame.min())), max(highest, float(frame.max()))
+            if frame.dtype.kind == "f":
+                unknown = ~np.isfinite(frame) | next(hidden, False)
+                frame = np.where(unknown, np.nan, frame)
+                holes[0][place] = unknown.any()
+                holes[1][:] |= unknown.any(axis=1)
+                holes[2][:] |= unknown.any(axis=0)
+            # Of what is no number, `fmin` and `fmax` take the other.
+            lowest = float(np.fmin(lowest, np.fmin.reduce(frame, axis=None)))
+            highest = float(np.fmax(highest, np.fmax.reduce(frame, axis=None)))
             greys[place] = window.grey(frame)
-    return greys, lowest, highest
+    return _Read(greys, lowest, highest, holes)
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Raises InputError in place of what reading a damaged file ends in."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        if not path.exists():
+            raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error
+        raise InputError(f"{path}: damaged, its values cannot be decoded. Copy it again or remove the scan.") from error
 
 
 def _slab(path: Path, first: int, last: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE
 TAGS = (
     "SOPClassUID SOPInstanceUID Modality ImageType StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID "
     "AcquisitionNumber InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness GantryDetectorTilt "
-    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated RescaleIntercept SharedFunctionalGroupsSequence "
+    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated PixelRepresentation RescaleIntercept SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence"
 )
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -64,6 +64,7 @@ class Header:
     thickness: float
     tilt: float
     rescaled: bool
+    signed: bool
     planes: tuple[Plane, ...]
 
 
@@ -76,26 +77,34 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+class DamagedError(ValueError):
+    """Why a file cannot be used, in a few words without a name or a value of the file; with its `header` where this can be read."""
+
+    def __init__(self, reason: str, header: Header | None = None) -> None:
+        super().__init__(reason)
+        self.header = header
+
+
 def read_header(path: Path) -> Header:
     """The header of a file, of which not one pixel is read.
 
-    Raises ValueError, with the reason in a few words, where it is damaged, cut short, or declares more than it can hold.
+    Raises DamagedError where it is damaged, cut short, or declares more than it can hold.
     """
     try:
         size = path.stat().st_size
         if size == 0:
-            raise ValueError("empty")
+            raise DamagedError("empty")
         dataset, place = open_dataset(path, TAGS)
         header = _header(path, dataset)
         if header.rows:
             _require_whole(header, dataset, path.stat().st_size - place)
     except OSError as error:
-        raise ValueError(error.strerror or "not readable") from error
-    except ValueError:
+        raise DamagedError(error.strerror or "not readable") from error
+    except DamagedError:
         raise
     except Exception as error:
-        # There is hardly an exception that a damaged header cannot end in.
-        raise ValueError("damaged") from error
+        # There is hardly an exception that a damaged header cannot end in, and it may quote what stands there.
+        raise DamagedError("damaged") from error
     return header
 
 
@@ -116,7 +125,7 @@ def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
 
     Reading ends before the pixels where these are not named.
 
-    Raises OSError, or any other exception where the file is damaged.
+    Raises OSError, DamagedError, or any other exception where the file is damaged.
     """
     # Here, so that pictures are read without it.
     import pydicom
@@ -129,13 +138,13 @@ def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
         size = path.stat().st_size
         # pydicom unpacks it all at once, to as much as a thousand times its size.
         if size > MOST_DEFLATED and DEFLATED_SYNTAX.encode() in file.read(1024):
-            raise ValueError("deflated as a whole, and too large to be unpacked safely")
+            raise DamagedError("deflated as a whole, and too large to be unpacked safely")
         file.seek(0)
         bounded: Any = _Bounded(file, size)
         dataset = pydicom.dcmread(bounded, stop_before_pixels="PixelData" not in tags, force=True, specific_tags=tags.split())
         place = file.tell()
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
-        raise ValueError("damaged" if len(dataset) else "not DICOM, whatever its name says")
+        raise DamagedError("damaged" if len(dataset) else "not DICOM, whatever its name says")
     return dataset, place
 
 
@@ -161,27 +170,29 @@ def _header(path: Path, dataset: Any) -> Header:
         thickness=_number(dataset, "SliceThickness"),
         tilt=_number(dataset, "GantryDetectorTilt"),
         rescaled=dataset.get("RescaleIntercept") is not None or "SharedFunctionalGroupsSequence" in dataset,
+        signed=_integer(dataset, "PixelRepresentation") == 1,
         planes=_planes(dataset, frames),
     )
 
 
 def _require_whole(header: Header, dataset: Any, left: int) -> None:
-    """Raises ValueError where the pixels that the header declares are too many, or are not all in the `left` bytes behind it."""
+    """Raises DamagedError where the pixels that the header declares are too many, or are not all in the `left` bytes behind it."""
     bits = _integer(dataset, "BitsAllocated", 16)
     declared = header.rows * header.columns * header.frames * header.samples * max(bits, 8) // 8
     if min(header.rows, header.columns, header.frames, header.samples, bits) < 1:
-        raise ValueError("damaged: it declares pictures without pixels")
+        raise DamagedError("damaged: it declares pictures without pixels", header)
     if declared > MOST_BYTES or max(header.rows, header.columns) > MOST_PIXELS_PER_SIDE:
-        raise ValueError(f"it declares {header.frames:,} pictures of {header.columns}×{header.rows}, {declared / 1e9:.1f} GB")
+        text = f"it declares {header.frames:,} pictures of {header.columns}×{header.rows}, {declared / 1e9:.1f} GB"
+        raise DamagedError(text, header)
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if syntax in NATIVE_SYNTAXES or not syntax:
         if left < declared:
-            raise ValueError("cut short")
+            raise DamagedError("cut short", header)
     elif syntax != DEFLATED_SYNTAX:
         with header.path.open("rb") as file:
             file.seek(-min(left, TAIL), os.SEEK_END)
             if DELIMITER not in file.read(TAIL):
-                raise ValueError("cut short")
+                raise DamagedError("cut short", header)
 
 
 def _planes(dataset: Any, frames: int) -> tuple[Plane, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ctcovid.base.errors import InputError, did_you_mean, listing
 from ctcovid.scans.contents import Contents, folders, look_into, natural_key, walk
+from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.manifest import is_manifest, manifest_scans
 from ctcovid.scans.places import Found, found_at, found_in, stem
 from ctcovid.scans.privacy import Pseudonyms
@@ -39,7 +40,10 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
         earlier = len(problems)
         loose = [] if look_into(class_folder).pictures else found_in([(class_folder, look_into(class_folder))], series)
         for found in loose:
-            patient = stem(found.scan.folder) if found.scan.folder.is_file() else pseudonyms(found.patient)
+            if found.scan.folder.is_file():
+                patient = stem(found.scan.folder)
+            else:
+                found, patient = _with_patient(found), pseudonyms(found.patient or found.study or str(found.scan.folder.relative_to(root)))
             scans.append(_named(found, root, class_folder.name, patient, pseudonyms))
         for patient_folder in folders(class_folder):
             direct = look_into(patient_folder)
@@ -117,6 +121,15 @@ def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms
         alone = first and firsts.count(first) == 1 and (patient_folder / first[0]).is_dir()
         scans.append(replace(scan, id=first[0]) if alone else scan)
     return scans
+
+
+def _with_patient(found: Found) -> Found:
+    """A study with a warning where it names no patient."""
+    if found.patient:
+        return found
+    text = "its files name no patient; the study is taken for one, which may part scans of a patient between train and test"
+    note = Finding("no-patient", WARNING, text, KEPT)
+    return replace(found, scan=replace(found.scan, findings=(*found.scan.findings, note)))
 
 
 def _named(found: Found, root: Path, label: str, patient: str, pseudonyms: Pseudonyms) -> Scan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ class Look:
     height, width : of the slice
     constant : all pixels are alike
     masked : black outside the lungs
+    holes : some of its values were no numbers, and are black
     """
 
     thumbnail: np.ndarray
@@ -31,9 +33,15 @@ class Look:
     width: int
     constant: bool
     masked: bool
+    holes: bool = False
+
+    @property
+    def crc32(self) -> int:
+        """The checksum of the pixels alone, which is a part of the digest."""
+        return self.digest & 0xFFFFFFFF
 
 
-def look(pixels: np.ndarray) -> Look:
+def look(pixels: np.ndarray, holes: bool = False) -> Look:
     """The look of a slice, uint8 (H, W)."""
     height, width = pixels.shape
     side = max(height, width)
@@ -42,4 +50,7 @@ def look(pixels: np.ndarray) -> Look:
     thumbnail = np.asarray(whole.reduce(side // SIDE) if side % SIDE == 0 else whole.resize((SIDE, SIDE), Image.Resampling.BOX))
     first = pixels.flat[0]
     constant = bool(thumbnail.min() == thumbnail.max() and (pixels == first).all())
-    return Look(thumbnail, isal_zlib.crc32(np.ascontiguousarray(pixels)), height, width, constant, looks_masked(thumbnail))
+    # In thousands of scans some slices that differ would have one CRC-32.
+    rough = hashlib.blake2b(thumbnail.tobytes(), digest_size=8).digest()
+    digest = int.from_bytes(rough, "big") << 32 | isal_zlib.crc32(np.ascontiguousarray(pixels))
+    return Look(thumbnail, digest, height, width, constant, looks_masked(thumbnail), holes)

@@ -64,11 +64,14 @@ def _native(dataset: Any, syntax: str, frames: Sequence[int]) -> Iterator[np.nda
     signed = int(dataset.get("PixelRepresentation") or 0) == 1
     size = int(dataset.Rows) * int(dataset.Columns)
     values = np.frombuffer(dataset.PixelData, f"{order}{'i' if signed else 'u'}{bits // 8}")
-    # What lies above the stored bits is no part of the value.
-    above = bits - int(dataset.get("BitsStored") or bits)
+    # What lies above and below the stored bits is no part of the value.
+    stored = int(dataset.get("BitsStored") or bits)
+    above = bits - 1 - int(dataset.get("HighBit") or stored - 1)
+    if stored < bits and not 0 < stored <= bits - above <= bits:
+        raise ValueError(f"{stored} bits, the highest of them bit {bits - 1 - above} of {bits}")
     for number in frames:
         frame = values[number * size : (number + 1) * size].reshape(int(dataset.Rows), int(dataset.Columns))
-        yield (frame << above) >> above if 0 < above < bits else frame
+        yield (frame << above) >> (bits - stored) if stored < bits else frame
 
 
 def _compressed(dataset: Any, syntax: str, frames: Sequence[int]) -> Iterator[np.ndarray]:

@@ -10,9 +10,10 @@ from ctcovid.base.errors import InputError
 from ctcovid.scans.contents import DICOM, TIFF, Contents, look_into, natural_key, walk
 from ctcovid.scans.decode import ending, volume_scan
 from ctcovid.scans.dicom import Header, is_dicom
+from ctcovid.scans.losses import Unread, near, read_headers
 from ctcovid.scans.read import page_count, pages_scan
 from ctcovid.scans.scan import Scan
-from ctcovid.scans.series import common_folder, read_headers, studies, study_scan
+from ctcovid.scans.series import common_folder, studies, study_scan
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def in_studies(files: Sequence[Path], series: str | None) -> list[Found]:
     headers, unread = read_headers(files)
     every = studies(headers)
     pictured = [study for study in every if any(header.rows for header in study)]
-    found = [_study(study, unread if len(pictured) == 1 else _near(study, unread), series) for study in pictured or every]
+    names = {study[0].study for study in pictured}
+    found = [_study(study, unread if len(pictured) == 1 else near(study, unread, names), series) for study in pictured or every]
     if not headers and files:
         found = [Found(study_scan(_place(files[0].parent), (), unread, series))]
     folders = [one.scan.folder for one in found]
@@ -90,18 +92,12 @@ def _in_file(path: Path, series: str | None) -> list[Found]:
     return [replace(one, scan=replace(one.scan, folder=path)) for one in in_studies([path], series)]
 
 
-def _study(headers: Sequence[Header], unread: dict[Path, str], series: str | None) -> Found:
+def _study(headers: Sequence[Header], unread: Sequence[Unread], series: str | None) -> Found:
     scan = study_scan(_place(common_folder(headers)), headers, unread, series)
     used = set(scan.slices)
     if used:
         scan = replace(scan, folder=common_folder([header for header in headers if header.path in used]))
     return Found(scan, headers[0].study, headers[0].patient)
-
-
-def _near(headers: Sequence[Header], unread: dict[Path, str]) -> dict[Path, str]:
-    """Of the files that cannot be read, and so name no study, those that lie among this one's."""
-    folders = {header.path.parent for header in headers}
-    return {path: reason for path, reason in unread.items() if path.parent in folders}
 
 
 def _volume(path: Path) -> Scan:

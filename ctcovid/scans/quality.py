@@ -55,6 +55,7 @@ def judge(names: Sequence[str], slices: Sequence[Look | Unusable], ordered: bool
     findings += _unusable(bad, len(slices))
     findings += _sizes(looks, len(slices))
     findings += _constant(looks)
+    findings += _holes(looks)
     if any(finding.action == SCAN_DROPPED for finding in findings):
         return Verdict(tuple(findings), (), image_kind(sum(item.masked for item in looks.values()), max(len(looks), 1)))
     lost = {place for finding in findings if finding.action == SLICE_DROPPED for place in finding.slices}
@@ -68,6 +69,11 @@ def judge(names: Sequence[str], slices: Sequence[Look | Unusable], ordered: bool
         findings.append(Finding("segmented", INFO, "Everything outside the lungs is black.", KEPT))
     dropped = any(finding.action == SCAN_DROPPED for finding in findings)
     return Verdict(tuple(findings), () if dropped else tuple(kept), image_kind(int(masked), 1))
+
+
+def bearable(lost: int, in_a_row: int, count: int) -> bool:
+    """Whether a scan of `count` slices can do without `lost` of them, of which so many follow each other."""
+    return lost <= max(1, MOST_LOST * count) and lost < count and in_a_row <= MOST_NEIGHBOURS_LOST
 
 
 def dropped_instead(verdict: Verdict) -> Verdict:
@@ -100,7 +106,9 @@ def _unusable(bad: dict[int, Unusable], count: int) -> list[Finding]:
     action = SLICE_DROPPED if _bearable(list(bad), count) else SCAN_DROPPED
     for code in dict.fromkeys(item.code for item in bad.values()):
         places = [place for place, item in bad.items() if item.code == code]
-        more = f" So are {len(places) - 1} more of its slices." if len(places) > 1 else ""
+        # Of a file that holds all slices one thing is said of all of them.
+        one_file = len({item.message for item in bad.values()}) == 1
+        more = f" So are {len(places) - 1} more of its slices." if len(places) > 1 and not one_file else ""
         severity = WARNING if action == SLICE_DROPPED else ERROR
         findings.append(Finding(code, severity, bad[places[0]].message + more, action, tuple(places)))
     return findings
@@ -134,6 +142,14 @@ def _constant(looks: dict[int, Look]) -> list[Finding]:
     return [Finding("constant", ERROR if action == SCAN_DROPPED else WARNING, message, action, tuple(places))]
 
 
+def _holes(looks: dict[int, Look]) -> list[Finding]:
+    places = tuple(place for place, item in looks.items() if item.holes)
+    if not places:
+        return []
+    message = f"In {_slices(len(places))} there are values that are no numbers; they are black."
+    return [Finding("not-a-number", WARNING, message, KEPT, places)]
+
+
 def _repeated(looks: dict[int, Look], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:
     """Repeated slices, and the slices without them."""
     findings = []
@@ -151,7 +167,11 @@ def _repeated(looks: dict[int, Look], kept: list[int], masked: bool) -> tuple[li
         whole = repeats.is_whole_stack(drop, len(kept))
         places = tuple(kept[place] for place in drop)
         how = "to the bit" if exact else "but for their compression"
-        what = "The whole stack lies there twice" if whole else f"{_slices(len(places))} lie there more than once"
+        what = (
+            "The whole stack lies there twice"
+            if whole
+            else f"{_slices(len(places))} {'lies' if len(places) == 1 else 'lie'} there more than once"
+        )
         code = ("repeated-stack" if whole else "repeated-slices") if exact else ("near-repeated-stack" if whole else "near-repeated-slices")
         findings.append(Finding(code, WARNING, f"{what}, equal {how}.", SLICE_DROPPED, places))
         kept = [place for place in kept if place not in set(places)]
@@ -194,10 +214,10 @@ def _judged_by_sight(looks: dict[int, Look], kept: list[int], masked: bool, orde
 
 def _bearable(places: list[int], count: int) -> bool:
     """Whether a scan of so many slices can do without these."""
-    if len(places) > max(1, MOST_LOST * count) or len(places) == count:
-        return False
+    if not places:
+        return True
     runs = np.split(np.array(sorted(places)), np.flatnonzero(np.diff(sorted(places)) > 1) + 1)
-    return max(len(run) for run in runs) <= MOST_NEIGHBOURS_LOST
+    return bearable(len(places), max(len(run) for run in runs), count)
 
 
 def _slices(count: int, what: str = "slice") -> str:

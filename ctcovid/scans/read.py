@@ -76,10 +76,11 @@ def probe(slices: Sequence[Path]) -> ScanFormat:
     return ScanFormat(height, width, _bits(highest))
 
 
-def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG) -> Iterator[np.ndarray]:
+def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG, holes: set[int] | None = None) -> Iterator[np.ndarray]:
     """The slices of a scan, or of a part of one, as uint8 (H, W), head to feet.
 
-    `bits` is what `scan_format` found and scales pictures; `window` turns Hounsfield units into grey.
+    `bits` is what `scan_format` found and scales pictures; `window` turns Hounsfield units into grey; `holes` is given the numbers of the
+    slices in which values are no numbers, before the first slice comes.
 
     Raises InputError where a slice cannot be decoded.
     """
@@ -91,7 +92,7 @@ def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG) -> Iterator[np
     elif stack.reader == "pages":
         yield from _read_pages(scan.slices[0], stack, bits)
     else:
-        yield from decode.decode_volume(scan.slices[0], stack, window)
+        yield from decode.decode_volume(scan.slices[0], stack, window, holes)
 
 
 def read_slice(path: Path, bits: int = 8) -> np.ndarray:

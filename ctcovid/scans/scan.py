@@ -20,7 +20,8 @@ class Stack:
 
     `reader` is "dicom" for a file per slice, "volume" for all slices in one file of DICOM, NIfTI, NRRD or MetaImage, "pages" for all in
     one TIFF. `shape` is that of a file: slices, rows, columns. `turn` brings it into the normal orientation; of several frames in a
-    file, `frames` are the ones used, in order. `geometry` is that of the turned stack, None where the file has none.
+    file, `frames` are the ones used, in order. `geometry` is that of the turned stack, None where the file has none; where the file does
+    not say how it lies, it is `assumed`.
     """
 
     reader: str
@@ -28,6 +29,7 @@ class Stack:
     turn: Turn = field(default_factory=Turn)
     frames: tuple[int, ...] = ()
     geometry: Geometry | None = None
+    assumed: bool = False
 
     @property
     def slice_size(self) -> tuple[int, int]:
@@ -64,8 +66,13 @@ class Scan:
 
     @property
     def geometry(self) -> Geometry | None:
-        """Where the slices lie in the patient, None where the files do not say, as pictures."""
+        """Where the slices lie in the patient, None where the files do not say, as pictures. See `placed`."""
         return self.stack.geometry if self.stack else None
+
+    @property
+    def placed(self) -> bool:
+        """Whether the files say how the slices lie in the patient, so that their order is not to be doubted."""
+        return self.geometry is not None and not (self.stack and self.stack.assumed)
 
     def parts(self, count: int) -> list[Scan]:
         """The scan in pieces of `count` slices, each to be read for itself; in one piece where one file holds all."""

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane, read_header
+from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
+from ctcovid.scans.losses import Unread, can_do_without, of_lost, of_others, of_series, reasons, told
 from ctcovid.scans.scan import Scan, Stack
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 DERIVED_WORDS = {"DERIVED", "MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
 # Two slices nearer than this share of the usual distance are at one place; a distance of more than that many is a gap.
 SAME_PLACE, GAP, UNEVEN = 0.05, 1.5, 0.1
+# Degrees by which rows and columns of one series may be turned against each other.
+ONE_DIRECTION = 5.0
 # A series that covers less than this share of the longest is a detail or a test, however thin.
 LEAST_COVER = 0.25
 
@@ -58,31 +61,17 @@ class Series:
         return float(np.ptp(positions)) if len(positions) else 0.0
 
 
-def read_headers(files: Sequence[Path]) -> tuple[list[Header], dict[Path, str]]:
-    """Headers of what can be read, and for each file that cannot the reason in a few words."""
-    headers, unread = [], {}
-    for path in files:
-        try:
-            headers.append(read_header(path))
-        except ValueError as error:
-            unread[path] = str(error)
-    return headers, unread
-
-
-def study_scan(place: Scan, headers: Sequence[Header], unread: dict[Path, str], wanted: str | None) -> Scan:
+def study_scan(place: Scan, headers: Sequence[Header], unread: Sequence[Unread], wanted: str | None) -> Scan:
     """`place` with the slices of the series that serves best, or that was asked for; without slices where none serves.
 
-    `unread` are the files among them that cannot be read.
+    `unread` are the files among them that cannot be read. Where too many of the series' slices are, the study is not used.
 
     The axial one with the thinnest spacing is taken, of several such that with most slices; what was computed from another only where
     there is nothing else.
     """
     everything = group(headers)
-    findings = [Finding("unreadable-slice", WARNING, f"{path.name}: {reason}", SLICE_DROPPED) for path, reason in unread.items()]
     if not everything:
-        said = findings[0].message if findings else "no DICOM slices"
-        more = f", and {len(findings) - 1:,} more files" if len(findings) > 1 else ""
-        return _without(place, "unreadable", f"{said}{more}")
+        return _without(place, "unreadable", f"no DICOM slices that can be read: {reasons(unread)}" if unread else "no DICOM slices")
     if wanted is not None:
         fitting = [series for series in everything if matches(series, wanted)]
         if not fitting:
@@ -93,7 +82,10 @@ def study_scan(place: Scan, headers: Sequence[Header], unread: dict[Path, str], 
     if not candidates:
         return _without(place, "no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
     chosen = best(candidates)
-    notes = findings
+    lost, beside = of_series(chosen.headers, unread)
+    if lost and not can_do_without(lost, chosen.slices, _positions(_planes(chosen.headers)), chosen.spacing):
+        return _without(place, "unreadable-slice", told(lost, chosen.slices))
+    notes = of_lost(lost, chosen.slices) + of_others(beside)
     if others := [series for series in everything if series is not chosen]:
         left = ", ".join(map(_described, others))
         notes.append(Finding("several-series", INFO, f"used {_described(chosen)}; left {left}", KEPT))
@@ -112,12 +104,13 @@ def best(candidates: Sequence[Series]) -> Series:
 
 
 def group(headers: Sequence[Header]) -> list[Series]:
-    """Series of slices that are alike: of one UID, one size, one direction and one kind."""
+    """Series of slices that are alike: of one UID, one size, one direction and one kind, and all with one or all with many in a file."""
     alike: dict[tuple[object, ...], list[Header]] = defaultdict(list)
+    directions: dict[str, list[Plane]] = defaultdict(list)
     for header in headers:
-        plane = header.planes[0] if header.planes else None
-        direction = tuple(np.round(plane.orientation, 1) + 0.0) if plane else ()
-        alike[(header.series, _unfit(header), _derived(header), header.rows, header.columns, direction)].append(header)
+        direction = _number_of(header.planes[0], directions[header.series]) if header.planes else -1
+        kind = _unfit(header), _derived(header), header.frames > 1
+        alike[(header.series, *kind, header.rows, header.columns, direction)].append(header)
     found = []
     for (_, unfit, derived, *_), members in alike.items():
         first = members[0]
@@ -134,14 +127,18 @@ def matches(series: Series, wanted: str) -> bool:
 
 def ordered(place: Scan, series: Series, notes: list[Finding]) -> Scan:
     """`place` with the slices of `series` from head to feet, and what was found on the way."""
-    if not series.headers[0].rescaled:
+    raw = [header for header in series.headers if not header.rescaled]
+    if any(not header.signed for header in raw):
+        text = "no RescaleIntercept, and values without a sign are not Hounsfield units; export the series with its rescale"
+        return _without(place, "not-hounsfield", text)
+    if raw:
         notes.append(Finding("no-rescale", WARNING, "no RescaleIntercept: values are taken for Hounsfield units as they are", KEPT))
-    first = series.headers[0]
+    first = max(series.headers, key=lambda header: header.frames)
     frames = [(header, number) for header in series.headers for number in range(header.frames)]
     if first.frames > 1:
         if len(series.headers) > 1:
             notes.append(
-                Finding("several-stacks", WARNING, f"{len(series.headers)} files of many slices; the first is used", SLICE_DROPPED)
+                Finding("several-stacks", WARNING, f"{len(series.headers)} files of many slices; that with most is used", SLICE_DROPPED)
             )
         frames = [(first, number) for number in range(first.frames)]
     planes = _planes((first,) if first.frames > 1 else series.headers)
@@ -194,7 +191,7 @@ def _without_repeats(order: list[int], positions: np.ndarray, notes: list[Findin
         else:
             kept.append(one)
     if repeated:
-        text = f"{len(repeated):,} slices lie where another lies; the first of each is kept"
+        text = f"{_slices(len(repeated))} {'lies' if len(repeated) == 1 else 'lie'} where another lies; the first of each is kept"
         notes.append(Finding("duplicate-position", WARNING, text, SLICE_DROPPED, tuple(repeated)))
     return kept
 
@@ -207,7 +204,8 @@ def _look_at_distances(positions: np.ndarray, notes: list[Finding]) -> None:
     wide = np.flatnonzero(gaps > GAP * usual)
     if len(wide):
         missing = int(sum(max(round(gap / usual) - 1, 1) for gap in gaps[wide]))
-        text = f"about {missing:,} slices are missing: {len(wide):,} gaps of up to {gaps.max():.4g} mm where {usual:.4g} mm are usual"
+        count = f"a gap of {gaps.max():.4g} mm" if len(wide) == 1 else f"{len(wide):,} gaps of up to {gaps.max():.4g} mm"
+        text = f"about {_slices(missing)} {'is' if missing == 1 else 'are'} missing: {count} where {usual:.4g} mm are usual"
         notes.append(Finding("gap", WARNING, text, KEPT, tuple(int(place) for place in wide)))
     uneven = np.flatnonzero((np.abs(gaps - usual) > UNEVEN * usual) & (gaps <= GAP * usual))
     if len(uneven):
@@ -282,6 +280,16 @@ def _direction(plane: Plane) -> str:
     return "oblique" if np.abs(plane.orientation[:3]).max() < np.cos(np.radians(MOST_OBLIQUE)) else ""
 
 
+def _number_of(plane: Plane, known: list[Plane]) -> int:
+    """Which of the `known` planes lies in the same direction; where none does, this one is known from now on."""
+    axes = np.reshape(plane.orientation, (2, 3))
+    for number, other in enumerate(known):
+        if np.einsum("ij,ij->i", axes, np.reshape(other.orientation, (2, 3))).min() >= np.cos(np.radians(ONE_DIRECTION)):
+            return number
+    known.append(plane)
+    return len(known) - 1
+
+
 def _derived(header: Header) -> bool:
     return bool(DERIVED_WORDS & set(header.image_type))
 
@@ -289,7 +297,11 @@ def _derived(header: Header) -> bool:
 def _described(series: Series) -> str:
     spacing = series.spacing
     what = series.unfit or ("derived" if series.derived else f"{spacing:.4g} mm" if np.isfinite(spacing) else "no spacing")
-    return f"{series.name} ({series.slices:,} slice{'' if series.slices == 1 else 's'}, {what})"
+    return f"{series.name} ({_slices(series.slices)}, {what})"
+
+
+def _slices(count: int) -> str:
+    return f"{count:,} slice{'' if count == 1 else 's'}"
 
 
 def _order(number: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from isal import isal_zlib
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.decode import NOT_HOUNSFIELD
 from ctcovid.scans.kind import in_colour
 from ctcovid.scans.look import Look, look
 from ctcovid.scans.quality import Unusable
@@ -47,29 +49,43 @@ class Job:
 def encode_slices(job: Job) -> list[Encoded]:
     """A chunk for each slice, or why it cannot be read."""
     chunks: list[Encoded] = []
-    for part in job.scan.parts(1):
-        left = len(part.slices)
-        try:
-            for pixels in read_slices(part, job.bits, job.window):
-                chunks.append(Chunk(b"", 0, look(pixels)) if job.size is None else _encoded(pixels, job.size))
-                left -= 1
-        except InputError as error:
-            # Of a file that holds all slices, what is behind the damage is lost.
-            chunks += [unusable(part.slices[0], error)] * left
+    for one in looked_at(job.scan, job.bits, job.window):
+        if isinstance(one, Unusable):
+            chunks.append(one)
+        else:
+            seen, pixels = one
+            chunks.append(Chunk(b"", 0, seen) if job.size is None else _encoded(pixels, job.size, seen))
     return chunks
 
 
-def _encoded(pixels: np.ndarray, size: int) -> Chunk:
-    seen, fitted = look(pixels), square(pixels, size)
+def looked_at(scan: Scan, bits: int, window: Window) -> Iterator[tuple[Look, np.ndarray] | Unusable]:
+    """Each slice of a scan, or of a part of one, with its look, uint8 (H, W) as it is; or why it cannot be read."""
+    for part in scan.parts(1):
+        left = len(part.slices)
+        holes: set[int] = set()
+        try:
+            for number, pixels in enumerate(read_slices(part, bits, window, holes)):
+                left -= 1
+                yield look(pixels, number in holes), pixels
+        except InputError as error:
+            # Of a file that holds all slices, what is behind the damage is lost.
+            for _ in range(left):
+                yield unusable(part.slices[0], error, named=part.stack is None)
+
+
+def _encoded(pixels: np.ndarray, size: int, seen: Look) -> Chunk:
+    fitted = square(pixels, size)
     # A slice that has the size already is not summed up twice.
-    return Chunk(chunk_bytes(fitted), seen.digest if fitted is pixels else isal_zlib.crc32(fitted), seen)
+    return Chunk(chunk_bytes(fitted), seen.crc32 if fitted is pixels else isal_zlib.crc32(fitted), seen)
 
 
-def unusable(path: Path, error: InputError) -> Unusable:
-    """What is wrong with a slice that could not be read."""
-    message = str(error)
+def unusable(path: Path, error: InputError, named: bool = True) -> Unusable:
+    """What is wrong with a slice that could not be read; `named`, with the name of its file, which of DICOM may be that of a patient."""
+    message = str(error) if named else str(error).replace(f"{path}: ", "").replace(str(path), "the file")
     if path.is_file() and path.stat().st_size == 0:
         return Unusable("empty-file", message)
+    if NOT_HOUNSFIELD in message:
+        return Unusable("not-hounsfield", message)
     return Unusable("truncated" if "truncated" in message else "unreadable", message)
 
 

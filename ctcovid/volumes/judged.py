@@ -11,12 +11,12 @@ from ctcovid.base.errors import InputError
 from ctcovid.scans.anatomy import cut_off
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import COMPLETE
-from ctcovid.scans.look import SIDE, Look, look
+from ctcovid.scans.look import SIDE, Look
 from ctcovid.scans.quality import FEWEST_FOR_ANATOMY, Unusable
-from ctcovid.scans.read import read_slices, square
+from ctcovid.scans.read import square
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import Window
-from ctcovid.volumes.encode import probe_scan, unusable
+from ctcovid.volumes.encode import looked_at, probe_scan
 from ctcovid.volumes.judging import verdict_of
 
 
@@ -68,14 +68,7 @@ def read_judged(scan: Scan, size: int, window: Window, pool: Executor, fewest: i
     bits = probed.form.bits
 
     def decoded(part: Scan) -> list[tuple[Look, np.ndarray] | Unusable]:
-        found: list[tuple[Look, np.ndarray] | Unusable] = []
-        try:
-            for pixels in read_slices(part, bits, window):
-                found.append((look(pixels), square(pixels, size)))
-        except InputError as error:
-            # Of a file that holds all slices, what is behind the damage is lost.
-            found += [unusable(part.slices[0], error)] * (len(part.slices) - len(found))
-        return found
+        return [one if isinstance(one, Unusable) else (one[0], square(one[1], size)) for one in looked_at(part, bits, window)]
 
     slices = [one for some in pool.map(decoded, scan.parts(1)) for one in some]
     verdict = verdict_of(scan, False, [one if isinstance(one, Unusable) else one[0] for one in slices])

@@ -58,13 +58,20 @@ def judged(scan: Scan, probed: Probed, slices: list[Encoded], wishes: Wishes) ->
 def verdict_of(scan: Scan, colour: bool, looks: list[Look | Unusable]) -> Verdict:
     """What is wrong with a scan and what stays of it, by its files, by whether its pictures are in `colour`, and by its slices."""
     # Where the files say how slices lie in the patient, their order is not to be doubted.
-    verdict = judge(scan.names, looks, ordered=scan.geometry is not None)
+    verdict = judge(scan.names, [_numbered(scan, place, one) for place, one in enumerate(looks)], ordered=scan.placed)
     dropped = any(finding.action == SCAN_DROPPED for finding in scan.findings)
     verdict = replace(verdict, findings=(*scan.findings, *verdict.findings), kept=() if dropped else verdict.kept)
     if colour:
         finding = Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its pictures are in colour.", SCAN_DROPPED)
         verdict = replace(verdict, findings=(*verdict.findings, finding), kept=())
     return verdict
+
+
+def _numbered(scan: Scan, place: int, slice_: Look | Unusable) -> Look | Unusable:
+    """Says of a file with one DICOM slice, which is not named, which it is."""
+    if isinstance(slice_, Look) or scan.stack is None or scan.stack.reader != "dicom":
+        return slice_
+    return replace(slice_, message=f"slice {scan.names[place]}: {slice_.message}")
 
 
 def _as_wished(scan: Scan, verdict: Verdict, wishes: Wishes) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,3 +160,18 @@ def test_noise_and_compression_make_no_repeats(chest: np.ndarray) -> None:
     noisy = np.clip(chest + generator.normal(0, 8, chest.shape), 0, 255).astype(np.uint8)
     assert codes(verdict(noisy)) == []
     assert codes(verdict(np.stack([compressed(pixels, 60) for pixels in chest]))) == []
+
+
+def test_slices_that_differ_are_no_exact_repeats_whatever_their_checksum(chest: np.ndarray) -> None:
+    """CRC-32 stays the same where the bits of its polynomial are flipped."""
+    polynomial = np.packbits([int(bit) for bit in f"{0x104C11DB7:b}"], bitorder="little")
+    other = chest[10].copy()
+    other[40, 40 : 40 + len(polynomial)] ^= polynomial
+    assert zlib.crc32(other.tobytes()) == zlib.crc32(chest[10].tobytes()) and (other != chest[10]).any()
+    assert look(other).digest != look(chest[10]).digest
+
+
+@pytest.mark.parametrize(("copies", "said"), [((9,), "1 slice lies there more than once"), ((9, 20), "2 slices lie there more than once")])
+def test_what_is_said_of_one_slice_is_said_of_one(copies: tuple[int, ...], said: str, chest: np.ndarray) -> None:
+    order = sorted([*range(30), *copies])
+    assert verdict(chest[order]).findings[0].message == f"{said}, equal to the bit."

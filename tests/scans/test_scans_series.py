@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,12 @@ def test_missing_slices_are_named_with_their_place(write_series: WriteSeries, ch
     assert (gap.code, gap.slices) == ("gap", (3,))
     assert "about 2 slices are missing" in gap.message
     assert np.array_equal(read_scan(scan, 24), squared(np.delete(chest, (4, 5), axis=0)))
+
+
+def test_a_single_missing_slice_is_said_to_be_one(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", chest)[4].unlink()
+    (gap,) = only(tmp_path / "scan").findings
+    assert gap.message == "about 1 slice is missing: a gap of 4 mm where 2 mm are usual"
 
 
 def test_of_slices_at_one_place_the_first_is_kept(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
@@ -294,7 +300,7 @@ def test_rle_gives_the_same_as_uncompressed(write_series: WriteSeries, chest: np
     assert np.array_equal(read_scan(only(tmp_path / "scan"), 24), squared(chest))
 
 
-@pytest.mark.parametrize("kind", ["no preamble", "big endian", "deflated", "signed"])
+@pytest.mark.parametrize("kind", ["no preamble", "big endian", "deflated", "signed", "high bits", "high bits, signed"])
 def test_uncommon_ways_to_write_the_same_are_read(kind: str, write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     for place, path in enumerate(write_series(tmp_path / "scan", chest)):
         header = pydicom.dcmread(path)
@@ -302,6 +308,14 @@ def test_uncommon_ways_to_write_the_same_are_read(kind: str, write_series: Write
             # Twelve bits with a sign; what lies above them is no part of the value.
             header.PixelRepresentation, header.RescaleIntercept = 1, 0
             header.PixelData = (np.clip(chest[place], -2048, 2047).astype("<u2") & 0x0FFF | 0x5000).tobytes()
+            header.save_as(path)
+        elif kind.startswith("high bits"):
+            header.HighBit = 15
+            if kind.endswith("signed"):
+                header.PixelRepresentation, header.RescaleIntercept = 1, 0
+                header.PixelData = (chest[place].astype("<u2") << 4 | 0x5).tobytes()
+            else:
+                header.PixelData = (np.frombuffer(header.PixelData, "<u2") << 4 | 0x5).tobytes()
             header.save_as(path)
         elif kind == "no preamble":
             path.unlink()
@@ -321,7 +335,7 @@ def test_uncommon_ways_to_write_the_same_are_read(kind: str, write_series: Write
     assert np.array_equal(read_scan(only(tmp_path / "scan"), 24), squared(chest))
 
 
-def test_frames_of_one_file_come_by_position(chest: np.ndarray, tmp_path: Path) -> None:
+def write_enhanced(path: Path, chest: np.ndarray, **elements: object) -> None:
     """An Enhanced CT, whose frames lie in no order and have intercepts of their own."""
     order = np.random.default_rng(3).permutation(len(chest))
     header = pydicom.Dataset()
@@ -348,20 +362,123 @@ def test_frames_of_one_file_come_by_position(chest: np.ndarray, tmp_path: Path) 
         stored.append(chest[place] + place)
     header.PerFrameFunctionalGroupsSequence = Sequence(groups)
     header.PixelData = np.stack(stored).astype("<i2").tobytes()
-    header.save_as(tmp_path / "enhanced.dcm", enforce_file_format=True)
+    for key, value in elements.items():
+        setattr(header, key, value)
+    header.save_as(path, enforce_file_format=True)
+
+
+def test_frames_of_one_file_come_by_position(chest: np.ndarray, tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "enhanced.dcm", chest)
     scan = only(tmp_path / "enhanced.dcm")
     assert codes(scan) == set()
     assert np.array_equal(read_scan(scan, 24), squared(chest))
     assert scan.geometry is not None and np.allclose(scan.geometry.spacing, (0.75, 0.75, 2))
 
 
-def test_unreadable_file_among_the_slices_is_named_and_left(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
-    paths = write_series(tmp_path / "scan", chest)
-    (tmp_path / "scan" / "empty.dcm").touch()
-    paths[8].write_bytes(paths[8].read_bytes()[:-100])
+def test_of_several_files_of_many_slices_the_longest_is_used(chest: np.ndarray, tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "1.dcm", chest[:4], SOPInstanceUID="1.2.8")
+    write_enhanced(tmp_path / "2.dcm", chest)
+    scan = only(tmp_path)
+    assert codes(scan) == {"several-stacks"}
+    assert np.array_equal(read_scan(scan, 24), squared(chest))
+
+
+def test_files_of_one_slice_and_of_many_are_not_mixed(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "0.dcm", chest[:4], PatientID="P-17")
+    write_series(tmp_path, chest, study="1.1", series="1.2", number=1)
+    scan = only(tmp_path)
+    assert np.array_equal(read_scan(scan, 24), squared(chest))
+    assert scan.findings[0].message == "used series 1 (9 slices, 2 mm); left series 1 (4 slices, 2 mm)"
+
+
+def test_series_whose_direction_varies_a_little_is_one(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    for number, path in enumerate(write_series(tmp_path / "scan", chest)):
+        header = pydicom.dcmread(path)
+        sine = 0.0499 if number % 2 else 0.0501
+        header.ImageOrientationPatient = [1, 0, 0, 0, float(np.sqrt(1 - sine**2)), -sine]
+        header.save_as(path)
     scan = only(tmp_path / "scan")
-    assert {(finding.code, finding.message) for finding in scan.findings} == {
-        ("unreadable-slice", "empty.dcm: empty"),
-        ("unreadable-slice", f"{paths[8].name}: cut short"),
+    assert "several-series" not in codes(scan)
+    assert np.array_equal(read_scan(scan, 24), squared(chest))
+
+
+def test_directions_that_differ_are_series_of_their_own(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    """Of one UID, as a console exports what it reformats."""
+    write_series(tmp_path / "scan", chest, series="1.5", number=1)
+    cosine, sine = float(np.cos(np.radians(8))), float(np.sin(np.radians(8)))
+    write_series(tmp_path / "scan" / "again", chest[:5], series="1.5", number=1, orientation=(cosine, sine, 0, -sine, cosine, 0))
+    scan = only(tmp_path / "scan")
+    assert codes(scan) == {"several-series"}
+    assert len(scan.slices) == 9
+
+
+def test_unsigned_values_without_rescale_are_refused(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    for path in write_series(tmp_path / "scan", chest):
+        header = pydicom.dcmread(path)
+        del header.RescaleIntercept
+        header.save_as(path)
+    scan = only(tmp_path / "scan")
+    assert codes(scan) == {"not-hounsfield"}
+    with pytest.raises(InputError, match="no RescaleIntercept"):
+        read_scan(scan, 24)
+
+
+def test_signed_values_without_rescale_are_taken_for_hounsfield_units(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    for place, path in enumerate(write_series(tmp_path / "scan", chest)):
+        header = pydicom.dcmread(path)
+        del header.RescaleIntercept
+        header.PixelRepresentation, header.BitsStored, header.HighBit = 1, 16, 15
+        header.PixelData = chest[place].astype("<i2").tobytes()
+        header.save_as(path)
+    scan = only(tmp_path / "scan")
+    assert codes(scan) == {"no-rescale"}
+    assert np.array_equal(read_scan(scan, 24), squared(chest))
+
+
+def test_loose_studies_that_name_no_patient_are_patients_of_their_own(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    for study in ("1.1", "1.2", "1.3"):
+        for path in write_series(tmp_path / study, chest, study=study, PatientID="" if study != "1.3" else "P-9"):
+            (tmp_path / "data" / "NCP").mkdir(parents=True, exist_ok=True)
+            path.rename(tmp_path / "data" / "NCP" / f"{study}-{path.name}")
+    scans, _ = find_dataset(tmp_path / "data")
+    assert [(scan.patient, codes(scan)) for scan in scans] == [("1.1", {"no-patient"}), ("1.2", {"no-patient"}), ("P-9", set())]
+
+
+def test_unreadable_file_among_the_slices_is_counted_and_left(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    values = np.repeat(chest, 3, axis=0)
+    paths = write_series(tmp_path / "DOE_JANE", values)
+    paths[8].rename(paths[8].with_suffix(".dcm")).write_bytes(b"")
+    paths[26].write_bytes(paths[26].read_bytes()[:-100])
+    scan = only(tmp_path / "DOE_JANE")
+    assert [(finding.code, finding.message) for finding in scan.findings if finding.code != "gap"] == [
+        ("unreadable-slice", "2 of its 27 slices cannot be read: 1 cut short, 1 empty")
+    ]
+    assert np.array_equal(read_scan(scan, 24), squared(np.delete(values, (8, 26), axis=0)))
+
+
+@pytest.mark.parametrize("places", [range(14), range(0, 24, 2), (4, 5, 6), (1, 9, 17)])
+@pytest.mark.parametrize("header_left", [True, False])
+def test_series_that_lost_too_many_slices_is_not_used(
+    places: Collection[int], header_left: bool, write_series: WriteSeries, chest: np.ndarray, tmp_path: Path
+) -> None:
+    """As a scan of pictures: no more than a tenth, and no more than two in a row."""
+    paths = write_series(tmp_path / "scan", np.repeat(chest, 3, axis=0)[:24] if places != (4, 5, 6) else np.repeat(chest, 4, axis=0))
+    for place in places:
+        damaged = paths[place].rename(paths[place].with_suffix(".dcm"))
+        damaged.write_bytes(damaged.read_bytes()[:-100] if header_left else b"")
+    scan = only(tmp_path / "scan")
+    assert scan.slices == ()
+    (said,) = scan.findings
+    assert (said.code, said.severity, said.action) == ("unreadable-slice", "error", "scan dropped")
+    assert f"{len(places)} of its {len(paths)} slices cannot be read" in said.message
+
+
+def test_unreadable_files_of_another_series_cost_nothing(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", chest, number=1)
+    for path in write_series(tmp_path / "scan", chest, number=2, spacing=4)[:5]:
+        path.write_bytes(path.read_bytes()[:-100])
+    scan = only(tmp_path / "scan")
+    assert len(scan.slices) == 9
+    assert ("unreadable-file", "5 other files of its study cannot be read: 5 cut short") in {
+        (one.code, one.message) for one in scan.findings
     }
-    assert np.array_equal(read_scan(scan, 24), squared(chest[:8]))

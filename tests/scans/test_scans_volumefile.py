@@ -24,7 +24,9 @@ from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_dataset, find_scans
 from ctcovid.scans.read import read_scan, scan_format
 from ctcovid.scans.scan import Scan
-from ctcovid.scans.window import Window
+from ctcovid.scans.window import LUNG, Window
+from ctcovid.volumes.encode import Job, encode_slices, probe_scan
+from ctcovid.volumes.judging import Wishes, findings_of, judged
 
 # Pillow says on its own what it finds in a damaged TIFF.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -123,6 +125,50 @@ def test_slope_of_a_nifti_file_is_honoured(chest: np.ndarray, tmp_path: Path) ->
 def test_volume_of_greys_is_taken_as_it_is(chest: np.ndarray, tmp_path: Path) -> None:
     write_nifti(tmp_path / "scan.nii", grey(chest), NORMAL)
     assert np.array_equal(read_scan(only(tmp_path / "scan.nii"), 24), squared(chest))
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.nrrd", "scan.mha"])
+@pytest.mark.parametrize("kind", ["Hounsfield", "grey"])
+def test_what_is_no_number_is_black_and_named_and_the_rest_is_as_without_it(
+    name: str, kind: str, chest: np.ndarray, tmp_path: Path
+) -> None:
+    values = chest.astype(np.float32) if kind == "Hounsfield" else grey(chest).astype(np.float32)
+    expected = grey(chest)
+    values[3:5, 10, :6] = np.nan
+    values[5, 0, 0] = np.inf
+    expected[3:5, 10, :6] = 0
+    expected[5, 0, 0] = 0
+    image = SimpleITK.GetImageFromArray(values[::-1])
+    SimpleITK.WriteImage(image, str(tmp_path / name))
+    scan = only(tmp_path / name)
+    assert np.array_equal(read_scan(scan, 24), np.pad(expected, ((0, 0), (0, 0), (2, 2))))
+    row, _ = judged(scan, probe_scan(scan), encode_slices(Job(scan, 16, 24, LUNG)), Wishes(4, "all", "repair"))
+    (said,) = (finding for _, finding in findings_of([row]) if finding.code == "not-a-number")
+    assert (said.severity, said.action, said.slices) == ("warning", "kept", (3, 4, 5))
+
+
+def test_volume_without_one_number_is_refused(chest: np.ndarray, tmp_path: Path) -> None:
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.full(chest.shape, np.nan, np.float32)), str(tmp_path / "scan.nrrd"))
+    with pytest.raises(InputError, match="none of its values is a number"):
+        read_scan(only(tmp_path / "scan.nrrd"), 24)
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd"])
+@pytest.mark.parametrize(("shift", "scale"), [(1350, 1), (1350, 20), (1300, 1)])
+def test_values_that_are_neither_hounsfield_nor_grey_are_refused_with_the_remedy(
+    name: str, shift: int, scale: int, chest: np.ndarray, tmp_path: Path
+) -> None:
+    values = (chest.astype(np.int32) + shift) * scale
+    # The last as after an interpolation, which shoots below 0.
+    assert values.max() > 255 and values.min() > -100
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(tmp_path / name))
+    scan = only(tmp_path / name)
+    with pytest.raises(InputError, match=r"are not Hounsfield units.*less 1024"):
+        read_scan(scan, 24)
+    row, chunks = judged(scan, probe_scan(scan), encode_slices(Job(scan, 16, 24, LUNG)), Wishes(4, "all", "repair"))
+    (said,) = (finding for _, finding in findings_of([row]) if finding.severity == "error")
+    assert (said.code, said.action, chunks) == ("not-hounsfield", "scan dropped", [])
+    assert said.message.endswith("greys of 8 bits.")
 
 
 def test_file_that_does_not_say_how_it_lies_is_named(chest: np.ndarray, tmp_path: Path) -> None:
