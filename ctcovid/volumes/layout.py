@@ -10,7 +10,6 @@ import h5py
 
 FORMAT = "ctcovid-volumes"
 FORMAT_VERSION = 1
-PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, UsageError, listing
 from ctcovid.scans.contents import natural_key
-from ctcovid.volumes.layout import PARTS, ScanRow
+from ctcovid.volumes.layout import ScanRow
 
 
 def split_patients(patients: dict[str, str], shares: tuple[float, float, float], seed: int) -> dict[str, str]:
