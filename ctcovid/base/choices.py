@@ -11,6 +11,9 @@ class Part(str, Enum):
     TRAIN, VALID, TEST = "train", "valid", "test"
 
 
+PARTS = tuple(part.value for part in Part)
+
+
 class Interval(str, Enum):
     """Kinds of confidence interval."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ctcovid.base.choices import PARTS
 from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError
 from ctcovid.base.files import RUN_CARD, claim_file
@@ -36,7 +37,6 @@ from ctcovid.training.parts import parts_to_learn_from
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import VolumeSet
-from ctcovid.volumes.layout import PARTS
 from ctcovid.volumes.limits import naming_limits
 from ctcovid.volumes.reader import VolumesFile
 from ctcovid.volumes.resident import resident

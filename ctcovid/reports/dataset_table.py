@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ctcovid.base.choices import PARTS
 from ctcovid.reports.tables import Cell, Table
-from ctcovid.volumes.layout import PARTS, ScanRow
+from ctcovid.volumes.layout import ScanRow
 
 COLUMNS = ("class", "split", "patients", "scans", "slices", "volumes")
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.findings import ERROR, KEPT, SCAN_DROPPED, WARNING, Finding
+from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise, of_pixels
 from ctcovid.scans.holes import nifti_holes
 from ctcovid.scans.pixels import dicom_frames
@@ -64,17 +64,18 @@ def volume_scan(place: Scan, path: Path) -> Scan:
         affine[:known, 3] = reader.GetOrigin()[:known]
         turn, geometry, angle = normalise(LPS_TO_RAS @ affine, (slices, rows, columns))
     except ValueError as error:
-        return _without(place, str(error))
+        return place.refused("unreadable", str(error))
     except RuntimeError:
-        return _without(place, "damaged, or not what its name says")
+        return place.refused("unreadable", "damaged, or not what its name says")
     except OSError as error:
-        return _without(place, error.strerror or "not readable")
+        return place.refused("unreadable", error.strerror or "not readable")
     findings: list[Finding] = []
     stack = Stack("volume", (slices, rows, columns), turn, (), geometry, assumed=not _says_axes(path, kind, reader))
     if max(stack.slice_size) > MOST_PIXELS_PER_SIDE:
-        return _without(place, f"slices of {stack.slice_size[1]}×{stack.slice_size[0]}; at most {MOST_PIXELS_PER_SIDE} on a side are read")
+        height, width = stack.slice_size
+        return place.refused("unreadable", f"slices of {width}×{height}; at most {MOST_PIXELS_PER_SIDE} on a side are read")
     if angle > MOST_OBLIQUE:
-        return _without(place, f"its axes stand {angle:.0f}° from the patient's; resample it to axial slices")
+        return place.refused("unreadable", f"its axes stand {angle:.0f}° from the patient's; resample it to axial slices")
     if angle > OBLIQUE:
         findings.append(Finding("oblique", WARNING, f"slices stand {angle:.0f}° from the patient's axes and are used as they are", KEPT))
     if stack.assumed:
@@ -120,6 +121,17 @@ def decode_volume(path: Path, stack: Stack, window: Window, holes: set[int] | No
         along = read.holes[stack.turn.axes[0]]
         holes.update(np.flatnonzero(along[::-1] if stack.turn.flips[0] else along).tolist())
     yield from (np.ascontiguousarray(frame) for frame in stack.turn(read.greys))
+
+
+def stored_values(path: Path, stack: Stack) -> np.ndarray:
+    """The values of a volume file as they are, of any type, (slices, rows, columns), turned and from head to feet.
+
+    Raises InputError where it cannot be decoded.
+    """
+    _require_sound(path)
+    with _damage_named(path):
+        values = _slab(path, 0, stack.shape[0])
+    return stack.turn(values)
 
 
 @dataclass(frozen=True)
@@ -310,7 +322,3 @@ def _says_axes(path: Path, kind: str, reader: Any) -> bool:
 
 def _with(place: Scan, path: Path, count: int, stack: Stack, findings: list[Finding]) -> Scan:
     return replace(place, slices=(path,) * count, stack=stack, findings=tuple(findings))
-
-
-def _without(place: Scan, message: str) -> Scan:
-    return replace(place, slices=(), findings=(Finding("unreadable", ERROR, message, SCAN_DROPPED),))

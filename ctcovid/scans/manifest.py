@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, listing
 from ctcovid.scans.places import found_at, stem
 from ctcovid.scans.scan import Scan
 
 COLUMNS = "path,label,patient[,scan,split]"
-PARTS = ("train", "valid", "test")
 # No CSV of paths has longer lines; what has is another file.
 LONGEST_FIELD = 1 << 16
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.discover import natural_key
+from ctcovid.scans.contents import look_into
+from ctcovid.scans.decode import stored_values, volume_scan
 from ctcovid.scans.read import read_slice, square
-
-PICTURES = (".png", ".tif", ".tiff", ".bmp")
+from ctcovid.scans.scan import Scan
 
 
 def read_mask(path: Path, slices: int, size: int) -> np.ndarray:
@@ -24,8 +24,7 @@ def read_mask(path: Path, slices: int, size: int) -> np.ndarray:
     if not path.exists():
         raise InputError(f"No such mask: {path}. Check the path.")
     if path.is_dir():
-        files = sorted((item for item in path.iterdir() if item.suffix.lower() in PICTURES), key=lambda item: natural_key(item.name))
-        inside = [read_slice(file) > 127 for file in files]
+        inside = [read_slice(file) > 127 for file in look_into(path).pictures]
     else:
         inside = list(_volume(path) != 0)
     if len(inside) != slices:
@@ -34,12 +33,8 @@ def read_mask(path: Path, slices: int, size: int) -> np.ndarray:
 
 
 def _volume(path: Path) -> np.ndarray:
-    # Takes half a second to import, and only masks in one file need it.
-    import SimpleITK
-
-    try:
-        image = SimpleITK.ReadImage(str(path))
-        turned = SimpleITK.DICOMOrient(image, "LPI")
-    except RuntimeError as error:
-        raise InputError(f"{path}: not a volume that can be read. Give NIfTI, or a folder of PNG files.") from error
-    return SimpleITK.GetArrayFromImage(turned)
+    scan = volume_scan(Scan("", "", "", path, (), ""), path)
+    if scan.stack is None or not scan.slices:
+        reasons = "; ".join(finding.message for finding in scan.findings)
+        raise InputError(f"{path}: not a volume that can be read ({reasons}). Give NIfTI, or a folder of PNG files.")
+    return stored_values(path, scan.stack)

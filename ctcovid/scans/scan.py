@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.findings import ERROR, Finding
+from ctcovid.scans.findings import ERROR, SCAN_DROPPED, Finding
 from ctcovid.scans.geometry import Geometry, Turn
 
 # More in one file, or in one picture, is taken for damage: it would not fit into memory beside what is made of it.
@@ -79,6 +79,10 @@ class Scan:
         if self.stack and self.stack.reader != "dicom":
             return [self]
         return [replace(self, slices=self.slices[first : first + count], findings=()) for first in range(0, len(self.slices), count)]
+
+    def refused(self, code: str, message: str) -> Scan:
+        """The scan without slices and with an error that says why; what was found before is forgotten."""
+        return replace(self, slices=(), findings=(Finding(code, ERROR, message, SCAN_DROPPED),))
 
     def require_slices(self) -> None:
         """Raises InputError, with the reason, where nothing of the scan can be used."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane
-from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
+from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
 from ctcovid.scans.losses import Unread, can_do_without, of_lost, of_others, of_series, reasons, told
 from ctcovid.scans.scan import Scan, Stack
@@ -71,20 +71,20 @@ def study_scan(place: Scan, headers: Sequence[Header], unread: Sequence[Unread],
     """
     everything = group(headers)
     if not everything:
-        return _without(place, "unreadable", f"no DICOM slices that can be read: {reasons(unread)}" if unread else "no DICOM slices")
+        return place.refused("unreadable", f"no DICOM slices that can be read: {reasons(unread)}" if unread else "no DICOM slices")
     if wanted is not None:
         fitting = [series for series in everything if matches(series, wanted)]
         if not fitting:
-            return _without(place, "no-such-series", f"no series {wanted} in the study; it has {'; '.join(map(_described, everything))}")
+            return place.refused("no-such-series", f"no series {wanted} in the study; it has {'; '.join(map(_described, everything))}")
     else:
         fitting = everything
     candidates = [series for series in fitting if not series.unfit]
     if not candidates:
-        return _without(place, "no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
+        return place.refused("no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
     chosen = best(candidates)
     lost, beside = of_series(chosen.headers, unread)
     if lost and not can_do_without(lost, chosen.slices, _positions(_planes(chosen.headers)), chosen.spacing):
-        return _without(place, "unreadable-slice", told(lost, chosen.slices))
+        return place.refused("unreadable-slice", told(lost, chosen.slices))
     notes = of_lost(lost, chosen.slices) + of_others(beside)
     if others := [series for series in everything if series is not chosen]:
         left = ", ".join(map(_described, others))
@@ -130,7 +130,7 @@ def ordered(place: Scan, series: Series, notes: list[Finding]) -> Scan:
     raw = [header for header in series.headers if not header.rescaled]
     if any(not header.signed for header in raw):
         text = "no RescaleIntercept, and values without a sign are not Hounsfield units; export the series with its rescale"
-        return _without(place, "not-hounsfield", text)
+        return place.refused("not-hounsfield", text)
     if raw:
         notes.append(Finding("no-rescale", WARNING, "no RescaleIntercept: values are taken for Hounsfield units as they are", KEPT))
     first = max(series.headers, key=lambda header: header.frames)
@@ -160,7 +160,7 @@ def ordered(place: Scan, series: Series, notes: list[Finding]) -> Scan:
     try:
         turn, geometry, angle = normalise(_affine(planes, first.thickness), (len(kept), first.rows, first.columns))
     except ValueError as error:
-        return _without(place, "no-geometry", str(error))
+        return place.refused("no-geometry", str(error))
     _look_at_tilt(planes, first.tilt, angle, notes)
     notes += of_pixels(geometry)
     return _scan(place, [frames[one] for one in kept], replace(turn, axes=(0, *turn.axes[1:])), geometry, notes)
@@ -306,10 +306,6 @@ def _slices(count: int) -> str:
 
 def _order(number: str) -> int:
     return int(number) if number.isdigit() else 1 << 30
-
-
-def _without(place: Scan, code: str, message: str) -> Scan:
-    return replace(place, slices=(), findings=(Finding(code, ERROR, message, SCAN_DROPPED),))
 
 
 def studies(headers: Sequence[Header]) -> list[list[Header]]:

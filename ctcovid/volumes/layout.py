@@ -12,7 +12,6 @@ FORMAT = "ctcovid-volumes"
 FORMAT_VERSION = 1
 # The table of scans that were left out, like that of scans.
 LEFT_OUT = "left_out"
-PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError
 from ctcovid.scans.window import LUNG, Window
-from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, PARTS, ScanRow, fingerprint, read_rows
+from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, ScanRow, fingerprint, read_rows
 from ctcovid.volumes.split import patients_in_two_parts
 
 

@@ -10,9 +10,10 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
+from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, UsageError, listing
 from ctcovid.scans.contents import natural_key
-from ctcovid.volumes.layout import PARTS, ScanRow
+from ctcovid.volumes.layout import ScanRow
 
 
 def split_patients(

@@ -30,6 +30,13 @@ def test_pictures_are_taken_in_the_order_of_their_numbers(inside: np.ndarray, tm
     assert larger.shape == (6, 32, 32) and np.array_equal(larger[:, ::2, ::2], inside)
 
 
+def test_a_folder_may_hold_any_picture_and_what_is_hidden_is_none(inside: np.ndarray, tmp_path: Path) -> None:
+    for number, pixels in enumerate(inside):
+        Image.fromarray(pixels.astype(np.uint8) * 255).save(tmp_path / f"{number}.jpg", quality=100)
+        (tmp_path / f"._{number}.jpg").write_bytes(b"\0\5\x16\7")
+    assert np.array_equal(read_mask(tmp_path, 6, 16), inside)
+
+
 @pytest.mark.parametrize("head_first", [True, False])
 def test_a_volume_is_turned_whichever_way_it_is_stored(inside: np.ndarray, tmp_path: Path, head_first: bool) -> None:
     image = SimpleITK.GetImageFromArray((inside if head_first else inside[::-1]).astype(np.uint8))
