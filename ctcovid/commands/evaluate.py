@@ -172,7 +172,9 @@ def _measure(
     if options.sensitivity is not None:
         for model in measured.models:
             if model.point is None:
-                console.warn(f"{model.score.name} has no operating point: no {positive} to validate on, or no images to predict.")
+                console.warn(
+                    f"{model.score.name} has no operating point: no {positive} to validate on, or no images of the validation part."
+                )
     names = ("part", "level", "join", "bootstrap", "resample", "ci", "sensitivity", "seed")
     settings = {name: getattr(options, name) for name in names} | {"inputs": card.content["inputs"]}
     return Summary(folder, positive, classes, measured, settings)
@@ -219,8 +221,7 @@ class _Looks:
 
 
 def _check(one: Found, predictions: Predictions, looked: _Looks, name: str) -> Checks:
-    split = one.card.get("split", {}) if one.card else {}
-    return check(predictions, one.part, split, *looked.both(one.part, name))
+    return check(predictions, one.part, *looked.both(one.part, name))
 
 
 def _write(building: Path, folder: Path, summary: Summary, found: list[Found], card: RunCard) -> None:
