@@ -234,7 +234,7 @@ def _write(building: Path, folder: Path, summary: Summary, found: list[Found], c
     for figure in figures:
         figure.save(building / "figures")
     table = summary.table()
-    write_text(building / "table.csv", full_numbers(measured.scores, measured.comparisons))
+    write_text(building / "table.csv", full_numbers(measured.scores, measured.comparisons, summary.study.asked.drawing.ci))
     write_text(building / "table.tex", latex(table))
     write_text(building / "evaluation.md", report.text(measured, positive))
     write_json(building / "evaluation.json", summary.document())

@@ -115,7 +115,7 @@ def test_the_model_card_says_what_was_measured_and_is_replaced_only_when_asked(p
     summary = evaluate(place, "r3d18-d4-b8")
     text = path.read_text()
     accuracy = summary.study.scores[0].estimates["accuracy"]
-    assert f"{accuracy.mean:.4f} ({accuracy.low:.4f}, {accuracy.high:.4f})" in text
+    assert f"{accuracy.value:.4f} ({accuracy.low:.4f}, {accuracy.high:.4f})" in text
     for said in (
         "## Intended use",
         "## Data and split",
