@@ -172,7 +172,9 @@ def _measure(
     if options.sensitivity is not None:
         for model in measured.models:
             if model.point is None:
-                console.warn(f"{model.score.name} has no operating point: no {positive} to validate on, or no images to predict.")
+                console.warn(
+                    f"{model.score.name} has no operating point: no {positive} to validate on, or no images of the validation part."
+                )
     names = ("part", "level", "join", "bootstrap", "resample", "ci", "sensitivity", "seed")
     settings = {name: getattr(options, name) for name in names} | {"inputs": card.content["inputs"]}
     return Summary(folder, positive, classes, measured, settings)
@@ -219,8 +221,7 @@ class _Looks:
 
 
 def _check(one: Found, predictions: Predictions, looked: _Looks, name: str) -> Checks:
-    split = one.card.get("split", {}) if one.card else {}
-    return check(predictions, one.part, split, *looked.both(one.part, name))
+    return check(predictions, one.part, *looked.both(one.part, name))
 
 
 def _write(building: Path, folder: Path, summary: Summary, found: list[Found], card: RunCard) -> None:
@@ -233,7 +234,7 @@ def _write(building: Path, folder: Path, summary: Summary, found: list[Found], c
     for figure in figures:
         figure.save(building / "figures")
     table = summary.table()
-    write_text(building / "table.csv", full_numbers(measured.scores, measured.comparisons))
+    write_text(building / "table.csv", full_numbers(measured.scores, measured.comparisons, summary.study.asked.drawing.ci))
     write_text(building / "table.tex", latex(table))
     write_text(building / "evaluation.md", report.text(measured, positive))
     write_json(building / "evaluation.json", summary.document())

@@ -38,15 +38,12 @@ class Checks:
         return asdict(self)
 
 
-def check(
-    predictions: Predictions, part: Part | None, split: dict[str, list[str]], tested: Glance | None, trained: Glance | None
-) -> Checks:
+def check(predictions: Predictions, part: Part | None, tested: Glance | None, trained: Glance | None) -> Checks:
     """Look into the test set of a model.
 
     Parameters
     ----------
     part : what a run was scored on, None for predictions of another system
-    split : patients by part of the data that the run was trained with
     tested, trained : the volumes of both, where they can be read
     """
     balance = _balance(predictions)
@@ -61,11 +58,11 @@ def check(
             "predictions come without images."
         )
         return Checks(predictions.name, balance, "unknown", None, notes)
-    population, why = _population(part, predictions.patients, split)
+    population, why = _population(part)
     notes.append(f"{population.capitalize()} test: {why}")
     count = None
     if tested is None or trained is None:
-        notes.append(f"Repeated images: unknown, {part.trained_on} is not there any more.")
+        notes.append(f"Repeated images: unknown, {part.missing or 'there is no other part to compare with'}.")
     else:
         count = int(repeated(tested, trained).sum())
         found = f"{count:,} of {len(tested.slices):,} volumes" if count else "none of the volumes"
@@ -90,13 +87,17 @@ def baselines(predictions: Predictions, tested: Glance | None, trained: Glance |
     return found
 
 
-def _population(part: Part, patients: Sequence[str], split: dict[str, list[str]]) -> tuple[str, str]:
-    known = {patient for members in split.values() for patient in members}
+def _population(part: Part) -> tuple[str, str]:
     if part.same_file:
         return "internal", "other patients of the file that the model was trained with, hence of the same archive."
-    if shared := len(known & set(patients)):
-        return "internal", f"another file, but {shared:,} of its patients are in the one that the model was trained with, by their ids."
-    return "external", "another file than the model was trained with, and no patient id in common; whether another hospital, you know."
+    if part.alike and part.same is not False:
+        by = "images" if part.same else "ids"
+        return (
+            "internal",
+            f"another file, but {part.alike:,} of its patients are in the one that the model was trained with, by their {by}.",
+        )
+    common = f"{part.alike:,} patient ids in common but no image" if part.alike else "no patient id in common"
+    return "external", f"another file than the model was trained with, and {common}; whether another hospital, you know."
 
 
 def _balance(predictions: Predictions) -> dict[str, tuple[int, int]]:

@@ -72,8 +72,8 @@ def pair(predictions: Predictions, reference: Predictions, same_population: bool
     arranged = aligned(predictions, reference)
     if arranged is not None:
         return Pairing(arranged, True, f"the same {len(arranged.labels):,} {level}s: paired tests")
-    labels = dict(zip(reference.keys, reference.labels.tolist(), strict=True))
-    differing = sum(labels.get(key, label) != label for key, label in zip(predictions.keys, predictions.labels.tolist(), strict=True))
+    labels = _labels(reference)
+    differing = sum(key in labels and labels[key].isdisjoint(found) for key, found in _labels(predictions).items())
     reason = f"different labels for {differing:,} {level}s" if differing else f"different {level}s, as those of another depth are"
     if mine != theirs:
         reason += f", and {len(mine ^ theirs)} patients have none in one of the two"
@@ -112,6 +112,14 @@ def _compare(reference: tuple[Predictions, Score], pairing: Pairing, score: Scor
         {},
         {},
     )
+
+
+def _labels(predictions: Predictions) -> dict[tuple[str, str, int], set[int]]:
+    """The labels that each volume, scan or patient has."""
+    found: dict[tuple[str, str, int], set[int]] = {}
+    for patient, scan, volume, label in predictions.keys:
+        found.setdefault((patient, scan, volume), set()).add(label)
+    return found
 
 
 def _positives(predictions: Predictions, positive: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from ctcovid.base.console import Console
 from ctcovid.evaluation.baselines import global_features
+from ctcovid.evaluation.overlap import slice_hash
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.limits import naming_limits
 
@@ -36,7 +36,7 @@ def glance(volume_set: VolumeSet, workers: int, console: Console) -> Glance:
         for batch in volume_set.batches(in_order(len(volume_set), AT_ONCE), workers):
             for volume in batch.volumes.numpy():
                 features.append(global_features(volume))
-                slices.append(tuple(hashlib.blake2b(one.tobytes(), digest_size=16).digest() for one in volume))
+                slices.append(tuple(map(slice_hash, volume)))
             advance(len(batch.labels))
     return Glance(np.array(features), slices, [volume.scan.label for volume in volume_set.volumes])
 

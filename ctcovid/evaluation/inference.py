@@ -10,6 +10,7 @@ import numpy as np
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError
+from ctcovid.evaluation.overlap import share_images
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks
@@ -24,24 +25,32 @@ AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Part:
-    """The volumes of one part of a file at a model's depth, and the path and the file that the model was trained with."""
+    """The volumes of one part of a file at a model's depth, and what the model was trained with.
+
+    Attributes
+    ----------
+    own : the file that the model was trained with; None where `missing` says why it cannot be looked into
+    alike : how many patients have ids that the data of the model have too
+    same : whether they are the same people, by their images; None where these cannot be compared
+    """
 
     volume_set: VolumeSet
-    trained_on: Path
-    same_file: bool
+    own: VolumesFile | None
+    missing: str
+    alike: int
+    same: bool | None
+
+    @property
+    def same_file(self) -> bool:
+        return self.own is self.volume_set.file
 
     @property
     def volumes(self) -> list[Volume]:
         return self.volume_set.volumes
 
     def own_set(self, part: str) -> VolumeSet | None:
-        """A part of what the model was trained with, at its depth; None where the file is not there any more."""
-        file = self.volume_set.file
-        if not self.same_file:
-            if not self.trained_on.is_file():
-                return None
-            file = VolumesFile(self.trained_on)
-        return VolumeSet(file, part, self.volume_set.depth)
+        """A part of what the model was trained with, at its depth; None where that file is not there, or not the same any more."""
+        return None if self.own is None else VolumeSet(self.own, part, self.volume_set.depth)
 
 
 def open_part(model: TrainedModel, data: Path | None, part: str, console: Console) -> Part:
@@ -52,9 +61,11 @@ def open_part(model: TrainedModel, data: Path | None, part: str, console: Consol
     trained_on = Path(model.card["data"]["path"])
     path = data or (trained_on if trained_on.is_file() else Path("volumes.h5"))
     file = VolumesFile(path)
-    same_file = file.fingerprint == model.card["data"].get("fingerprint")
-    if not same_file:
+    own, missing = _own_file(model, file, trained_on)
+    if own is not file:
         console.warn(f"{path} is not the file that {model.name} was trained with.")
+    if own is None:
+        console.warn(f"{model.name}: {missing}; what it was trained on cannot be looked into.")
     if sorted(file.classes) != sorted(model.classes):
         raise InputError(f"{path} has the classes {', '.join(file.classes)}, {model.name} {', '.join(model.classes)}. Give other --data.")
     if file.size != model.size:
@@ -68,8 +79,24 @@ def open_part(model: TrainedModel, data: Path | None, part: str, console: Consol
             f"The {part} part of {path} has no volumes of depth {model.depth}. Assign patients to it with "
             "ctcovid prepare --split-file, or evaluate another --part."
         )
-    _refuse_seen_patients(model, volume_set, part, console)
-    return Part(volume_set, trained_on, same_file)
+    alike, same = _namesakes(model, volume_set, own, missing, part, console)
+    return Part(volume_set, own, missing, alike, same)
+
+
+def _own_file(model: TrainedModel, file: VolumesFile, trained_on: Path) -> tuple[VolumesFile | None, str]:
+    """The file that the model was trained with, which may be `file`, or None and why: what lies at its path now may be another."""
+    fingerprint = model.card["data"].get("fingerprint")
+    if file.fingerprint == fingerprint:
+        return file, ""
+    if not trained_on.is_file():
+        return None, f"{trained_on} is not there any more"
+    try:
+        found = VolumesFile(trained_on)
+    except InputError as error:
+        return None, f"{trained_on} cannot be read any more ({str(error).rstrip('.')})"
+    if found.fingerprint != fingerprint:
+        return None, f"{trained_on} is not the same file any more that it was trained with"
+    return found, ""
 
 
 def predict(model: TrainedModel, volume_set: VolumeSet, part: str, workers: int, ranks: Ranks, console: Console) -> Predictions:
@@ -107,17 +134,47 @@ def _probabilities(model: TrainedModel, volume_set: VolumeSet, workers: int, ran
     return found
 
 
-def _refuse_seen_patients(model: TrainedModel, volume_set: VolumeSet, part: str, console: Console) -> None:
-    """A model scored on patients that it has learnt from looks better than it is."""
-    learnt = {patient for name in ("train", "valid") for patient in model.card.get("split", {}).get(name, [])}
-    seen = learnt & {volume.scan.patient for volume in volume_set.volumes}
-    if seen and part == "test":
-        raise InputError(
-            f"{len(seen)} of the patients to test on were in the training or validation part of {model.name} "
-            f"({', '.join(sorted(seen)[:5])}). Evaluate on the file that it was trained with, or on other patients."
+def _namesakes(
+    model: TrainedModel, volume_set: VolumeSet, own: VolumesFile | None, missing: str, part: str, console: Console
+) -> tuple[int, bool | None]:
+    """How many patients have ids that the model's data have too, and whether they are the same people, None where that is not known.
+
+    A model scored on patients that it has learnt from looks better than it is: in a test they are refused. In another file an id says
+    little, since many archives count from 0; where a single image stands under one id in both, all ids are taken for the same people.
+
+    Raises InputError for a test on such patients, or on any of the same id where images cannot be compared.
+    """
+    split, file = model.card.get("split", {}), volume_set.file
+    patients = {volume.scan.patient for volume in volume_set.volumes}
+    alike = patients & {patient for members in split.values() for patient in members}
+    seen = alike & {patient for name in ("train", "valid") for patient in split.get(name, [])}
+    if not alike:
+        return 0, False
+    same = None
+    if own is file:
+        same = True
+    elif own is not None and own.window == file.window:
+        # Patients of all parts, because one that is dealt elsewhere shows as well what the ids mean.
+        same = share_images(file, own, {row.patient for row in own.rows} & {row.patient for row in file.rows}, console)
+    if same is False:
+        console.warn(
+            f"{file.path}: {len(alike):,} of these patients have ids that the data of {model.name} have too, but no image in common with "
+            "them: they are taken for other people."
         )
-    if seen:
+    elif seen and part != "test":
         console.warn(f"{model.name} was trained or chosen on {len(seen)} of these patients; the result says nothing about new ones.")
+    elif seen:
+        named = ", ".join(sorted(seen)[:5])
+        some = f"{len(seen)} of the patients to test on {{}} in the training or validation part of {model.name} ({named})"
+        if same:
+            by = "" if own is file else ", by their ids, and images that are the same in both files"
+            raise InputError(f"{some.format('were')}{by}. Evaluate on the file that it was trained with, or on other patients.")
+        why = missing or f"the windows of {file.path} ({file.window}) and of the file that it was trained with ({model.window}) differ"
+        raise InputError(
+            f"{some.format('have ids that are')}, and whether they are the same people cannot be seen: {why}. "
+            f"{'Put that file there again' if missing else 'Prepare both with one --window'}, or test on patients of other ids."
+        )
+    return len(alike), same
 
 
 def _scan_names(volumes: list[Volume]) -> list[str]:

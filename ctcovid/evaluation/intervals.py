@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-INTERVALS = ("percentile", "normal", "bca")
 TAIL = 0.025
 
 
@@ -19,6 +18,13 @@ class Estimate:
     mean: float | None
     low: float | None
     high: float | None
+
+    def shown(self, ci: str) -> float | None:
+        """What to show before the interval: the mean with the paper's normal interval, which lies about it, else the value of the sample.
+
+        The mean of a biased metric, such as the calibration error, may lie outside a BCa interval.
+        """
+        return self.mean if ci == "normal" and self.mean is not None else self.value
 
 
 def estimate(value: float, drawn: np.ndarray, ci: str, limits: tuple[float, float], jackknife: np.ndarray | None = None) -> Estimate:

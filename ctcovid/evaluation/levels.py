@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
+from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.evaluation.predictions import Predictions
-
-LEVELS = ("volume", "scan", "patient")
-JOINS = ("mean", "max", "noisy-or", "vote")
 
 
 def joined(predictions: Predictions, level: str, rule: str) -> Predictions:
@@ -47,18 +46,33 @@ def join(probabilities: np.ndarray, rule: str) -> np.ndarray:
     """Probabilities of a scan or patient, float (classes,) summing to 1, from those of its volumes, float (N, classes) with N ≥ 1.
 
     rule : "mean"; "max", the highest of each class, scaled to sum 1; "noisy-or", the chance 1 − ∏(1 − p) that any volume shows the class
-        if volumes were independent, scaled to sum 1; "vote", the share of volumes that each class wins, where the mean counts half
+        if volumes were independent, scaled to sum 1, with the order of the classes taken from −∑ log(1 − p), and from the mean at a tie,
+        since many volumes bring several classes to 1; "vote", the share of volumes that each class wins, where the mean counts half
         a vote, so that it settles ties and nothing else
     """
-    mean = probabilities.mean(0)
+    mean = scan_probabilities(probabilities)
     if rule == "mean":
-        return np.asarray(mean)
+        return mean
     if rule == "vote":
         votes = np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])
         found = votes + mean / 2
     elif rule == "max":
         found = probabilities.max(0)
     else:
-        with np.errstate(divide="ignore"):
-            found = -np.expm1(np.log1p(-np.minimum(probabilities, 1)).sum(0))
+        return _noisy_or(probabilities, mean)
     return np.asarray(found / found.sum())
+
+
+def _noisy_or(probabilities: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        evidence = -np.log1p(-np.minimum(probabilities, 1)).sum(0)
+    found = -np.expm1(-evidence)
+    found /= found.sum()
+    # Where rounding made classes equal that are not, each gets the next number above the one before.
+    ranks = sorted(zip(evidence.tolist(), mean.tolist(), range(len(found)), strict=True))
+    for (*before, lower), (*after, higher) in pairwise(ranks):
+        if before != after:
+            found[higher] = max(found[higher], np.nextafter(found[lower], np.inf))
+        else:
+            found[higher] = found[lower]
+    return np.asarray(found)

@@ -39,7 +39,7 @@ def at_threshold(
     number = int(units.max()) + 1
     by_unit = np.zeros((number, 4))
     np.add.at(by_unit, units, cells)
-    drawn = rates(*(np.concatenate(list(draws(number, resamples, seed))) @ by_unit).T)
+    drawn = rates(*np.concatenate([block @ by_unit for block in draws(number, resamples, seed)]).T)
     point = rates(*cells.sum(0)[:, None])
     jackknife = rates(*(cells.sum(0) - by_unit).T) if ci == "bca" else {}
     return {name: estimate(float(point[name][0]), drawn[name], ci, (0.0, 1.0), jackknife.get(name)) for name in RATES}

@@ -13,7 +13,6 @@ from ctcovid.evaluation.metrics import METRICS, PER_CLASS, Sample, confusion_mat
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.evaluation.subgroups import SMALL, Grouping
 
-RESAMPLES = ("volume", "scan", "patient")
 # What is told of a subgroup.
 OF_GROUPS = ("accuracy", "recall", "specificity", "macro_auroc")
 

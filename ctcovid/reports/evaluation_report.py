@@ -47,12 +47,12 @@ def honesty(study: Study) -> list[str]:
 def further_tables(study: Study, positive: str) -> list[Table]:
     """What stands beside the paper's table; each has a title."""
     how, reference = manner(study, positive), study.scores[0].name
-    found = [tables.more_table(study.scores, how), tables.class_table(study.scores), tables.resampling_table(study.scores)]
+    found = [tables.more_table(study.scores, how), tables.class_table(study.scores, how.ci), tables.resampling_table(study.scores)]
     if study.comparisons:
         found.append(tables.comparison_table(study.comparisons, reference))
     points = {model.score.name: model.point for model in study.models if model.point}
     if points and study.asked.sensitivity is not None:
-        found.append(tables.operating_table(points, study.asked.sensitivity, positive))
+        found.append(tables.operating_table(points, study.asked.sensitivity, positive, how.ci))
     groups = {model.score.name: model.groups for model in study.models if model.groups}
     if groups:
         found.append(tables.group_table(groups, how))
@@ -61,7 +61,7 @@ def further_tables(study: Study, positive: str) -> list[Table]:
 
 def plots(study: Study, histories: dict[str, Path]) -> list[Plot]:
     """All figures. `histories` are files metrics.csv by model."""
-    found = _effects(study.models)
+    found = _effects(study.models, study.asked.drawing.ci)
     for model in study.models:
         score, classes = model.score, model.score.classes
         found.append(confusion_plot(score.name, score.confusion, classes))
@@ -77,7 +77,7 @@ def plots(study: Study, histories: dict[str, Path]) -> list[Plot]:
     return found
 
 
-def _effects(models: Sequence[Scored]) -> list[Plot]:
+def _effects(models: Sequence[Scored], ci: str) -> list[Plot]:
     """Figs. 4 and 5, where the runs vary in depth or batch size."""
     runs = [(model.card["depth"], model.card.get("recipe", {}).get("batch"), model) for model in models if model.card]
     runs.sort(key=lambda run: (run[0], run[1] or 0))
@@ -86,12 +86,12 @@ def _effects(models: Sequence[Scored]) -> list[Plot]:
     depths, batches = {depth for depth, _, _ in runs}, {batch for _, batch, _ in runs}
     found = []
     if len(depths) > 1 and len(batches) == 1:
-        found.append(effect_plot("depth", [str(depth) for depth, _, _ in runs], figures, metrics, len(depths) == len(runs)))
+        found.append(effect_plot("depth", [str(depth) for depth, _, _ in runs], figures, metrics, len(depths) == len(runs), ci))
     if len(batches) > 1:
         kind, places = "depth, batch size", [f"{depth}, {batch}" for depth, batch, _ in runs]
         if len(depths) == 1:
             kind, places = "batch size", [str(batch) for _, batch, _ in runs]
-        found.append(effect_plot(kind, places, figures, metrics, len(depths) == 1 and len(batches) == len(runs)))
+        found.append(effect_plot(kind, places, figures, metrics, len(depths) == 1 and len(batches) == len(runs), ci))
     return found
 
 

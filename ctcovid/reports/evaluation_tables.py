@@ -46,18 +46,19 @@ class Manner:
 
     def sentence(self) -> str:
         of = f"per {self.level}" + ("" if self.level == "volume" else f", volumes joined by {self.join}")
+        figure = "bootstrap mean" if self.ci == "normal" else "value of the sample"
         return (
-            f"Figures {of}: bootstrap mean (95 % interval: {INTERVALS[self.ci]} of {self.resamples:,} resamples by {self.resample}). "
+            f"Figures {of}: {figure} (95 % interval: {INTERVALS[self.ci]} of {self.resamples:,} resamples by {self.resample}). "
             f"Accuracy, macro-AUROC, kappa, Brier score, log loss and calibration error are over all classes; the rest is {self.positive} "
             "against the others."
         )
 
 
-def cell(found: Estimate, mark: str = "") -> str:
-    """As the paper writes it: mean, stars, and the interval in brackets."""
+def cell(found: Estimate, ci: str, mark: str = "") -> str:
+    """As the paper writes it: figure, stars, and the interval in brackets. The figure is the paper's mean with its normal interval only."""
     if found.mean is None:
         return "not defined" if found.value is None else f"{found.value:.4f}"
-    return f"{found.mean:.4f}{mark} ({found.low:.4f}, {found.high:.4f})"
+    return f"{found.shown(ci):.4f}{mark} ({found.low:.4f}, {found.high:.4f})"
 
 
 def paper_table(
@@ -83,11 +84,14 @@ def paper_table(
                 score.name,
                 *(known.get(what) or "" for what in said),
                 score.rows,
-                *(cell(score.estimates[metric], marks[metric]) for metric in PAPER),
+                *(cell(score.estimates[metric], manner.ci, marks[metric]) for metric in PAPER),
             ]
         )
-    bold = frozenset((row, 2 + len(said) + place) for place, metric in enumerate(PAPER) for row in _best(scores, metric))
-    rows += [[score.name, *("" for _ in said), score.rows, *(cell(score.estimates[metric]) for metric in PAPER)] for score in baselines]
+    bold = frozenset((row, 2 + len(said) + place) for place, metric in enumerate(PAPER) for row in _best(scores, metric, manner.ci))
+    rows += [
+        [score.name, *("" for _ in said), score.rows, *(cell(score.estimates[metric], manner.ci) for metric in PAPER)]
+        for score in baselines
+    ]
     notes = [manner.sentence()]
     if comparisons:
         notes.append(f"Bold: the best. Two-sided Fisher's exact test against {scores[0].name}, as in the paper: {STARS}.")
@@ -98,16 +102,16 @@ def paper_table(
     return Table(("model", *said, f"{manner.level}s", *PAPER.values()), rows, notes=notes, bold=bold)
 
 
-def _best(scores: Sequence[Score], metric: str) -> list[int]:
-    """Rows with the highest mean, to the four places that a table shows; none where there is nothing to choose from."""
-    means = [None if score.estimates[metric].mean is None else round(score.estimates[metric].mean or 0.0, 4) for score in scores]
-    highest = max((mean for mean in means if mean is not None), default=None)
-    return [row for row, mean in enumerate(means) if mean == highest and mean is not None] if len(scores) > 1 else []
+def _best(scores: Sequence[Score], metric: str, ci: str) -> list[int]:
+    """Rows with the highest figure, to the four places that a table shows; none where there is nothing to choose from."""
+    found = [score.estimates[metric].shown(ci) for score in scores]
+    highest = max((round(value, 4) for value in found if value is not None), default=None)
+    return [row for row, value in enumerate(found) if value is not None and round(value, 4) == highest] if len(scores) > 1 else []
 
 
-def full_numbers(scores: Sequence[Score], comparisons: Sequence[Comparison]) -> str:
-    """All overall figures without rounding as CSV: value, mean, low, high and Fisher's p by metric."""
-    parts = ("value", "mean", "low", "high")
+def full_numbers(scores: Sequence[Score], comparisons: Sequence[Comparison], ci: str) -> str:
+    """All overall figures without rounding as CSV: value, low, high and Fisher's p by metric, with the paper's interval also the mean."""
+    parts = ("value", "mean", "low", "high") if ci == "normal" else ("value", "low", "high")
     heading = ["model", "rows", "patients", *(f"{metric}_{part}" for metric in METRICS for part in parts)]
     tests: list[dict[str, float]] = [{}, *(comparison.fisher for comparison in comparisons)]
     lines: list[list[Cell]] = []
@@ -119,8 +123,10 @@ def full_numbers(scores: Sequence[Score], comparisons: Sequence[Comparison]) -> 
 
 def more_table(scores: Sequence[Score], manner: Manner) -> Table:
     """The other overall figures."""
-    rows = [[score.name, *(cell(score.estimates[metric]) for metric in MORE)] for score in scores]
+    rows = [[score.name, *(cell(score.estimates[metric], manner.ci) for metric in MORE)] for score in scores]
     notes = [f"NPV: negative predictive value. Lower is better for Brier score, log loss and calibration error ({manner.level} level)."]
+    if manner.ci != "bca":
+        notes.append("Bootstrap samples overstate the calibration error, and its interval lies too high; --ci bca corrects that.")
     for score in scores:
         notes += [
             f"{score.name}: {NAMES[metric]} is not defined, {reason}." for metric, reason in score.undefined.items() if metric in MORE
@@ -128,10 +134,10 @@ def more_table(scores: Sequence[Score], manner: Manner) -> Table:
     return Table(("model", *MORE.values()), rows, "Further figures", notes=notes)
 
 
-def class_table(scores: Sequence[Score]) -> Table:
+def class_table(scores: Sequence[Score], ci: str) -> Table:
     """The figures of each class against the rest."""
     rows = [
-        [score.name, label, *(cell(score.estimates[of_class(metric, number)]) for metric in PER_CLASS)]
+        [score.name, label, *(cell(score.estimates[of_class(metric, number)], ci) for metric in PER_CLASS)]
         for score in scores
         for number, label in enumerate(score.classes)
     ]
@@ -183,10 +189,12 @@ def comparison_table(comparisons: Sequence[Comparison], reference: str) -> Table
     return Table(columns, rows, f"Tests against {reference}", text_columns=3, notes=notes)
 
 
-def operating_table(points: dict[str, tuple[float, dict[str, Estimate]]], sensitivity: float, positive: str) -> Table:
+def operating_table(points: dict[str, tuple[float, dict[str, Estimate]]], sensitivity: float, positive: str, ci: str) -> Table:
     """Thresholds chosen on the validation part, by model, and what they give here."""
     names = {"recall": "Sensitivity", "specificity": "Specificity", "precision": "Precision", "npv": "NPV"}
-    rows: list[list[Cell]] = [[name, threshold, *(cell(found[metric]) for metric in RATES)] for name, (threshold, found) in points.items()]
+    rows: list[list[Cell]] = [
+        [name, threshold, *(cell(found[metric], ci) for metric in RATES)] for name, (threshold, found) in points.items()
+    ]
     title = f"Operating point for a sensitivity of {sensitivity:g} on the validation part"
     note = f"{positive} is called where its probability is at least the threshold. Intervals take the threshold as given."
     return Table(("model", "threshold", *(names[metric] for metric in RATES)), rows, title, notes=[note])
@@ -195,7 +203,14 @@ def operating_table(points: dict[str, tuple[float, dict[str, Estimate]]], sensit
 def group_table(groups: dict[str, list[GroupScore]], manner: Manner) -> Table:
     """The figures of subgroups, small ones marked."""
     rows: list[list[Cell]] = [
-        [name, one.grouping, one.group + (" †" if one.small else ""), one.rows, one.patients, *(cell(one.estimates[m]) for m in OF_GROUPS)]
+        [
+            name,
+            one.grouping,
+            one.group + (" †" if one.small else ""),
+            one.rows,
+            one.patients,
+            *(cell(one.estimates[m], manner.ci) for m in OF_GROUPS),
+        ]
         for name, found in groups.items()
         for one in found
     ]

@@ -185,24 +185,30 @@ def reliability_plot(name: str, bins: Sequence[ReliabilityBin], error: Estimate)
     return Plot(f"reliability-{name}", name, f"Reliability of {name}", caption, columns, rows, draw)
 
 
-def effect_plot(kind: str, places: Sequence[str], figures: Sequence[dict[str, Estimate]], metrics: dict[str, str], joined: bool) -> Plot:
+def effect_plot(
+    kind: str, places: Sequence[str], figures: Sequence[dict[str, Estimate]], metrics: dict[str, str], joined: bool, ci: str
+) -> Plot:
     """The paper's metrics over depth or batch size (Li et al. 2021, Figs. 4 and 5).
 
     places : what stands below each run; `figures` are its estimates. `joined` draws lines between the runs.
+    ci : kind of interval; with "normal" the bootstrap mean is drawn, else the value of the sample
     """
+
+    what = "mean" if ci == "normal" else "value"
 
     def draw(drawn: Figure) -> None:
         axes = drawn.subplots()
         for number, (metric, label) in enumerate(metrics.items()):
             colour, line, mark = LINES[number % len(LINES)]
             found = [estimates[metric] for estimates in figures]
-            mean, low, high = (np.array([getattr(one, part) for one in found], dtype=float) for part in ("mean", "low", "high"))
+            value, low, high = np.array([(one.shown(ci), one.low, one.high) for one in found], dtype=float).T
             # Side by side, so that no interval hides another.
             beside = np.arange(len(places)) + 0.08 * (number - (len(metrics) - 1) / 2)
             axes.errorbar(
                 beside,
-                mean,
-                (np.maximum(mean - low, 0), np.maximum(high - mean, 0)),
+                value,
+                # A value may lie outside the percentiles of a biased metric; bars have no negative length.
+                (np.maximum(value - low, 0), np.maximum(high - value, 0)),
                 color=colour,
                 linestyle=line if joined else "none",
                 marker=mark,
@@ -211,18 +217,18 @@ def effect_plot(kind: str, places: Sequence[str], figures: Sequence[dict[str, Es
                 label=label,
             )
         axes.set_xticks(range(len(places)), [literal(place) for place in places])
-        axes.set(xlim=(-0.5, len(places) - 0.5), xlabel=kind, ylabel="mean and 95 % interval")
+        axes.set(xlim=(-0.5, len(places) - 0.5), xlabel=kind, ylabel=f"{what} and 95 % interval")
         axes.legend()
 
     rows: list[list[Cell]] = [
-        [place, label, *(_number(getattr(estimates[metric], part)) for part in ("mean", "low", "high"))]
+        [place, label, *map(_number, (estimates[metric].shown(ci), estimates[metric].low, estimates[metric].high))]
         for place, estimates in zip(places, figures, strict=True)
         for metric, label in metrics.items()
     ]
     figure = "Fig. 5" if "batch" in kind else "Fig. 4"
     name = "effect-of-batch" if "batch" in kind else "effect-of-depth"
     caption = f"Metrics by {kind} (as {figure} of the paper)."
-    return Plot(name, "", f"Effect of {kind}", caption, (kind, "metric", "mean", "low", "high"), rows, draw, (6.0, 4.0))
+    return Plot(name, "", f"Effect of {kind}", caption, (kind, "metric", what, "low", "high"), rows, draw, (6.0, 4.0))
 
 
 def _labelled(label: str, what: str, area: Estimate) -> str:

@@ -12,8 +12,8 @@ import argparse
 
 import numpy as np
 
+from ctcovid.base.choices import Interval
 from ctcovid.evaluation.bootstrap import resampled, summarised
-from ctcovid.evaluation.intervals import INTERVALS
 from ctcovid.evaluation.metrics import Sample
 
 METRICS = ("accuracy", "recall", "precision", "f1", "macro_auroc")
@@ -76,7 +76,10 @@ def main() -> None:
     parser.add_argument("--separation", type=float, default=1.5, help="of the classes; with 2.5 the macro-AUROC is 0.99")
     asked = parser.parse_args()
     print(f"| volumes | resampled by | interval | {' | '.join(METRICS)} |\n| --- | --- | --- |{' ---: |' * len(METRICS)}")
-    designs = [("independent", 1, ("volume",), INTERVALS), ("10 of each patient", 10, ("volume", "patient"), ("percentile", "normal"))]
+    designs = [
+        ("independent", 1, ("volume",), tuple(one.value for one in Interval)),
+        ("10 of each patient", 10, ("volume", "patient"), ("percentile", "normal")),
+    ]
     for name, each, units, kinds in designs:
         found = coverage(asked.studies, asked.volumes, asked.resamples, each, units, kinds, asked.separation)
         for unit in units:

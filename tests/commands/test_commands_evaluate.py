@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import recall_score
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import UsageError
+from ctcovid.base.errors import InputError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.commands.evaluate import Options, Summary, run
 from ctcovid.evaluation.inference import open_part
@@ -114,7 +115,7 @@ def test_the_model_card_says_what_was_measured_and_is_replaced_only_when_asked(p
     summary = evaluate(place, "r3d18-d4-b8")
     text = path.read_text()
     accuracy = summary.study.scores[0].estimates["accuracy"]
-    assert f"{accuracy.mean:.4f} ({accuracy.low:.4f}, {accuracy.high:.4f})" in text
+    assert f"{accuracy.value:.4f} ({accuracy.low:.4f}, {accuracy.high:.4f})" in text
     for said in (
         "## Intended use",
         "## Data and split",
@@ -140,3 +141,62 @@ def test_an_image_that_stands_in_training_too_is_counted_and_warned_about(
     count = summary.study.checks[0].repeated_volumes
     assert count
     assert f"{count} volumes of the test part stood in training too" in capsys.readouterr().err
+
+
+def of_other_patients(folder: Path, first: int, seed: int) -> Path:
+    """A volumes file like that of `place`, with the ids counted from `first`, and other images."""
+    generator = np.random.default_rng(seed)
+    for position, label in enumerate(("NCP", "CP", "Normal")):
+        for patient in range(8):
+            scan = folder / "data" / label / str(first + 100 * position + patient) / "1"
+            scan.mkdir(parents=True)
+            for number in range(4):
+                pixels = np.clip(generator.normal(60 + 60 * position, 20, (32, 32)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(scan / f"{number:04d}.png")
+    prepare.run(prepare.Options(folder / "data", 4, 32, folder / "volumes.h5", split="20/20/60"), SILENT)
+    return folder / "volumes.h5"
+
+
+def trained_with(place: Path, folder: Path, path: Path) -> Path:
+    """The run of depth 4, as if its file had been at that path. Returns the folder of runs."""
+    run_folder = folder / "runs" / "r3d18-d4-b8"
+    shutil.copytree(place / "runs" / "r3d18-d4-b8", run_folder)
+    card = json.loads((run_folder / "model.json").read_text())
+    card["data"]["path"] = str(path)
+    (run_folder / "model.json").write_text(json.dumps(card))
+    return folder / "runs"
+
+
+def test_a_file_that_replaced_the_one_trained_with_chooses_no_threshold_and_trains_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replaced, external = of_other_patients(tmp_path / "a", 1000, 1), of_other_patients(tmp_path / "b", 2000, 2)
+    runs = trained_with(place, tmp_path, replaced)
+    summary = run(Options(data=external, bootstrap=20, runs=runs, output=tmp_path / "out", sensitivity=0.9), SILENT)
+    assert "is not the same file any more" in capsys.readouterr().err
+    assert summary.study.models[0].point is None
+    assert [baseline.name for baseline in summary.study.baselines] == ["majority class"]
+    (check,) = summary.study.checks
+    assert check.repeated_volumes is None and any("is not the same file any more" in note for note in check.notes)
+
+
+def test_patients_of_another_archive_with_the_same_ids_are_tested_on_with_a_warning(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    namesakes = of_other_patients(tmp_path, 0, 3)
+    summary = evaluate(place, "r3d18-d4-b8", data=namesakes, output=tmp_path / "out")
+    assert "no image" in capsys.readouterr().err
+    assert summary.study.checks[0].population == "external"
+
+
+def test_patients_that_were_trained_on_are_refused_in_another_file_by_their_images(place: Path, tmp_path: Path) -> None:
+    prepare.run(prepare.Options(place / "data", 4, 32, tmp_path / "volumes.h5", split="20/20/60"), SILENT)
+    with pytest.raises(InputError, match="images"):
+        evaluate(place, "r3d18-d4-b8", data=tmp_path / "volumes.h5", output=tmp_path / "out")
+
+
+def test_where_images_cannot_be_compared_the_same_ids_are_refused_with_the_remedy(place: Path, tmp_path: Path) -> None:
+    namesakes = of_other_patients(tmp_path, 0, 3)
+    runs = trained_with(place, tmp_path, tmp_path / "gone.h5")
+    with pytest.raises(InputError, match=r"gone\.h5 is not there any more.*Put"):
+        run(Options(data=namesakes, runs=runs, output=tmp_path / "out"), SILENT)

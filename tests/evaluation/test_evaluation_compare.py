@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -92,6 +93,23 @@ def test_metrics_that_are_not_defined_are_said_to_be_and_the_others_shown(tmp_pa
     assert "mine: macro-AUROC is not defined, no volume is Normal" in summary.table().text()
     assert list(summary.table().rows[0]).count("not defined") == 1
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"][0]["macro_auroc"]["value"] is None
+
+
+@pytest.mark.parametrize("ci", ["percentile", "normal", "bca"])
+def test_the_mean_is_shown_with_the_papers_interval_only(tmp_path: Path, ci: str) -> None:
+    """The calibration error of bootstrap samples is greater than that of the sample, beyond the BCa interval."""
+    summary = evaluate(write(tmp_path, "mine", 1), ci=ci, bootstrap=400)
+    found = summary.study.scores[0].estimates
+    assert found["ece"].mean > found["ece"].value
+    for metric in ("accuracy", "ece"):
+        expected = found[metric].mean if ci == "normal" else found[metric].value
+        said = f"{expected:.4f} ({found[metric].low:.4f}, {found[metric].high:.4f})"
+        for name in ("evaluation.md", "report.html"):
+            assert said in (tmp_path / "out" / name).read_text()
+    assert f"{found['accuracy'].shown(ci):.4f} (" in (tmp_path / "out" / "table.tex").read_text()
+    (row,) = csv.DictReader((tmp_path / "out" / "table.csv").open())
+    assert float(row["ece_value"]) == found["ece"].value and ("ece_mean" in row) == (ci == "normal")
+    assert ("bootstrap mean" in (tmp_path / "out" / "evaluation.md").read_text()) == (ci == "normal")
 
 
 def test_another_positive_class_can_be_asked_for(tmp_path: Path) -> None:

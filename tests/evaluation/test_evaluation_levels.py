@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from ctcovid.base.choices import Join
 from ctcovid.evaluation.aggregation import scan_probabilities
-from ctcovid.evaluation.levels import JOINS, join, joined
+from ctcovid.evaluation.comparing import pair
+from ctcovid.evaluation.levels import join, joined
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.evaluation.subgroups import SEVERAL, Grouping, at_level
 
@@ -29,11 +33,37 @@ def test_the_rules_are_their_definitions() -> None:
     assert join(VOLUMES, "vote") == pytest.approx((np.array([2, 1, 0]) + VOLUMES.mean(0) / 2) / 3.5)
 
 
-@pytest.mark.parametrize("rule", JOINS)
+@pytest.mark.parametrize("rule", [one.value for one in Join])
 def test_probabilities_of_the_whole_sum_to_one_and_one_certain_volume_stays_what_it_is(rule: str) -> None:
     assert join(VOLUMES, rule).sum() == pytest.approx(1)
     assert join(np.array([[0.0, 1.0, 0.0]]), rule) == pytest.approx([0, 1, 0])
     assert join(VOLUMES[:1], rule).argmax() == 0
+
+
+def test_noisy_or_decides_for_the_class_with_more_evidence_where_both_come_to_one() -> None:
+    """100 volumes: 1 − 0.5^100 and 1 − 0.4^100 are both 1 in floating point."""
+    many = np.tile([0.4, 0.5, 0.1], (100, 1))
+    found = join(many, "noisy-or")
+    assert found.argmax() == 1 and found.sum() == pytest.approx(1)
+    assert found == pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=1e-4)
+    certain = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.6, 0.2]])
+    assert join(certain, "noisy-or").argmax() == 1
+
+
+def test_a_patient_in_two_classes_is_paired_with_himself() -> None:
+    volumes = predictions()
+    shuffled = volumes.rows(np.array([6, 5, 4, 3, 2, 1, 0]))
+    for level in ("scan", "patient"):
+        pairing = pair(joined(shuffled, level, "mean"), joined(volumes, level, "mean"), False, level)
+        assert pairing.paired and pairing.predictions.labels.tolist() == joined(volumes, level, "mean").labels.tolist()
+
+
+def test_other_labels_are_told_from_missing_rows() -> None:
+    patients = joined(predictions(), "patient", "mean")
+    otherwise = replace(patients, labels=np.array([1, 1, 1, 2]))
+    assert "different labels for 1 patients" in pair(otherwise, patients, False, "patient").why
+    missing = patients.rows(np.array([0, 1, 2]))
+    assert "different patients" in pair(missing, patients, True, "patient").why
 
 
 def test_a_tied_vote_goes_to_the_class_that_is_likelier_on_the_mean() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve, precision_score, recall_score, roc_curve
@@ -48,6 +50,16 @@ def test_rates_at_a_threshold_are_those_of_scikit_learn(ci: str) -> None:
     }
     assert {name: one.value for name, one in found.items()} == pytest.approx(expected)
     assert all(one.low < one.value < one.high for one in found.values())
+
+
+def test_many_resamples_take_no_memory_of_their_own() -> None:
+    """All samples of 2,000 units at once would be 32 MB."""
+    positive, scores = np.arange(2000) % 2 == 0, np.arange(2000) / 2000
+    tracemalloc.start()
+    at_threshold(positive, scores, 0.5, np.arange(2000), 4000, 0, "percentile")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 12e6
 
 
 def test_rates_of_a_single_volume_are_given_where_they_are_defined() -> None:

@@ -34,8 +34,8 @@ def plots() -> list[Plot]:
         roc_plot("m", {"NCP": roc}, {"NCP": estimate(0.9)}),
         pr_plot("m", {"NCP": pr}, {"NCP": estimate(0.9)}),
         reliability_plot("m", reliability(labels, probabilities), estimate(0.1)),
-        effect_plot("depth", ["2", "4"], figures, METRICS, True),
-        effect_plot("depth, batch size", ["2, 8", "4, 32"], figures, METRICS, False),
+        effect_plot("depth", ["2", "4"], figures, METRICS, True, "normal"),
+        effect_plot("depth, batch size", ["2, 8", "4, 32"], figures, METRICS, False, "bca"),
         *history_plots("m", {**history, "valid_accuracy": [np.nan, np.nan]}),
     ]
 
