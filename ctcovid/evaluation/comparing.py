@@ -61,7 +61,7 @@ def pair(predictions: Predictions, reference: Predictions, same_population: bool
 
     same_population : both are known to come from one part of one file, so that patients can be missing only for want of slices
 
-    Raises InputError where the patients differ.
+    Raises InputError where the patients differ, or what is true of them.
     """
     mine, theirs = set(predictions.patients), set(reference.patients)
     if mine != theirs and not (same_population and mine & theirs):
@@ -74,7 +74,12 @@ def pair(predictions: Predictions, reference: Predictions, same_population: bool
         return Pairing(arranged, True, f"the same {len(arranged.labels):,} {level}s: paired tests")
     labels = _labels(reference)
     differing = sum(key in labels and labels[key].isdisjoint(found) for key, found in _labels(predictions).items())
-    reason = f"different labels for {differing:,} {level}s" if differing else f"different {level}s, as those of another depth are"
+    if differing:
+        raise InputError(
+            f"{predictions.name} and {reference.name} have different labels for {differing:,} {level}s. One of them is wrong about the "
+            "truth; mend it, or evaluate them one by one."
+        )
+    reason = f"different {level}s, as those of another depth are"
     if mine != theirs:
         reason += f", and {len(mine ^ theirs)} patients have none in one of the two"
     return Pairing(predictions, False, f"{reason}: unpaired tests, McNemar's left out")

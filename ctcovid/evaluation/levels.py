@@ -52,7 +52,8 @@ def join(probabilities: np.ndarray, rule: str) -> np.ndarray:
     """
     mean = scan_probabilities(probabilities)
     if rule == "mean":
-        return mean
+        # Means of equal values over more or fewer volumes differ in the last place, and would rank what is a tie.
+        return np.round(mean, 12)
     if rule == "vote":
         votes = np.bincount(probabilities.argmax(1), minlength=probabilities.shape[1])
         found = votes + mean / 2

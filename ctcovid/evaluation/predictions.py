@@ -88,6 +88,7 @@ def read_predictions(path: Path) -> Predictions:
 
     numbers = table[["volume", *(PREFIX + name for name in classes)]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     volumes, probabilities = numbers[:, 0], numbers[:, 1:]
+    require((table["patient"].str.strip() != "").to_numpy(), "the patient is missing")
     require(np.isin(table["label"], classes), f"the label is none of {', '.join(classes)}")
     for number, name in enumerate(classes):
         column = probabilities[:, number]

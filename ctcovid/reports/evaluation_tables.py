@@ -30,6 +30,8 @@ INTERVALS = {
     "normal": "mean ± 1.96 standard deviations",
     "bca": "bias-corrected and accelerated percentiles (BCa)",
 }
+# Of fewer patients a bootstrap draws the same ones again and again.
+FEW_PATIENTS = 20
 STARS = "* p < 0.05, ** p < 0.01, *** p < 0.001"
 
 
@@ -104,9 +106,8 @@ def paper_table(
 
 def _best(scores: Sequence[Score], metric: str, ci: str) -> list[int]:
     """Rows with the highest figure, to the four places that a table shows; none where there is nothing to choose from."""
-    found = [score.estimates[metric].shown(ci) for score in scores]
-    highest = max((round(value, 4) for value in found if value is not None), default=None)
-    return [row for row, value in enumerate(found) if value is not None and round(value, 4) == highest] if len(scores) > 1 else []
+    found = {row: round(value, 4) for row, score in enumerate(scores) if (value := score.estimates[metric].shown(ci)) is not None}
+    return [row for row, value in found.items() if value == max(found.values())] if len(found) > 1 else []
 
 
 def full_numbers(scores: Sequence[Score], comparisons: Sequence[Comparison], ci: str) -> str:
@@ -156,8 +157,12 @@ def resampling_table(scores: Sequence[Score]) -> Table:
         "Resampling by volume takes the volumes of a patient for independent, which they are not: intervals by patient are the ones to "
         "believe. The last column says how many times as wide they are."
     )
+    notes = [note]
+    fewest = min(score.patients for score in scores)
+    if fewest < FEW_PATIENTS:
+        notes.append(f"With {fewest} patients neither can be believed: so few cannot stand for others.")
     columns = ("model", "metric", "by volume", "by patient", "width ratio")
-    return Table(columns, rows, "Intervals by volume and by patient", text_columns=2, notes=[note])
+    return Table(columns, rows, "Intervals by volume and by patient", text_columns=2, notes=notes)
 
 
 def comparison_table(comparisons: Sequence[Comparison], reference: str) -> Table:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ctcovid.base.choices import Join
+from ctcovid.base.errors import InputError
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.evaluation.comparing import pair
 from ctcovid.evaluation.levels import join, joined
@@ -50,6 +51,13 @@ def test_noisy_or_decides_for_the_class_with_more_evidence_where_both_come_to_on
     assert join(certain, "noisy-or").argmax() == 1
 
 
+def test_a_constant_model_ties_whatever_the_number_of_volumes() -> None:
+    """In floating point the mean of three times a number is not always that of seven times it."""
+    shares = np.array([0.1, 0.7, 0.2]) / 1.1 + 1 / 33
+    means = {tuple(join(np.tile(shares / shares.sum(), (count, 1)), "mean")) for count in range(1, 200)}
+    assert len(means) == 1
+
+
 def test_a_patient_in_two_classes_is_paired_with_himself() -> None:
     volumes = predictions()
     shuffled = volumes.rows(np.array([6, 5, 4, 3, 2, 1, 0]))
@@ -61,7 +69,8 @@ def test_a_patient_in_two_classes_is_paired_with_himself() -> None:
 def test_other_labels_are_told_from_missing_rows() -> None:
     patients = joined(predictions(), "patient", "mean")
     otherwise = replace(patients, labels=np.array([1, 1, 1, 2]))
-    assert "different labels for 1 patients" in pair(otherwise, patients, False, "patient").why
+    with pytest.raises(InputError, match="different labels for 1 patients"):
+        pair(otherwise, patients, False, "patient")
     missing = patients.rows(np.array([0, 1, 2]))
     assert "different patients" in pair(missing, patients, True, "patient").why
 

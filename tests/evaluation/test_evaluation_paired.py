@@ -118,13 +118,13 @@ def test_rows_in_another_order_are_put_into_the_references() -> None:
     assert np.array_equal(found.predictions.probabilities, other.probabilities)
 
 
-def test_other_labels_and_other_volumes_are_not_paired_and_why_is_said() -> None:
+def test_other_volumes_are_not_paired_and_other_labels_are_refused() -> None:
     reference, other = predictions("first", 0.4, 1), predictions("second", 0.4, 2)
     fewer = pair(other.rows(np.arange(1, 120)), reference, False, "volume")
     assert not fewer.paired and "different volumes" in fewer.why
     other.labels[:] = (other.labels + 1) % 3
-    relabelled = pair(other, reference, False, "volume")
-    assert not relabelled.paired and "different labels for 120 volumes" in relabelled.why
+    with pytest.raises(InputError, match="second and first have different labels for 120 volumes"):
+        pair(other, reference, False, "volume")
 
 
 def test_other_patients_are_refused_unless_they_only_lack_slices() -> None:

@@ -18,7 +18,7 @@ def predictions(volumes: int = 2000) -> Predictions:
     probabilities = generator.dirichlet([0.2, 0.2, 0.2], volumes)
     probabilities[0] = [1e-300, 1 - 1e-16, 5e-324]
     patients = [f"{number:03d}" for number in range(volumes)]
-    patients[:5] = ["NA", "nan", "", 'O\'Hara, "M"', "Łódź"]
+    patients[:5] = ["NA", "nan", "None", 'O\'Hara, "M"', "Łódź"]
     scans = [f"NCP/{number}/1164" for number in range(volumes)]
     labels = generator.integers(0, 3, volumes)
     return Predictions("model", ["NCP", "CP", "Normal"], patients, scans, np.arange(volumes) % 7, labels, probabilities)
@@ -98,6 +98,7 @@ GOOD = "1,a,0,NCP,0.5,0.25,0.25"
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        (",a,1,NCP,0.5,0.25,0.25", "the patient is missing"),
         ("1,a,1,COVID,0.5,0.25,0.25", "label"),
         ("1,a,1, NCP,0.5,0.25,0.25", "label"),
         ("1,a,1,,0.5,0.25,0.25", "label"),
