@@ -25,7 +25,7 @@ from ctcovid.models.ranks import Ranks, together
 from ctcovid.reports import evaluation_report as report
 from ctcovid.reports.evaluation_tables import full_numbers
 from ctcovid.reports.latex import latex
-from ctcovid.reports.tables import Table
+from ctcovid.reports.tables import Table, file_name
 from ctcovid.scans.discover import class_order, positive_class
 from ctcovid.volumes.batches import VolumeSet
 
@@ -159,7 +159,8 @@ def _measure(
     checks = [_check(one, subject.predictions, looked, options.part) for one, subject in zip(found, subjects, strict=True)]
     # Trivial models learn from the training part of the first run; where there is none, they know no more than the test set's classes.
     first = next((number for number, one in enumerate(found) if one.part), 0)
-    trivial = baselines(subjects[first].predictions, *looked.both(found[first].part, options.part))
+    tested, learnt = looked.around(found[first].part, options.part)
+    trivial = baselines(subjects[first].predictions, tested, learnt.get("train"))
     drawing = Drawing(options.resample, options.bootstrap, options.seed, options.ci)
     asked = Asked(classes.index(positive), options.level, options.join, drawing, options.sensitivity)
     measured = study(subjects, trivial, checks, asked)
@@ -168,7 +169,8 @@ def _measure(
             console.warn(f"{comparison.name} and {measured.scores[0].name} were not scored on the same {options.level}s: {comparison.why}.")
     for check_ in checks:
         if check_.repeated_volumes:
-            console.warn(f"{check_.name}: {check_.repeated_volumes:,} volumes of the {options.part} part stood in training too.")
+            count = f"{check_.repeated_volumes:,} volumes of the {options.part} part"
+            console.warn(f"{check_.name}: {count} were in the training or validation part too.")
     if options.sensitivity is not None:
         for model in measured.models:
             if model.point is None:
@@ -212,16 +214,17 @@ class _Looks:
             self.seen[key] = glance(volume_set, self.workers, self.console)
         return self.seen[key]
 
-    def both(self, part: Part | None, name: str) -> tuple[Glance | None, Glance | None]:
-        """At what a run was scored on and at what it was trained on; of what is not there or the same, None."""
-        trained = part.own_set("train") if part is not None and name != "train" else None
-        if part is None or trained is None or not len(trained):
-            return None, None
-        return self.at(part.volume_set, name), self.at(trained, "train")
+    def around(self, part: Part | None, name: str) -> tuple[Glance | None, dict[str, Glance]]:
+        """At what a run was scored on, and by name at the parts that it was trained and chosen on; not at what is absent or the same."""
+        if part is None or (part.same_file and name == "train"):
+            return None, {}
+        sets = {which: part.own_set(which) for which in ("train", "valid") if not (part.same_file and which == name)}
+        learnt = {which: self.at(found, which) for which, found in sets.items() if found is not None and len(found)}
+        return (self.at(part.volume_set, name), learnt) if learnt else (None, {})
 
 
 def _check(one: Found, predictions: Predictions, looked: _Looks, name: str) -> Checks:
-    return check(predictions, one.part, *looked.both(one.part, name))
+    return check(predictions, one.part, *looked.around(one.part, name))
 
 
 def _write(building: Path, folder: Path, summary: Summary, found: list[Found], card: RunCard) -> None:
@@ -233,6 +236,9 @@ def _write(building: Path, folder: Path, summary: Summary, found: list[Found], c
     (building / "figures").mkdir()
     for figure in figures:
         figure.save(building / "figures")
+    (building / "tables").mkdir()
+    for one_table in report.all_tables(measured, positive):
+        write_text(building / "tables" / f"{file_name(one_table.title or report.MAIN)}.csv", one_table.csv())
     table = summary.table()
     write_text(building / "table.csv", full_numbers(measured.scores, measured.comparisons, summary.study.asked.drawing.ci))
     write_text(building / "table.tex", latex(table))

@@ -13,6 +13,7 @@ from ctcovid.evaluation.glance import Glance, repeated
 from ctcovid.evaluation.inference import Part
 from ctcovid.evaluation.predictions import Predictions
 
+WORDS = {"train": "training", "valid": "validation"}
 MAJORITY, LOGISTIC = "majority class", "logistic regression"
 
 
@@ -24,7 +25,7 @@ class Checks:
     ----------
     balance : rows and patients of each class in the test set
     population : "internal", "external" or "unknown", and why, in words
-    repeated_volumes : test volumes whose every slice was trained on; None where that could not be looked into
+    repeated_volumes : test volumes whose every slice the model was trained or chosen on; None where that could not be looked into
     notes : a sentence for each finding
     """
 
@@ -38,13 +39,14 @@ class Checks:
         return asdict(self)
 
 
-def check(predictions: Predictions, part: Part | None, tested: Glance | None, trained: Glance | None) -> Checks:
+def check(predictions: Predictions, part: Part | None, tested: Glance | None, learnt: dict[str, Glance]) -> Checks:
     """Look into the test set of a model.
 
     Parameters
     ----------
     part : what a run was scored on, None for predictions of another system
-    tested, trained : the volumes of both, where they can be read
+    tested : its volumes, where they are to be compared
+    learnt : those that the model was trained and chosen on, by part ("train", "valid"), where they can be read
     """
     balance = _balance(predictions)
     shares = [count for count, _ in balance.values()]
@@ -61,12 +63,13 @@ def check(predictions: Predictions, part: Part | None, tested: Glance | None, tr
     population, why = _population(part)
     notes.append(f"{population.capitalize()} test: {why}")
     count = None
-    if tested is None or trained is None:
+    if tested is None or not learnt:
         notes.append(f"Repeated images: unknown, {part.missing or 'there is no other part to compare with'}.")
     else:
-        count = int(repeated(tested, trained).sum())
+        count = int(repeated(tested, *learnt.values()).sum())
+        where = " or ".join(WORDS[name] for name in learnt)
         found = f"{count:,} of {len(tested.slices):,} volumes" if count else "none of the volumes"
-        notes.append(f"Repeated images: {found} of this part, by their content, stood in the training part as well.")
+        notes.append(f"Repeated images: {found} of this part, by their content, stood in the {where} part as well.")
     return Checks(predictions.name, balance, population, count, notes)
 
 

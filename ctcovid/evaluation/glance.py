@@ -32,7 +32,7 @@ def glance(volume_set: VolumeSet, workers: int, console: Console) -> Glance:
     """
     features: list[np.ndarray] = []
     slices: list[tuple[bytes, ...]] = []
-    with console.progress(len(volume_set), "Looking for images that stand in both parts") as advance, naming_limits(workers):
+    with console.progress(len(volume_set), "Looking for images that stand in several parts") as advance, naming_limits(workers):
         for batch in volume_set.batches(in_order(len(volume_set), AT_ONCE), workers):
             for volume in batch.volumes.numpy():
                 features.append(global_features(volume))
@@ -41,11 +41,11 @@ def glance(volume_set: VolumeSet, workers: int, console: Console) -> Glance:
     return Glance(np.array(features), slices, [volume.scan.label for volume in volume_set.volumes])
 
 
-def repeated(tested: Glance, trained: Glance) -> np.ndarray:
-    """The volumes of `tested` whose every slice stands somewhere in `trained`, bool (N,): whole volumes, however they are cut or ordered.
+def repeated(tested: Glance, *known_from: Glance) -> np.ndarray:
+    """The volumes of `tested` whose every slice stands somewhere in the others, bool (N,): whole volumes, however they are cut or ordered.
 
     Slices of one even grey, such as padding, are the same everywhere, and by themselves show nothing.
     """
-    known = {one for volume in trained.slices for one in volume}
+    known = {one for other in known_from for volume in other.slices for one in volume}
     spread = tested.features[:, 1]
     return np.array([set(volume) <= known for volume in tested.slices], dtype=bool) & (spread > 0)

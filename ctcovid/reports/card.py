@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ctcovid.reports.checklists import checklist_table
+from ctcovid.reports.checklists import NOT_SAID, Known, checklist_table, kept, window
 from ctcovid.reports.tables import Table
 
-NOT_SAID = "not recorded"
 
-
-def model_card(
-    name: str, card: dict[str, Any], tables: Sequence[Table], checks: Sequence[str], external: bool, with_groups: bool, with_point: bool
-) -> str:
+def model_card(name: str, card: dict[str, Any], tables: Sequence[Table], checks: Sequence[str], known: Known) -> str:
     """The card as Markdown (Mitchell et al. 2019, Model cards for model reporting), with the checklist items that it fills.
 
     Parameters
     ----------
     card : what model.json says
-    tables : figures with intervals, subgroups and comparisons, each with a title
+    tables : figures with intervals and subgroups, each with a title
     checks : what was found out about the test set, in sentences
-    external, with_groups, with_point : whether an external test, subgroups, and an operating point are among the figures
+    known : what was looked into
     """
     parts = [
         f"# Model card: {name}",
@@ -43,9 +39,9 @@ def model_card(
         "## Test set",
         _list(list(checks)),
         "## Limits",
-        _list(_limits(external, with_groups)),
+        _list(_limits(known)),
         "## Reporting checklists",
-        checklist_table(card, external, with_groups, with_point).text(),
+        checklist_table(card, known).text(),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -72,31 +68,29 @@ def _data(card: dict[str, Any]) -> list[str]:
     return [
         f"File: {card['data'].get('path', NOT_SAID)}, fingerprint {card['data'].get('fingerprint', NOT_SAID)}.",
         f"Patients: {patients}; no patient is in two parts, which was checked.",
-        "Labels are those of the data set's folders; how they were made is for its source to say.",
-        "Slices enter as the 8-bit grey values of the files, resized; the last slices of a scan that fill no volume take no part.",
+        "Labels are those of the class folders or of the list that ctcovid prepare was given; how they were made, their source has to say.",
+        f"Slices enter as 8-bit grey, resized to {card['size']}×{card['size']}: pictures such as PNG with their own grey values, "
+        f"Hounsfield units (DICOM, NIfTI and the like) by the window {window(card)}. The last slices of a scan that fill no volume "
+        "take no part.",
     ]
 
 
 def _recipe(card: dict[str, Any]) -> list[str]:
     recipe = card.get("recipe", {})
     lines = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.items()) or NOT_SAID]
-    kept = card.get("kept")
-    if kept:
-        valid = kept.get("valid_accuracy")
-        by = "nothing was validated" if valid is None else f"best validation accuracy, {valid:.4f}"
-        lines.append(f"Kept: epoch {kept['epoch']} ({by}).")
-    return lines
+    return [*lines, f"Kept: {kept(card)}."]
 
 
-def _limits(external: bool, with_groups: bool) -> list[str]:
+def _limits(known: Known) -> list[str]:
     lines = [
         "Volumes are judged one by one; lesion size, position and course are not measured.",
         "Classes of an archive may differ in how they were scanned, stored or masked, and a network learns such differences as well as a "
-        "disease. Compare the regression on global image features above.",
+        "disease. "
+        + ("Compare the regression on global image features above." if known.regression else "How far these go was not measured."),
     ]
-    if not external:
+    if not known.external:
         lines.append("The test is internal: nothing here says how the model does on another hospital's scans.")
-    if not with_groups:
+    if not known.groups:
         lines.append("Subgroups by age, sex or severity were not looked at (`--subgroups`).")
     return lines
 

@@ -9,15 +9,20 @@ from typing import Any
 
 import pandas as pd
 
+from ctcovid.evaluation.checks import LOGISTIC
 from ctcovid.evaluation.metrics import of_class
 from ctcovid.evaluation.study import Scored, Study
 from ctcovid.evaluation.subgroups import KIND, SLICES
 from ctcovid.reports import evaluation_tables as tables
 from ctcovid.reports.card import model_card
+from ctcovid.reports.checklists import Known
 from ctcovid.reports.evaluation_tables import PAPER, Manner
 from ctcovid.reports.html import Section, page
 from ctcovid.reports.plots import Plot, confusion_plot, effect_plot, history_plots, pr_plot, reliability_plot, roc_plot
 from ctcovid.reports.tables import Table
+
+# What the main table is called where it needs a name.
+MAIN = "Results"
 
 
 def manner(study: Study, positive: str) -> Manner:
@@ -59,6 +64,11 @@ def further_tables(study: Study, positive: str) -> list[Table]:
     return found
 
 
+def all_tables(study: Study, positive: str) -> list[Table]:
+    """The table in the paper's form, which has no title, and those beside it."""
+    return [main_table(study, positive), *further_tables(study, positive)]
+
+
 def plots(study: Study, histories: dict[str, Path]) -> list[Plot]:
     """All figures. `histories` are files metrics.csv by model."""
     found = _effects(study.models, study.asked.drawing.ci)
@@ -97,16 +107,16 @@ def _effects(models: Sequence[Scored], ci: str) -> list[Plot]:
 
 def text(study: Study, positive: str) -> str:
     """All tables as Markdown."""
-    return "\n\n".join(table.text() for table in (main_table(study, positive), *further_tables(study, positive))) + "\n"
+    return "\n\n".join(table.text() for table in all_tables(study, positive)) + "\n"
 
 
 def html(study: Study, positive: str, figures: Sequence[Plot], told: Sequence[str]) -> str:
     """The whole evaluation as one page. `told` are sentences on how it was made."""
-    main, *rest = (main_table(study, positive), *further_tables(study, positive))
+    main, *rest = all_tables(study, positive)
     about = [*honesty(study), *told]
     effects = [plot for plot in figures if not plot.model]
     sections = [
-        Section("Results", tables=[replace(main, notes=main.notes[: len(main.notes) - len(honesty(study))])], plots=effects),
+        Section(MAIN, tables=[replace(main, notes=main.notes[: len(main.notes) - len(honesty(study))])], plots=effects),
         Section("What to know before believing them", about),
         Section("Further tables", tables=rest),
     ]
@@ -127,4 +137,12 @@ def card_of(study: Study, number: int, positive: str) -> str:
     external = alone.checks[0].population == "external"
     by_person = any(group.grouping not in (KIND, SLICES) for group in model.groups)
     grouped = [replace(table, title="The paper's figures, and trivial models"), *further_tables(alone, positive)]
-    return model_card(model.score.name, model.card, grouped, alone.checks[0].notes, external, by_person, model.point is not None)
+    known = Known(
+        external,
+        by_person,
+        model.point is not None,
+        alone.checks[0].repeated_volumes is not None,
+        any(baseline.name == LOGISTIC for baseline in alone.baselines),
+        bool(study.comparisons),
+    )
+    return model_card(model.score.name, model.card, grouped, alone.checks[0].notes, known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from ctcovid.reports.plots import Plot
-from ctcovid.reports.tables import Table, shown
+from ctcovid.reports.tables import Table, file_name, shown
 
 # The policy lets a browser refuse anything that is not in the file itself.
 HEAD = """<!DOCTYPE html>
@@ -20,9 +20,15 @@ HEAD = """<!DOCTYPE html>
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; margin: 0 auto; max-width: 70rem; padding: 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff; margin: 0 auto; max-width: 1500px; padding: 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #bbb; }} h3 {{ font-size: 1rem; }}
-.wide {{ overflow-x: auto; }}
+p, li {{ max-width: 70rem; }}
+/* White sheets move with the table and lay the shadows bare at the edge beyond which there is more. */
+.wide {{ overflow-x: auto; background:
+  linear-gradient(to left, #fff 40%, #fff0) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, #fff 40%, #fff0) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, #0006, #0000) right / 1.2rem 100% no-repeat scroll,
+  linear-gradient(to right, #0006, #0000) left / 1.2rem 100% no-repeat scroll; }}
 table {{ border-collapse: collapse; font-size: 0.85rem; }}
 th, td {{ padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }}
 th {{ border-bottom: 2px solid #111; vertical-align: bottom; }}
@@ -58,7 +64,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         parts.append(f"<h2>{escape(section.heading)}</h2>\n")
         if section.notes:
             parts.append("<ul>\n" + "".join(f"<li>{escape(note)}</li>\n" for note in section.notes) + "</ul>\n")
-        parts += [_table(table, f"{_file_name(table.title or section.heading)}.csv") for table in section.tables]
+        parts += [_table(table, f"{file_name(table.title or section.heading)}.csv") for table in section.tables]
         if section.plots:
             parts.append('<div class="figures">\n' + "".join(map(_figure, section.plots)) + "</div>\n")
     return "".join([*parts, "</body>\n</html>\n"])
@@ -73,7 +79,9 @@ def _table(table: Table, name: str) -> str:
     heading = f"<h3>{escape(table.title)}</h3>\n" if table.title else ""
     body = "".join(row([shown(cell) for cell in cells], "td", number) for number, cells in enumerate(table.rows))
     notes = "".join(f'<p class="note">{escape(note)}</p>\n' for note in table.notes)
-    grid = f'<div class="wide"><table>\n<thead>{row(table.columns, "th", None)}</thead>\n<tbody>{body}</tbody>\n</table></div>\n'
+    grid = (
+        f'<div class="wide" tabindex="0"><table>\n<thead>{row(table.columns, "th", None)}</thead>\n<tbody>{body}</tbody>\n</table></div>\n'
+    )
     return f'{heading}{grid}{notes}<p class="note">{_download(table.csv(), name)}</p>\n'
 
 
@@ -87,7 +95,3 @@ def _figure(plot: Plot) -> str:
 def _download(text: str, name: str) -> str:
     data = base64.b64encode(text.encode()).decode("ascii")
     return f'<a download="{escape(name)}" href="data:text/csv;charset=utf-8;base64,{data}">Data as CSV</a>'
-
-
-def _file_name(title: str) -> str:
-    return "".join(sign.lower() if sign.isalnum() else "-" for sign in title).strip("-")

@@ -76,6 +76,12 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     return text.getvalue()
 
 
+def file_name(title: str) -> str:
+    """A title as the name of a file: letters and digits, the rest as single dashes."""
+    words = "".join(sign.lower() if sign.isalnum() else " " for sign in title).split()
+    return "-".join(words)
+
+
 def shown(cell: Cell) -> str:
     """A cell as a person reads it: thousands with commas, fractions to four places as in the paper's tables."""
     if isinstance(cell, str):

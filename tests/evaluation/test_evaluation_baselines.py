@@ -95,23 +95,25 @@ def predictions(labels: list[str], patients: list[str]) -> Predictions:
     return Predictions("m", CLASSES, patients, ["s"] * count, np.arange(count), numbers, np.full((count, 3), 1 / 3))
 
 
-def test_a_test_on_the_same_file_is_internal_and_on_other_patients_of_another_external(file: VolumesFile, tmp_path: Path) -> None:
+def test_a_test_on_the_same_file_is_internal_and_on_other_patients_of_another_external(file: VolumesFile) -> None:
     found = predictions(["NCP", "CP", "Normal"], ["a", "b", "c"])
     tested, trained = made(["ab", "cd", "xy"], ["NCP", "CP", "Normal"]), made(["ab"], ["NCP"])
     volume_set = VolumeSet(file, "test", 4)
-    same = check(found, Part(volume_set, file.path, True), {"train": ["x"]}, tested, trained)
+    same = check(found, Part(volume_set, file, "", 0, False), tested, {"train": trained})
     assert (same.population, same.repeated_volumes) == ("internal", 1)
     assert any("1 of 3 volumes" in note for note in same.notes)
-    other = check(found, Part(volume_set, tmp_path / "gone.h5", False), {"train": ["x"]}, None, None)
+    chosen = check(found, Part(volume_set, file, "", 0, False), tested, {"train": trained, "valid": made(["cd"], ["CP"])})
+    assert chosen.repeated_volumes == 2 and any("training or validation part" in note for note in chosen.notes)
+    other = check(found, Part(volume_set, None, "gone.h5 is not there any more", 0, False), None, {})
     assert (other.population, other.repeated_volumes) == ("external", None)
     assert any("gone.h5" in note for note in other.notes)
-    related = check(found, Part(volume_set, tmp_path / "gone.h5", False), {"test": ["b"]}, None, None)
-    assert related.population == "internal"
-    assert check(found, None, {}, None, None).population == "unknown"
+    populations = [check(found, Part(volume_set, None, "gone", 1, same), None, {}).population for same in (None, True, False)]
+    assert populations == ["internal", "internal", "external"]
+    assert check(found, None, None, {}).population == "unknown"
 
 
 def test_classes_that_are_far_from_balanced_are_pointed_at() -> None:
-    found = check(predictions(["NCP"] * 7 + ["CP", "Normal"], list("aabbccdef")), None, {}, None, None)
+    found = check(predictions(["NCP"] * 7 + ["CP", "Normal"], list("aabbccdef")), None, None, {})
     assert found.balance == {"NCP": (7, 4), "CP": (1, 1), "Normal": (1, 1)}
     assert "far from balanced" in found.notes[0]
 

@@ -70,12 +70,16 @@ def test_everything_is_written_and_can_be_read_again(tmp_path: Path) -> None:
     path = write(tmp_path, "mine", 0.5)
     summary = evaluate(path, write(tmp_path, "theirs", 0.2, seed=2))
     folder = tmp_path / "out"
-    tables = {f"predictions-{name}.csv" for name in ("mine", "theirs")} | {"table.csv", "table.tex", "report.html", "figures"}
+    tables = {f"predictions-{name}.csv" for name in ("mine", "theirs")} | {"table.csv", "table.tex", "report.html", "figures", "tables"}
     assert {file.name for file in folder.iterdir()} == {"run.json", "evaluation.md", "evaluation.json"} | tables
     kinds = ("confusion", "roc", "pr", "reliability")
     figures = {f"{kind}-{name}.{ending}" for kind in kinds for name in ("mine", "theirs") for ending in ("svg", "pdf", "png", "csv")}
     assert {file.name for file in (folder / "figures").iterdir()} == figures
     assert (folder / "predictions-mine.csv").read_text() == path.read_text()
+    names = {"results", "further-figures", "by-class-each-against-the-rest", "intervals-by-volume-and-by-patient", "tests-against-mine"}
+    assert {file.name for file in (folder / "tables").iterdir()} == {f"{name}.csv" for name in names}
+    rows = list(csv.DictReader((folder / "tables" / "by-class-each-against-the-rest.csv").open()))
+    assert [(row["model"], row["class"]) for row in rows] == [(name, label) for name in ("mine", "theirs") for label in CLASSES]
     document = json.loads((folder / "evaluation.json").read_text())
     assert document == json.loads(json.dumps(summary.document()))
     assert document["reference"] == "mine"

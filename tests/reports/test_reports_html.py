@@ -77,6 +77,23 @@ def test_the_browser_shows_every_picture_at_400_pixels_and_asks_for_nothing_and_
 
 
 @browser
+def test_a_wide_screen_is_used_and_the_edge_of_a_table_that_scrolls_is_shaded(report: Path, tmp_path: Path) -> None:
+    shutil.copy(report, tmp_path / "report.html")
+    dark = {}
+    for width in (700, 1600):
+        picture = tmp_path / f"{width}.png"
+        chromium(tmp_path, "--hide-scrollbars", f"--window-size={width},1400", f"--screenshot={picture}", report.as_uri())
+        with Image.open(picture) as image:
+            pixels = np.asarray(image.convert("L")).astype(int)
+        # The last pixels of the page, which nothing but a shadow reaches where a table goes on.
+        edge = pixels[:, width - 20 : width - 16]
+        dark[width] = int(((edge < 225).all(1)).sum())
+        if width == 1600:
+            assert (pixels[:, 60:200] < 100).any()
+    assert dark[700] > 50
+
+
+@browser
 def test_the_console_is_listened_to(tmp_path: Path) -> None:
     """A page with a fault makes the check above fail."""
     (tmp_path / "bad.html").write_text("<script>nothing.there()</script>")
