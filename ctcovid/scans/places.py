@@ -62,9 +62,13 @@ def in_studies(files: Sequence[Path], series: str | None) -> list[Found]:
     every = studies(headers)
     pictured = [study for study in every if any(header.rows for header in study)]
     names = {study[0].study for study in pictured}
-    found = [_study(study, unread if len(pictured) == 1 else near(study, unread, names), series) for study in pictured or every]
-    if not headers and files:
-        found = [Found(study_scan(_place(files[0].parent), (), unread, series))]
+    parts = [unread if len(pictured) == 1 else near(study, unread, names) for study in pictured or every]
+    found = [_study(study, part, series) for study, part in zip(pictured or every, parts, strict=True)]
+    # Studies of which nothing can be read.
+    taken = {one.path for part in parts for one in part}
+    left = [one for one in unread if one.path not in taken]
+    for folder in dict.fromkeys(one.path.parent for one in left):
+        found.append(Found(study_scan(_place(folder), (), [one for one in left if one.path.parent == folder], series)))
     folders = [one.scan.folder for one in found]
     order = {study: number for number, study in enumerate(sorted({one.study for one in found}), start=1)}
     return [replace(one, number=order[one.study]) if folders.count(one.scan.folder) > 1 else one for one in found]

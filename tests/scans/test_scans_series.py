@@ -482,3 +482,13 @@ def test_unreadable_files_of_another_series_cost_nothing(write_series: WriteSeri
     assert ("unreadable-file", "5 other files of its study cannot be read: 5 cut short") in {
         (one.code, one.message) for one in scan.findings
     }
+
+
+def test_study_of_which_nothing_can_be_read_is_not_passed_over(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_series(tmp_path / name, chest, study=f"1.{name}")
+    for path in (tmp_path / "c").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    scans = find_scans([tmp_path])
+    assert [(scan.id, len(scan.slices)) for scan in scans] == [("a", 9), ("b", 9), ("c", 0)]
+    assert scans[2].findings[0].message == "no DICOM slices that can be read: 9 cut short"
