@@ -96,6 +96,9 @@ def run(options: Options, console: Console) -> Summary:
         raise UsageError("--sensitivity chooses a threshold on the validation part, and says nothing there. Evaluate another --part.")
     with together(console, options.device, "Run the line again.") as ranks:
         sources = [_source(model, options.runs) for model in options.models or (None,)]
+        _require_names_apart(sources)
+        if all(map(is_csv, sources)) and options.part != "test" and ranks.first:
+            console.warn(f"--part {options.part} says nothing of predictions in a CSV: all of its rows are scored.")
         folder = options.output or _default_output(sources)
         if ranks.first:
             return _score_and_write(sources, folder, options, ranks, console)
@@ -154,7 +157,6 @@ def _measure(
     console: Console,
 ) -> Summary:
     subjects = [_subject(one, classes, attributes, options, console) for one in found]
-    _require_names_apart(subjects)
     looked = _Looks(options.workers or ranks.readers, console)
     checks = [_check(one, subject.predictions, looked, options.part) for one, subject in zip(found, subjects, strict=True)]
     # Trivial models learn from the training part of the first run; where there is none, they know no more than the test set's classes.
@@ -224,7 +226,7 @@ class _Looks:
 
 
 def _check(one: Found, predictions: Predictions, looked: _Looks, name: str) -> Checks:
-    return check(predictions, one.part, *looked.around(one.part, name))
+    return check(predictions, one.part, *looked.around(one.part, name), name)
 
 
 def _write(building: Path, folder: Path, summary: Summary, found: list[Found], card: RunCard) -> None:
@@ -292,7 +294,8 @@ def _default_output(sources: list[Path]) -> Path:
     return Path("evaluation-" + "-vs-".join(source.stem if is_csv(source) else source.name for source in sources))
 
 
-def _require_names_apart(subjects: list[Subject]) -> None:
-    repeated = [name for name, count in Counter(subject.predictions.name for subject in subjects).items() if count > 1]
+def _require_names_apart(sources: list[Path]) -> None:
+    names = Counter(source.stem if is_csv(source) else source.name for source in sources)
+    repeated = [name for name, count in names.items() if count > 1]
     if repeated:
         raise UsageError(f"Several of the models are called {', '.join(repeated)}. Rename one, so that the table tells them apart.")

@@ -39,7 +39,7 @@ class Checks:
         return asdict(self)
 
 
-def check(predictions: Predictions, part: Part | None, tested: Glance | None, learnt: dict[str, Glance]) -> Checks:
+def check(predictions: Predictions, part: Part | None, tested: Glance | None, learnt: dict[str, Glance], name: str = "test") -> Checks:
     """Look into the test set of a model.
 
     Parameters
@@ -47,10 +47,12 @@ def check(predictions: Predictions, part: Part | None, tested: Glance | None, le
     part : what a run was scored on, None for predictions of another system
     tested : its volumes, where they are to be compared
     learnt : those that the model was trained and chosen on, by part ("train", "valid"), where they can be read
+    name : of the part that is scored
     """
     balance = _balance(predictions)
     shares = [count for count, _ in balance.values()]
-    notes = ["Test set: " + ", ".join(f"{name} {rows:,} volumes of {patients:,} patients" for name, (rows, patients) in balance.items())]
+    what = "Test set" if part is None or name == "test" else f"The {WORDS[name]} part"
+    notes = [f"{what}: " + ", ".join(f"{label} {rows:,} volumes of {patients:,} patients" for label, (rows, patients) in balance.items())]
     if min(shares) * 3 < max(shares):
         notes[0] += "; the classes are far from balanced, so that accuracy says most about the largest"
     notes[0] += "."
@@ -60,6 +62,9 @@ def check(predictions: Predictions, part: Part | None, tested: Glance | None, le
             "predictions come without images."
         )
         return Checks(predictions.name, balance, "unknown", None, notes)
+    if part.same_file and name != "test":
+        notes.append("No test: these are patients whom the model was trained or chosen on.")
+        return Checks(predictions.name, balance, "none", None, notes)
     population, why = _population(part)
     notes.append(f"{population.capitalize()} test: {why}")
     count = None

@@ -46,7 +46,8 @@ class Table:
         """The table as aligned Markdown, with its notes below."""
         cells = [[shown(cell).replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
         for row, column in self.bold:
-            cells[row + 1][column] = f"**{cells[row + 1][column]}**"
+            # Not in stars, of which a cell may have some of its own.
+            cells[row + 1][column] = f"__{cells[row + 1][column]}__"
         widths = [max(len(row[position]) for row in cells) for position in range(len(self.columns))]
         lines = [_markdown_line(row, widths, self.text_columns) for row in cells]
         rule = [("-" * width if position < self.text_columns else "-" * (width - 1) + ":") for position, width in enumerate(widths)]

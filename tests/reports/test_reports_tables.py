@@ -93,6 +93,6 @@ def test_numbers_are_shown_as_in_the_papers_tables(cell: str | int | float, text
 
 def test_bold_cells_stand_out_in_markdown_and_not_in_csv() -> None:
     table = Table(("model", "Accuracy"), [["a", "0.9"], ["b", "0.8"]], bold=frozenset({(0, 1)}))
-    assert " **0.9** |" in table.text() and "**0.8**" not in table.text()
+    assert " __0.9__ |" in table.text() and "__0.8__" not in table.text()
     assert len({len(line) for line in table.text().splitlines()}) == 1
-    assert "**" not in table.csv()
+    assert "__" not in table.csv()
