@@ -11,7 +11,6 @@ the file's growth against what zlib's level 1 would have made of the same slices
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
@@ -22,11 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from reading import FORMATS, SEED, SIZE, SLICES, rate
+from reading import FORMATS, asked, rate
 
-from ctcovid.phantom.chest import slices_of_chest
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.read import read_scan
 from ctcovid.volumes.reader import VolumesFile
 
 # Slices of the paper's Table 1, and the cores and minutes that they may take.
@@ -81,17 +78,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, help="folder of slices to write in each format")
-    parser.add_argument("--slices", type=int, default=SLICES)
-    parser.add_argument("--scans", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--format", action="append", choices=list(FORMATS), help="only this one; may be given several times")
-    options = parser.parse_args()
-    if options.pictures:
-        greys = read_scan(find_scans([options.pictures])[0], SIZE)[: options.slices]
-    else:
-        greys = np.stack([drawn.pixels for drawn in slices_of_chest("NCP", options.slices, SIZE, SEED, 0, 0, 0.2)])
+    options, greys = asked(__doc__, scans=20)
     print(f"| format | decoder, slices/s | prepare, slices/s | share | size | {PAPER:,} slices on {CORES} cores, minutes |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name in options.format or FORMATS:

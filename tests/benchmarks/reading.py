@@ -119,17 +119,23 @@ def measure(folder: Path, decoder: Callable[[Path], object], rounds: int) -> tup
     return decoded, read, packed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked(description: str | None, scans: int = 0) -> tuple[argparse.Namespace, np.ndarray]:
+    """The options of a benchmark over formats, with --scans where there are some by default, and a scan's slices, uint8 (S, 512, 512)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, help="folder of slices to write in each format")
     parser.add_argument("--slices", type=int, default=SLICES)
+    if scans:
+        parser.add_argument("--scans", type=int, default=scans)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--format", action="append", choices=list(FORMATS), help="only this one; may be given several times")
     options = parser.parse_args()
     if options.pictures:
-        greys = read_scan(find_scans([options.pictures])[0], SIZE)[: options.slices]
-    else:
-        greys = np.stack([drawn.pixels for drawn in slices_of_chest("NCP", options.slices, SIZE, SEED, 0, 0, 0.2)])
+        return options, read_scan(find_scans([options.pictures])[0], SIZE)[: options.slices]
+    return options, np.stack([drawn.pixels for drawn in slices_of_chest("NCP", options.slices, SIZE, SEED, 0, 0, 0.2)])
+
+
+def main() -> None:
+    options, greys = asked(__doc__)
     print("| format | decoder, slices/s | read, slices/s | share | packed, slices/s |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name in options.format or FORMATS:

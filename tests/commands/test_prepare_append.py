@@ -40,6 +40,19 @@ def output(dataset: Path, tmp_path: Path) -> Path:
     return tmp_path / "out" / "volumes.h5"
 
 
+def sources_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sources of the scans whose slices are decoded from now on, once for each job."""
+    read: list[str] = []
+    encode = module.encode_slices
+
+    def noting(job: Job) -> object:
+        read.append(job.scan.source)
+        return encode(job)
+
+    monkeypatch.setattr(module, "encode_slices", noting)
+    return read
+
+
 def append(dataset: Path, output: Path, **options: Any) -> Any:
     """As from the command line, where what is not given has no source."""
     quiet = Console(quiet=True, results=False)
@@ -67,14 +80,7 @@ def test_old_scans_are_not_read_again_and_no_patient_moves(
     for path in dataset.glob("*/*/1/*.png"):
         if path.parent.relative_to(dataset).as_posix() in before:
             path.write_bytes(b"not to be opened again")
-    read = []
-    encode = module.encode_slices
-
-    def noting(job: Job) -> object:
-        read.append(job.scan.source)
-        return encode(job)
-
-    monkeypatch.setattr(module, "encode_slices", noting)
+    read = sources_read(monkeypatch)
     summary = append(dataset, output)
     assert summary.failed == []
     assert sorted(set(read)) == sorted(new)
@@ -129,14 +135,7 @@ def test_killed_append_leaves_the_file_and_is_continued_to_the_same(
         append(dataset, output)
     assert output.read_bytes() == before
     assert len(sources(output.with_name("volumes.h5.partial"))) == count
-    read = []
-    encode = module.encode_slices
-
-    def noting(job: Job) -> object:
-        read.append(job.scan.source)
-        return encode(job)
-
-    monkeypatch.setattr(module, "encode_slices", noting)
+    read = sources_read(monkeypatch)
     append(dataset, output)
     assert len(set(read)) == 50 - count
     assert content(output) == content(tmp_path / "undisturbed" / "volumes.h5")
@@ -170,14 +169,7 @@ def test_scan_that_was_left_out_is_remembered_and_not_read_again(
     assert len(prepare(dataset, output, on_problem="drop").failed) == 1
     first = output.with_name("quality.csv").read_text()
     make_scan(dataset / "CP" / "new" / "1", level=99)
-    read = []
-    encode = module.encode_slices
-
-    def noting(job: Job) -> object:
-        read.append(job.scan.source)
-        return encode(job)
-
-    monkeypatch.setattr(module, "encode_slices", noting)
+    read = sources_read(monkeypatch)
     summary = append(dataset, output)
     assert summary.failed == [] and set(read) == {"CP/new/1"}
     assert "CP/101/1" not in sources(output)
