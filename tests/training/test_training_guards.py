@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -152,6 +153,14 @@ def test_on_a_cpu_the_micro_batch_is_worked_out_and_the_trial_leaves_no_trace(mo
     assert all(torch.equal(network.module.state_dict()[name], tensor) for name, tensor in before.items())
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert all(parameter.grad is None for parameter in network.module.parameters())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system forgets no peak")
+def test_what_the_process_took_before_does_not_hide_what_a_volume_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(Breaking(), architecture("r3d18"), ["a", "b", "c"], CPU, torch.float32)
+    monkeypatch.setattr(memory, "_step", lambda network, size, *rest, **more: np.ones(size * 50_000_000, np.uint8))
+    np.ones(600_000_000, np.uint8)
+    assert memory._worked_out(network, (4, 8, 8), 1).each == pytest.approx(50e6, rel=0.2)
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
