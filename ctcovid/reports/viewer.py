@@ -81,6 +81,7 @@ def _data(viewed: Viewed) -> dict[str, Any]:
         "classes": viewed.classes,
         "chosen": viewed.chosen,
         "depth": viewed.depth,
+        "start": _most_telling(viewed),
         "volumes": np.round(viewed.volumes, 4).tolist(),
         "probabilities": np.round(viewed.probabilities, 4).tolist(),
         "flags": viewed.flags,
@@ -90,6 +91,12 @@ def _data(viewed: Viewed) -> dict[str, Any]:
         "colours": colours.tolist(),
         "opacity": OPACITY,
     }
+
+
+def _most_telling(viewed: Viewed) -> int:
+    """The slice to begin with: where the class is most probable, and there the one with the most saliency."""
+    first = int(viewed.volumes[:, viewed.chosen].argmax()) * viewed.depth
+    return first + int(viewed.maps[first : first + viewed.depth, viewed.chosen].mean((1, 2)).argmax())
 
 
 def _pictures(pixels: np.ndarray, room: int) -> list[str]:

@@ -25,6 +25,7 @@ def viewed(slices: int = 12, size: int = 64) -> Viewed:
     maps = np.zeros((slices, 3, 32, 32))
     maps[:, 0, :16, :16], maps[:, 1, :16, 16:], maps[:, 2, 16:, :16] = 1, 1, 1
     shares = np.random.default_rng(0).dirichlet([2, 1, 1], slices // 4)
+    shares = shares[np.argsort(-shares[:, 0])]
     return Viewed(
         scan="NCP/16/1164",
         method="Smooth Grad-CAM++, layer layer3",
@@ -175,6 +176,16 @@ def test_nothing_hangs_over_the_edge_of_a_laptop_or_a_phone(shown: Browser, widt
     shown.size(width, height, phone=width < 500)
     assert shown.run("document.documentElement.scrollWidth") <= width
     assert shown.run("document.querySelector('#picture').getBoundingClientRect().width") >= 0.85 * min(width, 500)
+
+
+def test_the_page_opens_where_the_class_is_most_probable_and_most_salient(browser: Browser, tmp_path: Path) -> None:
+    unlike = viewed()
+    unlike.volumes[:, 0] = 0.2, 0.9, 0.6
+    unlike.maps[:, 0] *= 0.5
+    unlike.maps[[2, 6], 0] *= 2
+    save_viewer(tmp_path / "viewer.html", unlike)
+    browser.ask("Page.navigate", url=(tmp_path / "viewer.html").as_uri())
+    browser.wait_for("document.body && document.body.dataset.drawn === '6/0'")
 
 
 def test_150_slices_of_512_pixels_stay_under_15_megabytes() -> None:
