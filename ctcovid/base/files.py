@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,9 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ctcovid.base.errors import InputError, OutputExistsError
+from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # where there is no POSIX
+    fcntl = None  # type: ignore[assignment]
 
 RUN_CARD = "run.json"
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -136,6 +143,23 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """No other process may enter this block with the same folder until it ends, or the process does, however that may be.
+
+    Raises UsageError where another one is in it. On file systems that know no locks nobody is kept out.
+    """
+    # lockf, as its lock is not inherited by workers, which may outlive a killed process by seconds.
+    with (folder / LOCK).open("a") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise UsageError(f"Another ctcovid is at work in {folder}. Wait for it, or choose another --name.") from error
+        yield
 
 
 def _temporary(path: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 from ctcovid.base.choices import PARTS
 from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError
-from ctcovid.base.files import RUN_CARD, claim_file
+from ctcovid.base.files import RUN_CARD, claim_file, occupied
 from ctcovid.base.runcard import RunCard, versions
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import kernels, registry, store
@@ -185,15 +185,18 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
 
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
     card.content |= {"device": device_name(network.device), "processes": ranks.size}
-    if ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        if checkpoint is None:
-            clear(folder)
-        card.input(options.data, file.fingerprint)
-        if settings["pretrained"]:
-            card.content["pretrained"] = settings["pretrained"]
-            card.input(Path(settings["pretrained"]["path"]), f"sha256:{settings['pretrained']['sha256']}")
-    with card.recording() if ranks.first else contextlib.nullcontext(), StopRequest() as stop:
+    with contextlib.ExitStack() as held:
+        if ranks.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(occupied(folder))
+            if checkpoint is None:
+                clear(folder)
+            card.input(options.data, file.fingerprint)
+            if settings["pretrained"]:
+                card.content["pretrained"] = settings["pretrained"]
+                card.input(Path(settings["pretrained"]["path"]), f"sha256:{settings['pretrained']['sha256']}")
+            held.enter_context(card.recording())
+        stop = held.enter_context(StopRequest())
         ranks.tell_of(stop)
         workers = options.workers or ranks.readers
         feed = None if over else resident(train_set, network.device, workers, stop, console, ranks.local_size)

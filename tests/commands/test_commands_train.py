@@ -167,7 +167,7 @@ def test_ctrl_c_is_kept_like_a_signal_and_ends_with_130(volumes: Path, tmp_path:
 
 def test_the_run_directory_is_a_registered_model(volumes: Path, undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
-    written = {"metrics.csv", "loss.png", "accuracy.png", "last.pt", "run.json"}
+    written = {"metrics.csv", "loss.png", "accuracy.png", "last.pt", "run.json", ".lock"}
     assert names == written | {"model.safetensors", "model.json", "features.safetensors"}
     model = load("run", runs=undisturbed.parent)
     assert model.classes == ["NCP", "CP", "Normal"]
