@@ -75,6 +75,14 @@ def test_option_goes_before_environment_before_file_before_default(tmp_path: Pat
     assert "under runs/" in ctcovid("models", cwd=tmp_path).stderr
 
 
+def test_a_slip_in_the_name_of_a_variable_is_seen(tmp_path: Path) -> None:
+    done = ctcovid("models", cwd=tmp_path, CTCOVID_TRAIN_MICROBATCH="8", CTCOVID_TRAIN_MICRO_BATCH="8")
+    assert done.stderr.splitlines()[0] == (
+        "Warning: CTCOVID_TRAIN_MICROBATCH in the environment is no setting and does nothing. Did you mean 'CTCOVID_TRAIN_MICRO_BATCH'?"
+    )
+    assert done.stderr.count("Warning") == 1
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ else:
 WORDS = {"COMMANDLINE": "option", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
 # A setting for one run only, or one that says where settings come from, has no place in a file of settings.
 NOT_IN_FILE = {"config", "help"}
+# Named like a setting, and read by the tests.
+NO_SETTING = {"CTCOVID_SAMPLE_DATA"}
 
 
 def name_environment(command: Any) -> None:
@@ -26,6 +30,14 @@ def name_environment(command: Any) -> None:
         for parameter in _options(subcommand):
             parameter.envvar = [f"CTCOVID_{name}_{parameter.name}".upper(), f"CTCOVID_{parameter.name}".upper()]
             parameter.show_envvar = False
+
+
+def strange_variables(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each variable that is named like a setting and is none, so that a slip in a batch script is seen."""
+    commands: dict[str, Any] = ctx.find_root().command.commands  # type: ignore[attr-defined]
+    known = {name for command in commands.values() for parameter in _options(command) for name in parameter.envvar or ()} | NO_SETTING
+    strange = sorted(name for name in environment if name.startswith("CTCOVID_") and name not in known)
+    return [f"{name} in the environment is no setting and does nothing.{did_you_mean(name, known)}" for name in strange]
 
 
 def sources(ctx: typer.Context) -> dict[str, str]:
