@@ -182,8 +182,8 @@ def _require_whole(header: Header, dataset: Any, left: int) -> None:
     if min(header.rows, header.columns, header.frames, header.samples, bits) < 1:
         raise DamagedError("damaged: it declares pictures without pixels", header)
     if declared > MOST_BYTES or max(header.rows, header.columns) > MOST_PIXELS_PER_SIDE:
-        text = f"it declares {header.frames:,} pictures of {header.columns}×{header.rows}, {declared / 1e9:.1f} GB"
-        raise DamagedError(text, header)
+        much = f"it declares {header.frames:,} pictures of {header.columns}×{header.rows}, {declared / 1e9:.1f} GB"
+        raise DamagedError(f"{much}; at most {MOST_PIXELS_PER_SIDE} pixels a side and {MOST_BYTES / 1e9:.2f} GB are read", header)
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if syntax in NATIVE_SYNTAXES or not syntax:
         if left < declared:
