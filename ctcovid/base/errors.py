@@ -74,6 +74,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 scan``, ``1,204 scans``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def listing(problems: list[str], shown: int = 20) -> str:
     """Problems one to a line, the first `shown` of them, with a count of the rest."""
     lines = [f"  {problem}" for problem in problems[:shown]]

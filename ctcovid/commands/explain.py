@@ -13,7 +13,7 @@ import torch
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError, did_you_mean, listing
+from ctcovid.base.errors import InputError, UsageError, counted, did_you_mean, listing
 from ctcovid.base.files import RUN_CARD, atomic, claim_folder, fresh_folder, write_json
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.aggregation import scan_probabilities
@@ -111,7 +111,7 @@ def run(options: Options, console: Console) -> Summary:
         except InputError as error:
             failed.append(str(error))
     if failed:
-        console.warn(f"{len(failed):,} of {len(scans):,} scans could not be explained:\n{listing(failed)}")
+        console.warn(f"{len(failed):,} of {counted(len(scans), 'scan')} could not be explained:\n{listing(failed)}")
     if not explained:
         raise InputError("No scan could be explained; the reasons are above.")
     summary = Summary(model.name, explained, failed)

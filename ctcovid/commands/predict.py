@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, ModelRefusedError, StoppedError, UsageError, listing
+from ctcovid.base.errors import InputError, ModelRefusedError, StoppedError, UsageError, counted, listing
 from ctcovid.base.files import claim_file
 from ctcovid.base.runcard import RunCard, sha256
 from ctcovid.base.signals import StopRequest
@@ -107,7 +107,7 @@ def run(options: Options, console: Console) -> Summary:
             fit = "softmax as it is" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
             console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {fit}.")
         if there:
-            console.say(f"{len(scans) - len(todo):,} of {len(scans):,} scans are in {options.output} already.")
+            console.say(f"{len(scans) - len(todo):,} of {counted(len(scans), 'scan')} in {options.output} already.")
         with StopRequest() as stop, contextlib.closing(_rounds(todo, models, options, ranks, stop, console)) as rounds:
             if not ranks.first:
                 for _ in rounds:
@@ -256,7 +256,7 @@ def _write(
         _write_files(rounds, summary, kept, card, options)
         refused = [row["notes"] for row in summary.rows if row["predicted"] is None]
         if refused:
-            console.warn(f"{len(refused):,} of {len(summary.rows):,} scans could not be classified:\n{listing(refused)}")
+            console.warn(f"{len(refused):,} of {counted(len(summary.rows), 'scan')} could not be classified:\n{listing(refused)}")
         for path in options.outputs:
             if card:
                 card.output(path)

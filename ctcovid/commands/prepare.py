@@ -13,7 +13,7 @@ from ctcovid.base import cpus
 from ctcovid.base.choices import ImagesChoice
 from ctcovid.base.cluster import PROCESSES, cluster_workers
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError, listing
+from ctcovid.base.errors import InputError, UsageError, counted, listing
 from ctcovid.base.files import claim_file, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
@@ -63,7 +63,7 @@ def run(options: Options, console: Console) -> Summary:
     scans = _without_excluded(scans, options.exclude, console)
     if base:
         found, scans = len(scans), not_there_yet(base, scans)
-        console.say(f"{base.path} has {len(base.rows):,} scans. {found - len(scans):,} of the {found:,} here are known to it.")
+        console.say(f"{base.path} has {counted(len(base.rows), 'scan')}, among them {found - len(scans):,} of the {found:,} here.")
         if not scans:
             return _nothing_new(base, options, console)
     lesions = read_lesions(options.lesions) if options.lesions else None
@@ -77,7 +77,9 @@ def run(options: Options, console: Console) -> Summary:
     sizes = slices_by_part(VolumesFile(options.same_as).rows) if options.same_as else None
     deal = Deal(shares, options.seed, parts, sizes, options.balance, parts_of(base) if base else {})
     patients, slices = len({scan.patient for scan in scans}), sum(len(scan.slices) for scan in scans)
-    console.say(f"Found {len(scans):,} scans of {patients:,} patients in {', '.join(classes)}: {slices:,} slices.")
+    console.say(
+        f"Found {counted(len(scans), 'scan')} of {counted(patients, 'patient')} in {', '.join(classes)}: {counted(slices, 'slice')}."
+    )
     warn_of(scans, console)
     if options.check:
         with StopRequest() as stop, _workers(options) as pool:
@@ -197,7 +199,7 @@ def _without_excluded(scans: list[Scan], path: Path | None, console: Console) ->
     if len(left) == len(scans):
         console.warn(f"none of the scans here is listed in {path}. It needs lines such as NCP/96/1328, or the columns patient_id,scan_id.")
     else:
-        console.say(f"Left out {len(scans) - len(left):,} scans that {path} lists.{said}")
+        console.say(f"Left out {counted(len(scans) - len(left), 'scan')} of {path}.{said}")
     if not left:
         raise InputError(f"{path} excludes every scan. Give a shorter list.")
     return left
@@ -261,12 +263,12 @@ def _pack(
     """Write every scan that the file does not hold yet. One that is left out gets a row without slices until the file is finished."""
     written = {row.source for row in writer.rows} & {scan.source for scan, _ in probed}
     if written:
-        console.say(f"Continuing {writer.partial}: {len(written):,} of {len(probed):,} scans are there already.")
+        console.say(f"Continuing {writer.partial}: {len(written):,} of {counted(len(probed), 'scan')} there already.")
     todo = [(scan, found) for scan, found in probed if scan.source not in written]
     for row, chunks in _judged(todo, size, window, wishes, pool, stop, console):
         writer.add(row, chunks)
         if stop.received:
-            raise stop.error(f"{len(writer.rows):,} scans are packed; the same line again continues.")
+            raise stop.error(f"{counted(len(writer.rows), 'scan')} packed; the same line again continues.")
 
 
 def _judged(
@@ -310,7 +312,7 @@ def _report_check(rows: list[ScanRow], problems: list[str], options: Options, co
     quality = _write_quality(rows, options)
     failed = problems + _failed(rows, options.dataset)
     if failed:
-        console.warn(f"{len(failed):,} scans cannot be used:\n{listing(failed)}")
+        console.warn(f"{counted(len(failed), 'scan')} cannot be used:\n{listing(failed)}")
     summary = Summary(None, summary_table([]), failed, quality)
     console.result(quality, {"quality": records(quality), "failed": failed, "file": str(options.quality)})
     console.say(f"Wrote {options.quality}." if quality.rows else f"Nothing is wrong. Wrote {options.quality}, without a row.")

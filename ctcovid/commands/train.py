@@ -11,7 +11,7 @@ import torch
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.console import Console
-from ctcovid.base.errors import UsageError
+from ctcovid.base.errors import UsageError, counted
 from ctcovid.base.files import RUN_CARD, claim_file, occupied
 from ctcovid.base.runcard import RunCard, versions
 from ctcovid.base.signals import StopRequest
@@ -296,13 +296,13 @@ def _announce(
     precision = str(network.precision).removeprefix("torch.")
     processes = f" in each of {ranks.size} processes" if ranks.size > 1 else ""
     console.say(
-        f"Training {network.architecture.name} on {len(train_set):,} volumes of {depth}×{file.size}×{file.size} "
+        f"Training {network.architecture.name} on {counted(len(train_set), 'volume')} of {depth}×{file.size}×{file.size} "
         f"({len(valid_set):,} to validate), {device_name(network.device)}{processes}, {precision}, into {folder}/."
     )
     if network.device.type == "cpu" and kernels.compiled is None:
         console.say("ctcovid was installed without a C++ compiler at hand: training takes longer, with the same result.")
     if progress.epoch or progress.step:
-        console.say(f"Resuming after {progress.epoch} epochs and {progress.step} steps of {recipe.epochs} epochs.")
+        console.say(f"Resuming after {counted(progress.epoch, 'epoch')} and {counted(progress.step, 'step')} of {recipe.epochs} epochs.")
 
 
 def _line(row: EpochRow, recipe: Recipe) -> str:

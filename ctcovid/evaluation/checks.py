@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ctcovid.base.errors import counted
 from ctcovid.evaluation.baselines import fit_logistic, majority_probabilities
 from ctcovid.evaluation.glance import Glance, repeated
 from ctcovid.evaluation.inference import Part
@@ -52,7 +53,8 @@ def check(predictions: Predictions, part: Part | None, tested: Glance | None, le
     balance = _balance(predictions)
     shares = [count for count, _ in balance.values()]
     what = "Test set" if part is None or name == "test" else f"The {WORDS[name]} part"
-    notes = [f"{what}: " + ", ".join(f"{label} {rows:,} volumes of {patients:,} patients" for label, (rows, patients) in balance.items())]
+    sizes = (f"{label} {counted(rows, 'volume')} of {counted(patients, 'patient')}" for label, (rows, patients) in balance.items())
+    notes = [f"{what}: " + ", ".join(sizes)]
     if min(shares) * 3 < max(shares):
         notes[0] += "; the classes are far from balanced, so that accuracy says most about the largest"
     notes[0] += "."

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ctcovid.base.errors import InputError
+from ctcovid.base.errors import InputError, counted
 from ctcovid.evaluation.intervals import Estimate, estimate
 from ctcovid.evaluation.paired import DeLong, McNemar, bootstrap_p_value, delong, holm, mcnemar
 from ctcovid.evaluation.predictions import Predictions, aligned
@@ -76,12 +76,12 @@ def pair(predictions: Predictions, reference: Predictions, same_population: bool
     differing = sum(key in labels and labels[key].isdisjoint(found) for key, found in _labels(predictions).items())
     if differing:
         raise InputError(
-            f"{predictions.name} and {reference.name} have different labels for {differing:,} {level}s. One of them is wrong about the "
-            "truth; mend it, or evaluate them one by one."
+            f"{predictions.name} and {reference.name} have different labels for {counted(differing, level)}. One of them is wrong "
+            "about the truth; mend it, or evaluate them one by one."
         )
     reason = f"different {level}s, as those of another depth are"
     if mine != theirs:
-        reason += f", and {len(mine ^ theirs)} patients have none in one of the two"
+        reason += f", and {counted(len(mine ^ theirs), 'patient')} without any in one of the two"
     return Pairing(predictions, False, f"{reason}: unpaired tests, McNemar's left out")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ctcovid.base.choices import ImagesChoice
 from ctcovid.base.console import Console
-from ctcovid.base.errors import listing
+from ctcovid.base.errors import counted, listing
 from ctcovid.reports.dataset_table import missing_classes
 from ctcovid.reports.tables import Table
 from ctcovid.scans.findings import SCAN_DROPPED
@@ -31,7 +31,8 @@ def say_choice(usable: list[ScanRow], chosen: list[ScanRow], sizes: dict[tuple[s
     left = len(usable) - len(chosen)
     if left:
         slices = sum(row.slice_count for row in usable) - sum(row.slice_count for row in chosen)
-        console.say(f"Left out {left:,} scans, {slices:,} slices in all, so that the classes have the numbers that were asked for.")
+        said = f"{counted(left, 'scan')}, {counted(slices, 'slice')} in all"
+        console.say(f"Left out {said}, so that the classes have the numbers that were asked for.")
     have = slices_by_part(chosen)
     short = [f"{label} {part}: {have.get((label, part), 0):,} of {size:,}" for (label, part), size in (sizes or {}).items()]
     short = [line for line, key in zip(short, sizes or {}, strict=True) if have.get(key, 0) < (sizes or {})[key]]
@@ -42,15 +43,16 @@ def say_choice(usable: list[ScanRow], chosen: list[ScanRow], sizes: dict[tuple[s
 def say_what_was_packed(file: VolumesFile, dataset: Path, images: str, failed: list[str], quality: Table, console: Console) -> None:
     """What is wrong, what is left out, and what the parts lack."""
     if failed:
-        console.warn(f"{len(failed):,} scans cannot be used and were left out:\n{listing(failed)}")
+        console.warn(f"{counted(len(failed), 'scan')} left out, which cannot be used:\n{listing(failed)}")
     if quality.rows:
         console.say(quality.text())
     short = [f"{dataset / row.source}: {row.slice_count} slices" for row in file.rows if not row.volume_count(file.depth)]
     if short:
-        console.warn(f"{len(short):,} scans are shorter than the depth of {file.depth}; a smaller --depth uses them:\n{listing(short)}")
+        said = f"{counted(len(short), 'scan')} shorter than the depth of {file.depth}"
+        console.warn(f"{said}, which a smaller --depth uses:\n{listing(short)}")
     dropped = sum(row.slice_count % file.depth for row in file.rows)
     if dropped:
-        console.say(f"{dropped:,} slices at the ends of scans do not fill a volume of depth {file.depth} and take no part.")
+        console.say(f"Without part: {counted(dropped, 'slice')} at the ends of scans, too few for a volume of depth {file.depth}.")
     _say_kinds(file, images, quality, console)
     for part, labels in missing_classes(file.rows, file.classes, file.depth).items():
         lacks = "is empty" if len(labels) == len(file.classes) else f"has no {' and no '.join(labels)}"
@@ -60,7 +62,7 @@ def say_what_was_packed(file: VolumesFile, dataset: Path, images: str, failed: l
 def _say_kinds(file: VolumesFile, images: str, quality: Table, console: Console) -> None:
     other = [row for row in quality.rows if row[0] in ("segmented", "complete") and row[2] == SCAN_DROPPED]
     for code, _, _, scans, _ in other:
-        console.say(f"Left out {scans:,} {code} scans; --images all takes both kinds.")
+        console.say(f"Left out {counted(int(scans), f'{code} scan')}; --images all takes both kinds.")
     masked = {label: sum(row.label == label and row.image_kind == SEGMENTED for row in file.rows) for label in file.classes}
     if any(masked.values()) and images == ImagesChoice.ALL:
         counts = ", ".join(f"{label} {masked[label]:,} of {sum(row.label == label for row in file.rows):,}" for label in file.classes)

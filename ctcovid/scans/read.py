@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ctcovid.base.errors import InputError
+from ctcovid.base.errors import InputError, counted
 from ctcovid.scans import decode
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
 from ctcovid.scans.window import LUNG, Window
@@ -152,9 +152,8 @@ def read_volumes(scan: Scan, depth: int, size: int, workers: int = 1, window: Wi
     scan.require_slices()
     count = len(scan.slices) // depth
     if count == 0:
-        raise InputError(
-            f"{scan.folder}: {len(scan.slices)} slices, but the model takes volumes of {depth}. Give the whole scan, or another model."
-        )
+        slices = counted(len(scan.slices), "slice")
+        raise InputError(f"{scan.folder}: {slices}, but the model takes volumes of {depth}. Give the whole scan, or another model.")
     return read_scan(scan, size, workers, window)[: count * depth].reshape(count, depth, size, size)
 
 

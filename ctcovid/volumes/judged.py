@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctcovid.base.errors import InputError
+from ctcovid.base.errors import InputError, counted
 from ctcovid.scans.anatomy import cut_off
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import COMPLETE
@@ -99,5 +99,5 @@ def _refused(scan: Scan, findings: tuple[Finding, ...]) -> RefusedScanError:
 
 
 def _too_few(scan: Scan, count: int, fewest: int) -> RefusedScanError:
-    message = f"{scan.folder}: {count} slices, but the model takes volumes of {fewest}. Give the whole scan, or another model."
+    message = f"{scan.folder}: {counted(count, 'slice')}, but the model takes volumes of {fewest}. Give the whole scan, or another model."
     return RefusedScanError(message, ("too-few-slices",))

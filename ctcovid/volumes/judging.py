@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ctcovid.base.choices import ImagesChoice, ProblemChoice
-from ctcovid.base.errors import InputError
+from ctcovid.base.errors import InputError, counted
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, Finding
 from ctcovid.scans.kind import SEGMENTED
 from ctcovid.scans.look import Look
@@ -42,7 +42,7 @@ def judged(scan: Scan, probed: Probed, slices: list[Encoded], wishes: Wishes) ->
     verdict = verdict_of(scan, probed.colour, [one.look if isinstance(one, Chunk) else one for one in slices])
     verdict = _as_wished(scan, verdict, wishes)
     if 0 < len(verdict.kept) < wishes.depth:
-        message = f"{len(verdict.kept)} slices are fewer than a volume of depth {wishes.depth} takes."
+        message = f"{counted(len(verdict.kept), 'slice')} only, and a volume of depth {wishes.depth} takes more."
         verdict = replace(verdict, findings=(*verdict.findings, Finding("too-few-slices", INFO, message, KEPT)))
     form = probed.form
     checks: dict[str, Any] = {"height": form.height, "width": form.width, "bits": form.bits}

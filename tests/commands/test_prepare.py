@@ -171,7 +171,7 @@ def test_table_adds_up_and_agrees_with_the_disk(dataset: Path, output: Path, one
 def test_dropped_tails_are_counted(dataset: Path, output: Path, one_process: None, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(dataset, output, quiet=False, depth=3)
     tails = sum(len(list(scan.iterdir())) % 3 for scan in dataset.glob("*/*/*"))
-    assert f"{tails} slices at the ends of scans do not fill a volume of depth 3" in capsys.readouterr().err
+    assert f"{tails} slices at the ends of scans, too few for a volume of depth 3" in capsys.readouterr().err
     with h5py.File(output, "r") as file:
         assert len(file["slices"]) - 3 * len(file["volumes"]) == tails > 0
 
@@ -269,7 +269,7 @@ def test_run_that_broke_off_after_some_scans_is_continued_to_the_same_file(
     assert content(output) == undisturbed
     # What is there already is not decoded again.
     assert len(decoded) == 15 - count
-    assert (f"{count} of 15 scans are there already" in capsys.readouterr().err) == (count > 0)
+    assert (f"{count} of 15 scans there already" in capsys.readouterr().err) == (count > 0)
     assert not output.with_name("volumes.h5.partial").exists()
     assert card(output)["status"] == "done"
 
@@ -294,7 +294,7 @@ def test_run_that_broke_off_within_a_scan_is_continued_to_the_same_file(
 def test_signal_stops_after_the_scan_in_hand_and_the_same_line_continues(
     number: signal.Signals, code: int, dataset: Path, undisturbed: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="4 scans are packed; the same line again continues") as caught:
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="4 scans packed; the same line again continues") as caught:
         leave_after(patch, 4, lambda: signal.raise_signal(number))
         prepare(dataset, output)
     assert caught.value.exit_code == code

@@ -69,7 +69,7 @@ def test_a_patient_in_two_classes_is_paired_with_himself() -> None:
 def test_other_labels_are_told_from_missing_rows() -> None:
     patients = joined(predictions(), "patient", "mean")
     otherwise = replace(patients, labels=np.array([1, 1, 1, 2]))
-    with pytest.raises(InputError, match="different labels for 1 patients"):
+    with pytest.raises(InputError, match="different labels for 1 patient"):
         pair(otherwise, patients, False, "patient")
     missing = patients.rows(np.array([0, 1, 2]))
     assert "different patients" in pair(missing, patients, True, "patient").why

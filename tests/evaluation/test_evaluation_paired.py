@@ -133,7 +133,7 @@ def test_other_patients_are_refused_unless_they_only_lack_slices() -> None:
     with pytest.raises(InputError, match="same patients"):
         pair(without_the_first, reference, False, "volume")
     found = pair(without_the_first, reference, True, "volume")
-    assert not found.paired and "1 patients have none" in found.why
+    assert not found.paired and "1 patient without any" in found.why
 
 
 def test_the_corrections_are_those_over_all_models_of_the_table() -> None:
