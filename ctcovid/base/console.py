@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -85,6 +86,31 @@ class Console:
             yield from self._bar(total, what, unit)
         else:
             yield _Lines(total, what, unit, tenths, self.say).advance
+
+    @contextlib.contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """A sign of life during work of unknown length: a wheel on a terminal, a line each minute off it."""
+        if self.quiet:
+            yield
+        elif sys.stderr.isatty():
+            from rich.console import Console as RichConsole
+
+            with RichConsole(stderr=True).status(f"{what} …"):
+                yield
+        else:
+            over, began = threading.Event(), time.monotonic()
+
+            def speak() -> None:
+                while not over.wait(_Lines.LONGEST):
+                    self.say(f"{what}, for {duration(time.monotonic() - began)}")
+
+            speaker = threading.Thread(target=speak, daemon=True)
+            speaker.start()
+            try:
+                yield
+            finally:
+                over.set()
+                speaker.join()
 
     def _bar(self, total: int, what: str, unit: str) -> Iterator[Advance]:
         from rich.console import Console as RichConsole

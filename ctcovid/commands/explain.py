@@ -89,7 +89,8 @@ class Summary:
 
 def run(options: Options, console: Console) -> Summary:
     """Find the scans, explain each into a folder of its own, and go on past those that cannot be read."""
-    scans = find_scans(options.scans, options.series)
+    with console.busy("Looking for scans"):
+        scans = find_scans(options.scans, options.series)
     folders = _folders(scans, options.output)
     for folder in folders.values():
         claim_folder(folder, options.overwrite, "explain")

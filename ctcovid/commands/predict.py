@@ -96,7 +96,8 @@ def run(options: Options, console: Console) -> Summary:
             begun = options.resume and options.output is not None and options.output.is_file()
             for path in options.outputs:
                 claim_file(path, options.overwrite or begun)
-        scans = _shard(find_scans(options.scans, options.series), options.shard)
+        with console.busy("Looking for scans"):
+            scans = _shard(find_scans(options.scans, options.series), options.shard)
         models = _models(options)
         classes = models[0].classes
         summary = Summary([_about(model, options.raw) for model in models], classes, [], [])

@@ -59,7 +59,8 @@ def run(options: Options, console: Console) -> Summary:
         claim_file(options.quality, overwrite=False)
     window = parse_window(options.window)
     pseudonyms = Pseudonyms(None if options.keep_ids else options.salt, lasting=not options.check)
-    scans, problems, parts = _find(options, pseudonyms)
+    with console.busy("Looking for scans"):
+        scans, problems, parts = _find(options, pseudonyms)
     scans = _without_excluded(scans, options.exclude, console)
     if base:
         found, scans = len(scans), not_there_yet(base, scans)

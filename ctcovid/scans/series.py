@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctcovid.base.errors import counted
 from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane
 from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
@@ -191,7 +192,7 @@ def _without_repeats(order: list[int], positions: np.ndarray, notes: list[Findin
         else:
             kept.append(one)
     if repeated:
-        text = f"{_slices(len(repeated))} {'lies' if len(repeated) == 1 else 'lie'} where another lies; the first of each is kept"
+        text = f"{counted(len(repeated), 'slice')} {'lies' if len(repeated) == 1 else 'lie'} where another lies; the first of each is kept"
         notes.append(Finding("duplicate-position", WARNING, text, SLICE_DROPPED, tuple(repeated)))
     return kept
 
@@ -205,7 +206,7 @@ def _look_at_distances(positions: np.ndarray, notes: list[Finding]) -> None:
     if len(wide):
         missing = int(sum(max(round(gap / usual) - 1, 1) for gap in gaps[wide]))
         count = f"a gap of {gaps.max():.4g} mm" if len(wide) == 1 else f"{len(wide):,} gaps of up to {gaps.max():.4g} mm"
-        text = f"about {_slices(missing)} {'is' if missing == 1 else 'are'} missing: {count} where {usual:.4g} mm are usual"
+        text = f"about {counted(missing, 'slice')} {'is' if missing == 1 else 'are'} missing: {count} where {usual:.4g} mm are usual"
         notes.append(Finding("gap", WARNING, text, KEPT, tuple(int(place) for place in wide)))
     uneven = np.flatnonzero((np.abs(gaps - usual) > UNEVEN * usual) & (gaps <= GAP * usual))
     if len(uneven):
@@ -297,11 +298,7 @@ def _derived(header: Header) -> bool:
 def _described(series: Series) -> str:
     spacing = series.spacing
     what = series.unfit or ("derived" if series.derived else f"{spacing:.4g} mm" if np.isfinite(spacing) else "no spacing")
-    return f"{series.name} ({_slices(series.slices)}, {what})"
-
-
-def _slices(count: int) -> str:
-    return f"{count:,} slice{'' if count == 1 else 's'}"
+    return f"{series.name} ({counted(series.slices, 'slice')}, {what})"
 
 
 def _order(number: str) -> int:

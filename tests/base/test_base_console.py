@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import time
 
 import pytest
 
@@ -99,6 +101,18 @@ def test_work_with_a_line_of_its_own_is_silent_while_it_is_short(capsys: pytest.
             clock[0] += 0.5
             advance(1)
     assert capsys.readouterr().err == ""
+
+
+def test_work_of_unknown_length_gives_a_sign_of_life(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module._Lines, "LONGEST", 0.01)
+    for console, expected in ((Console(), True), (Console(quiet=True), False)):
+        said = ""
+        with console.busy("Looking for scans"):
+            deadline = time.monotonic() + (30 if expected else 0.1)
+            while not said and time.monotonic() < deadline:
+                said = capsys.readouterr().err
+        assert bool(re.match(r"(Looking for scans, for \d+ s\n)+$", said)) == expected
+        assert capsys.readouterr().err == "" or expected
 
 
 def test_a_bar_shows_loss_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
