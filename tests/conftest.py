@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from thin import WIDTHS
+
+from ctcovid.models import resnet3d
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -28,6 +31,14 @@ def sample_data() -> Path:
     if not folder:
         pytest.skip("CTCOVID_SAMPLE_DATA is not set: no real CT here")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def thin() -> Iterator[None]:
+    """Networks made in this process are as thin as those of the processes that `THIN` starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet3d, "WIDTHS", WIDTHS)
+        yield
 
 
 @pytest.fixture
