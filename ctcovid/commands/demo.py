@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
@@ -20,8 +19,9 @@ from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.evaluation.aggregation import scan_probabilities
+from ctcovid.explanation.faithfulness import with_random_weights
 from ctcovid.explanation.gradcam import PLAIN
-from ctcovid.explanation.methods import TITLES, saliency_maps
+from ctcovid.explanation.methods import TITLES, map_cells, saliency_maps
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
@@ -212,9 +212,7 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
     a row of its own.
     """
     trained = registry.load(run_folder.name, options.device, runs=run_folder.parent)
-    torch.manual_seed(options.seed)
-    untrained = registry.place(ARCH, trained.classes, options.device)
-    untrained.module.requires_grad_(False)
+    untrained = with_random_weights(trained.network, options.seed)
     truth = {scan.source: scan for scan in find_dataset(options.folder / DATA / TRUTH)[0]}
     workers = options.workers or cpus.allowed()
     maps: dict[str, list[np.ndarray]] = {"trained": [], "untrained": []}
@@ -241,7 +239,8 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
 
 def _maps(network: Network, volumes: np.ndarray, target: int) -> np.ndarray:
     native = saliency_maps(network, volumes, METHOD, LAYER, [target])[:, 0]
-    return to_slices(native, volumes.shape[1], volumes.shape[2]).reshape(-1, *volumes.shape[2:])
+    cells = map_cells(network, METHOD, volumes.shape[1:], native.shape[1:])
+    return to_slices(native, cells).reshape(-1, *volumes.shape[2:])
 
 
 def _points_table(points: dict[str, Pointing]) -> Table:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
@@ -18,9 +17,10 @@ from ctcovid.base.files import RUN_CARD, atomic, claim_folder, fresh_folder, wri
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.explanation.activations import find_layer
-from ctcovid.explanation.faithfulness import CAUTION, Faithfulness, faithfulness
+from ctcovid.explanation.cells import Cells
+from ctcovid.explanation.faithfulness import CAUTION, Faithfulness, faithfulness, with_random_weights
 from ctcovid.explanation.gradcam import SMOOTH
-from ctcovid.explanation.methods import TITLES, saliency_maps
+from ctcovid.explanation.methods import TITLES, map_cells, saliency_maps
 from ctcovid.explanation.occlusion import OCCLUSION
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import telling_slices, to_scan, to_slices
@@ -167,11 +167,12 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     target = predicted if options.target is None else model.classes.index(options.target)
     native = _maps(model.network, volumes, layer, options, f"Explaining {scan.id}", console)
     slices = volumes.reshape(-1, model.size, model.size)
-    saliency = to_slices(native[:, target], model.depth, model.size).reshape(slices.shape)
+    cells = map_cells(model.network, options.method, volumes.shape[1:], native.shape[2:])
+    saliency = to_slices(native[:, target], cells).reshape(slices.shape)
     pointed = None if lesions is None else pointing(saliency, lesions[: len(slices)])
     lowest, highest = float(saliency.min()), float(saliency.max())
     saliency = unit_range(saliency)
-    checked = _check(volumes, native[:, target], model, layer, target, options, console) if options.check else None
+    checked = _check(volumes, native[:, target], cells, model, layer, target, options, console) if options.check else None
     geometry = _geometry(scan)
 
     manifest = {
@@ -193,6 +194,7 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         "depth": model.depth,
         "size": model.size,
         "native_shape": list(native.shape[2:]),
+        "native_cells": {"first": cells.first, "step": cells.step},
         "minimum": lowest,
         "maximum": highest,
         "faithfulness": checked.document() if checked else None,
@@ -206,12 +208,12 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16), classes=np.array(model.classes))
     if geometry:
         (height, width), affine = geometry
-        own = to_scan(native[:, target], model.depth, height, width)
+        own = to_scan(native[:, target], cells, height, width)
         whole = np.zeros((len(scan.slices), height, width), np.float32)
         whole[list(judged.kept[: len(own)])] = own
         save_nifti(building / "saliency.nii.gz", whole, affine)
         manifest["files"]["nifti"] = "saliency.nii.gz"
-    small = np.stack([_unit_slices(native[:, number], model, min(MAP_SIDE, model.size)) for number in range(len(model.classes))], 1)
+    small = np.stack([_unit_slices(native[:, number], cells, min(MAP_SIDE, model.size)) for number in range(len(model.classes))], 1)
     figures = _figures(checked, pointed)
     shape = "×".join(map(str, native.shape[2:]))
     how = f"{manifest['method']}{'' if options.method == OCCLUSION else f', layer {layer}'}, map of {shape}"
@@ -229,16 +231,13 @@ def _maps(network: Network, volumes: np.ndarray, layer: str, options: Options, w
 
 
 def _check(
-    volumes: np.ndarray, native: np.ndarray, model: TrainedModel, layer: str, target: int, options: Options, console: Console
+    volumes: np.ndarray, native: np.ndarray, cells: Cells, model: TrainedModel, layer: str, target: int, options: Options, console: Console
 ) -> Faithfulness:
     """Hold the maps against the model, and against those of the same network with random weights."""
-    torch.manual_seed(options.seed)
-    device = str(model.network.device)
-    untrained = registry.place(model.network.architecture.name, model.classes, device, options.precision)
-    untrained.module.requires_grad_(False)
+    untrained = with_random_weights(model.network, options.seed)
     randomised = _maps(untrained, volumes, layer, options, "Maps of random weights", console)[:, target]
     with console.progress(len(volumes), "Checking the maps") as advance:
-        return faithfulness(model.network, volumes, native, randomised, target, options.seed, advance)
+        return faithfulness(model.network, volumes, native, cells, randomised, target, options.seed, advance)
 
 
 def unit_range(saliency: np.ndarray) -> np.ndarray:
@@ -248,8 +247,8 @@ def unit_range(saliency: np.ndarray) -> np.ndarray:
     return found
 
 
-def _unit_slices(native: np.ndarray, model: TrainedModel, side: int) -> np.ndarray:
-    return unit_range(to_slices(native, model.depth, side).reshape(-1, side, side))
+def _unit_slices(native: np.ndarray, cells: Cells, side: int) -> np.ndarray:
+    return unit_range(to_slices(native, cells, side).reshape(-1, side, side))
 
 
 def _geometry(scan: Scan) -> tuple[tuple[int, int], np.ndarray] | None:

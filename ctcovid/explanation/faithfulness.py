@@ -15,14 +15,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
+from ctcovid.explanation.cells import Cells
 from ctcovid.explanation.occlusion import lung_grey, pieces
 from ctcovid.explanation.upsample import to_slices
+from ctcovid.models import registry
 from ctcovid.models.network import Network
 
 # Places are the cells of a grid over the slice, so that all maps are judged at one resolution; curves have a point for each step.
 GRID, STEPS = 16, 16
+# Keeps the numbers drawn for random weights apart from all others of the same seed.
+RANDOM_WEIGHTS = 1
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def faithfulness(
     network: Network,
     volumes: np.ndarray,
     native: np.ndarray,
+    cells: Cells,
     randomised: np.ndarray,
     target: int,
     seed: int,
@@ -63,22 +69,22 @@ def faithfulness(
 ) -> Faithfulness:
     """Measure the saliency maps (N, d, h, w) of uint8 volumes (N, D, H, W) for class `target`.
 
+    cells : where the cells of the maps lie
     randomised : float (N, d, h, w), the maps of the same method for a network with random weights
     """
     generator = np.random.default_rng(seed)
     curves: dict[str, list[np.ndarray]] = {"deletion": [], "insertion": [], "deletion_random": [], "insertion_random": []}
     whole, shown = [], []
-    depth, size = volumes.shape[1], volumes.shape[2]
     for volume, maps in zip(volumes, native, strict=True):
         grey = lung_grey(volume)
-        strength = to_slices(maps[None], 1, GRID)[0, 0].reshape(-1)
+        weight = to_slices(maps[None], cells)[0]
+        strength = in_places(weight.mean(0)).reshape(-1)
         at_random = generator.permutation(GRID * GRID)
         # Places of equal saliency are in random order too: a map that is flat shall be no better than chance.
         by_saliency = at_random[np.argsort(-strength[at_random], kind="stable")]
         for name, order in (("", by_saliency), ("_random", at_random)):
             for way in ("deletion", "insertion"):
                 curves[way + name].append(_asked(network, steps(volume, order, grey, way == "insertion"), target))
-        weight = to_slices(maps[None], depth, size)[0]
         weight = weight / weight.max() if weight.max() > 0 else weight
         through = np.rint(grey + weight * (volume.astype(np.float32) - grey)).astype(np.uint8)
         before, after = _asked(network, iter([volume, through]), target)
@@ -96,9 +102,30 @@ def faithfulness(
     )
 
 
+def with_random_weights(network: Network, seed: int) -> Network:
+    """The same network with fresh weights: not those that a training with that seed began with, which are still in what it learned."""
+    with torch.random.fork_rng():
+        torch.manual_seed(int(np.random.SeedSequence([seed, RANDOM_WEIGHTS]).generate_state(1)[0]))
+        module = registry.create(network.architecture.name, len(network.classes))
+    module.requires_grad_(False)
+    return Network(module, network.architecture, network.classes, network.device, network.precision)
+
+
+def in_places(pixels: np.ndarray) -> np.ndarray:
+    """Means over the places of a slice, float (H, W) to (GRID, GRID)."""
+    down, across = (_edges(side) for side in pixels.shape)
+    sums: np.ndarray = np.add.reduceat(np.add.reduceat(pixels, down[:-1], 0), across[:-1], 1)
+    return sums / np.outer(np.diff(down), np.diff(across))
+
+
+def _edges(side: int) -> np.ndarray:
+    edges: np.ndarray = np.rint(np.linspace(0, side, GRID + 1)).astype(int)
+    return edges
+
+
 def steps(volume: np.ndarray, order: np.ndarray, grey: int, insert: bool) -> Iterator[np.ndarray]:
     """The volume, uint8 (D, H, W), with more and more places covered by `grey`, or, with `insert`, uncovered, in `order`."""
-    edges = [np.rint(np.linspace(0, side, GRID + 1)).astype(int) for side in volume.shape[1:]]
+    edges = [_edges(side) for side in volume.shape[1:]]
     rank = np.empty(GRID * GRID, int)
     rank[order] = np.arange(GRID * GRID)
     ranks = np.repeat(np.repeat(rank.reshape(GRID, GRID), np.diff(edges[0]), 0), np.diff(edges[1]), 1)

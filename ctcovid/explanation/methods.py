@@ -8,12 +8,18 @@ import numpy as np
 import torch
 
 from ctcovid.explanation.activations import Activations
+from ctcovid.explanation.cells import Cells, boxes, cells_of
 from ctcovid.explanation.gradcam import PLAIN, PLUS, SMOOTH, Gathered
 from ctcovid.explanation.noise import Noise
 from ctcovid.explanation.occlusion import OCCLUSION, occlusion_maps
 from ctcovid.models.network import Network
 
 TITLES = {SMOOTH: "Smooth Grad-CAM++", PLAIN: "Grad-CAM", PLUS: "Grad-CAM++", OCCLUSION: "Occlusion"}
+
+
+def map_cells(network: Network, method: str, shape: tuple[int, ...], native: tuple[int, ...]) -> Cells:
+    """Where the cells of a method's maps (d, h, w) lie in volumes of `shape` (D, H, W)."""
+    return boxes(shape, native) if method == OCCLUSION else cells_of(network, shape, native)
 
 
 def saliency_maps(

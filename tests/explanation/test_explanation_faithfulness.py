@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctcovid.explanation.faithfulness import GRID, STEPS, Faithfulness, area, correlation, faithfulness, steps
+from ctcovid.explanation.cells import boxes
+from ctcovid.explanation.faithfulness import (
+    GRID,
+    STEPS,
+    Faithfulness,
+    area,
+    correlation,
+    faithfulness,
+    in_places,
+    steps,
+    with_random_weights,
+)
+from ctcovid.models import registry
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
 
@@ -35,7 +47,8 @@ def measured(volumes: np.ndarray, knowing: bool, randomised: np.ndarray | None =
     native = np.zeros((3, 1, GRID, GRID), np.float32)
     corner = native[:, :, :4, :4] if knowing else native[:, :, -4:, -4:]
     corner[:] = 1
-    return faithfulness(network, volumes, native, native if randomised is None else randomised, 0, seed=1)
+    cells = boxes(volumes.shape[1:], native.shape[1:])
+    return faithfulness(network, volumes, native, cells, native if randomised is None else randomised, 0, seed=1)
 
 
 def test_a_map_that_knows_beats_random_order_and_one_that_does_not_loses(volumes: np.ndarray) -> None:
@@ -54,6 +67,24 @@ def test_curves_begin_and_end_with_the_volume_whole_and_covered(volumes: np.ndar
     assert found.deletion[1] == pytest.approx(found.deletion[-1], abs=1e-6)
     assert found.document()["deletion_area"] == pytest.approx(area(found.deletion))
     assert "not whether the model is medically right" in str(found.document()["caution"])
+
+
+def test_a_place_is_as_strong_as_its_pixels_are_in_the_mean() -> None:
+    pixels = np.random.default_rng(0).random((70, 64))
+    found = in_places(pixels)
+    assert found.shape == (GRID, GRID)
+    assert found[0, 1] == pytest.approx(pixels[:4, 4:8].mean()) and found[8, 15] == pytest.approx(pixels[35:39, 60:].mean())
+
+
+def test_random_weights_are_not_those_that_training_began_with() -> None:
+    torch.manual_seed(0)
+    network = registry.place("tv_mc3_18", ["a", "b", "c"], "cpu", "float32")
+    fresh, again = with_random_weights(network, 0), with_random_weights(network, 0)
+    for (name, one), other in zip(network.module.named_parameters(), fresh.module.parameters(), strict=True):
+        if one.ndim == 5:
+            together = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
+            assert abs(together) < 5 / one.numel() ** 0.5, name
+    assert all(torch.equal(one, other) for one, other in zip(fresh.module.parameters(), again.module.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("insert", [False, True])

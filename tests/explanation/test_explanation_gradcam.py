@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctcovid.explanation.activations import Activations
+from ctcovid.explanation.cells import cells_of
 from ctcovid.explanation.gradcam import SMOOTH, Gathered
 from ctcovid.explanation.methods import saliency_maps
 from ctcovid.explanation.noise import Noise
@@ -280,7 +281,7 @@ def test_the_map_lies_where_the_class_is_and_nowhere_else(where: str, target: in
     volume[0, 0, 2, rows, columns] = level
     network = placed(Seeker())
     native = saliency(network, "layer4", volume, [target], 5, noise)
-    maps = to_slices(native, 4, 32)[0]
+    maps = to_slices(native, cells_of(network, (4, 32, 32), native.shape[1:]))[0]
     assert maps.shape == (4, 32, 32)
     inside = np.zeros_like(maps, dtype=bool)
     inside[2, rows, columns] = True

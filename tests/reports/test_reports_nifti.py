@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
+from ctcovid.explanation.cells import boxes
 from ctcovid.explanation.upsample import to_scan
 from ctcovid.reports.nifti import save_nifti
 
@@ -48,7 +49,7 @@ def test_the_peak_is_where_the_lesion_is_in_millimetres(tmp_path: Path) -> None:
     native = np.zeros((4, 2, 16, 16), np.float32)
     # The model sees 64 x 64, with 8 rows of padding above: row 13 is row 21 there, and column 41 stays.
     native[5 // depth, 5 % depth, 21 // 4, 41 // 4] = 1
-    save_nifti(tmp_path / "map.nii.gz", to_scan(native, depth, height, width), affine)
+    save_nifti(tmp_path / "map.nii.gz", to_scan(native, boxes((depth, 64, 64), (2, 16, 16)), height, width), affine)
     image = SimpleITK.ReadImage(str(tmp_path / "map.nii.gz"))
     values = SimpleITK.GetArrayFromImage(image)
     assert values.shape == (8, height, width)
