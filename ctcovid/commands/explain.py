@@ -159,7 +159,9 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     with ThreadPoolExecutor(options.workers or cpus.allowed()) as pool:
         judged = read_judged(scan, model.size, model.window, pool, model.depth)
     volumes = judged.volumes(model.depth)
-    lesions = None if options.mask is None else read_mask(options.mask, len(scan.slices), model.size)[list(judged.kept)]
+    lesions = None
+    if options.mask is not None:
+        lesions = read_mask(options.mask, len(scan.slices), model.size, scan.stack)[list(judged.kept)]
     raw, features = probabilities_and_features(model.network, volumes)
     each = calibrated(raw, model.temperature)
     probabilities = scan_probabilities(each)
@@ -194,7 +196,7 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         "depth": model.depth,
         "size": model.size,
         "native_shape": list(native.shape[2:]),
-        "native_cells": {"first": cells.first, "step": cells.step},
+        "native_cells": {"first": list(cells.first), "step": list(cells.step)},
         "minimum": lowest,
         "maximum": highest,
         "faithfulness": checked.document() if checked else None,

@@ -10,31 +10,45 @@ from ctcovid.base.errors import InputError
 from ctcovid.scans.contents import look_into
 from ctcovid.scans.decode import stored_values, volume_scan
 from ctcovid.scans.read import read_slice, square
-from ctcovid.scans.scan import Scan
+from ctcovid.scans.scan import Scan, Stack
 
 
-def read_mask(path: Path, slices: int, size: int) -> np.ndarray:
+def read_mask(path: Path, slices: int, size: int, stack: Stack | None = None) -> np.ndarray:
     """The mask of a scan of `slices` slices, head to feet, on the model's grid: bool (slices, size, size), True inside of lesions.
 
     A folder holds a picture for each slice, in the natural order of names, white inside of lesions. A volume (NIfTI, NRRD, MetaImage) is
     turned to head first, front up, the patient's left on the right, and any value but 0 is a lesion.
 
-    Raises InputError where it cannot be read, or has another number of slices.
+    Raises InputError where it cannot be read, has another number of slices, or is a volume that lies elsewhere than the scan's `stack`.
     """
     if not path.exists():
         raise InputError(f"No such mask: {path}. Check the path.")
     if path.is_dir():
         inside = [read_slice(file) > 127 for file in look_into(path).pictures]
     else:
-        inside = list(_volume(path) != 0)
+        inside = list(_volume(path, stack, slices) != 0)
     if len(inside) != slices:
         raise InputError(f"{path}: {len(inside)} slices, but the scan has {slices}. Give the mask of this scan.")
     return np.stack([square(one.astype(np.uint8) * 255, size) > 127 for one in inside])
 
 
-def _volume(path: Path) -> np.ndarray:
+def _volume(path: Path, whole: Stack | None, slices: int) -> np.ndarray:
     scan = volume_scan(Scan("", "", "", path, (), ""), path)
     if scan.stack is None or not scan.slices:
         reasons = "; ".join(finding.message for finding in scan.findings)
         raise InputError(f"{path}: not a volume that can be read ({reasons}). Give NIfTI, or a folder of PNG files.")
+    if whole is not None:
+        _require_same_place(path, scan.stack, whole, slices)
     return stored_values(path, scan.stack)
+
+
+def _require_same_place(path: Path, mask: Stack, scan: Stack, slices: int) -> None:
+    """Voxels over voxels, as far as the files say where they lie: no corner may be more than half a voxel off."""
+    if mask.geometry is None or scan.geometry is None or mask.assumed or scan.assumed:
+        return
+    (height, width), (rows, columns) = scan.slice_size, mask.slice_size
+    corners = np.array([[x, y, z, 1.0] for x in (0, width - 1) for y in (0, height - 1) for z in (0, slices - 1)]).T
+    apart = np.linalg.norm((mask.geometry.affine - scan.geometry.affine) @ corners, axis=0).max()
+    if (rows, columns) != (height, width) or apart > min(scan.geometry.spacing) / 2:
+        where = f"{columns}×{rows} pixels, up to {apart:.1f} mm away from the scan's {width}×{height}"
+        raise InputError(f"{path}: {where}. Resample the mask to the scan's voxels, or give the mask of this scan.")

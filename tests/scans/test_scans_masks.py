@@ -10,6 +10,7 @@ import SimpleITK
 from PIL import Image
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.discover import find_scans
 from ctcovid.scans.masks import read_mask
 
 
@@ -55,3 +56,21 @@ def test_a_mask_of_another_scan_or_none_is_refused_with_the_reason(inside: np.nd
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(inside.astype(np.uint8)), str(tmp_path / "mask.nii"))
     with pytest.raises(InputError, match="6 slices, but the scan has 7"):
         read_mask(tmp_path / "mask.nii", 7, 16)
+
+
+def test_a_volume_that_lies_elsewhere_than_the_scan_is_refused(inside: np.ndarray, tmp_path: Path) -> None:
+    """The same number of slices is not enough: a mask of another grid would be stretched over the scan without a word."""
+
+    def stored(name: str, pixels: np.ndarray, spacing: float, origin: float) -> Path:
+        image = SimpleITK.GetImageFromArray(pixels.astype(np.int16))
+        image.SetSpacing((spacing, spacing, 5.0))
+        image.SetOrigin((origin, 0.0, 0.0))
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+        return tmp_path / name
+
+    (scan,) = find_scans([stored("scan.nii", inside, 0.7, 0.0)])
+    assert read_mask(stored("same.nii", inside, 0.7, 0.3), 6, 16, scan.stack).any()
+    others = {"moved.nii": (inside, 0.7, 5.0), "coarse.nii": (inside[:, ::2, ::2], 1.4, 0.0), "spread.nii": (inside, 0.8, 0.0)}
+    for name, (pixels, spacing, origin) in others.items():
+        with pytest.raises(InputError, match=f"{name}: .* mm away from the scan's 16×16. Resample the mask"):
+            read_mask(stored(name, pixels, spacing, origin), 6, 16, scan.stack)
