@@ -7,7 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from seers import brightness
+from torch import Tensor
 
 from ctcovid.explanation.activations import find_layer
 from ctcovid.explanation.cells import boxes, cells_of
@@ -19,22 +20,6 @@ from ctcovid.models import registry, resnet3d
 from ctcovid.models.network import Network
 
 CLASSES = ["NCP", "CP", "Normal"]
-
-
-def brightness(name: str, monkeypatch: pytest.MonkeyPatch) -> Network:
-    """A thin network that blurs and nothing else: positive weights, batch norms that change nothing. The brighter, the more class 0."""
-    monkeypatch.setattr(resnet3d, "WIDTHS", (2, 2, 4, 4))
-    network = registry.place(name, CLASSES, "cpu", "float32")
-    for module in network.module.modules():
-        if isinstance(module, (nn.Conv3d, nn.Linear)):
-            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    head = getattr(network.module, "fc", None)
-    if head is not None:
-        with torch.no_grad():
-            head.weight[1:] = 0
-    return network
 
 
 OURS = ["r3d18", "r3d50", "r2plus1d18"]
