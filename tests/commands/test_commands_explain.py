@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from PIL import Image
 
@@ -138,3 +139,15 @@ def test_a_scan_is_repaired_and_flagged_as_in_predict(runs: Path, tmp_path: Path
     assert manifest["slices"] == ["0.png", "1.png", "2.png", "4.png", "5.png", "6.png", "7.png", "8.png"]
     assert manifest["slices_without_map"] == ["3.png", "9.png"]
     assert len(list((made / "overlays").iterdir())) == 8
+
+
+def test_each_scan_has_a_folder_of_its_own_beside_its_converted_file(runs: Path, tmp_path: Path, make_scan: Callable[..., Path]) -> None:
+    make_scan(tmp_path / "d" / "p1", slices=8)
+    for name in ("p1.nii.gz", "p1.mha"):
+        values = np.random.default_rng(0).normal(-600, 200, (8, 32, 32)).astype(np.int16)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(tmp_path / "d" / name))
+    asked = explain.Options((tmp_path / "d",), runs=runs, output=tmp_path / "ex", device="cpu", workers=1, samples=1, method="gradcam")
+    summary = explain.run(asked, Console(quiet=True, results=False))
+    assert [made["scan"] for made in summary.explained] == ["p1", "p1.mha", "p1.nii.gz"]
+    for made in summary.explained:
+        assert json.loads((tmp_path / "ex" / str(made["scan"]) / "manifest.json").read_text()) == made

@@ -199,6 +199,17 @@ def test_a_run_goes_on_where_it_was_killed(runs: Path, scans: Path, tmp_path: Pa
         predicted(runs, scans, model="other", output=cut, resume=True)
 
 
+def test_a_scan_beside_its_converted_file_is_not_taken_for_done(runs: Path, scans: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(-600, 200, (8, 32, 32)).astype(np.int16)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(scans / "s0.nii.gz"))
+    rows = predicted(runs, scans, output=tmp_path / "p.csv").rows
+    assert [row["scan"] for row in rows] == ["s0", "s0.nii.gz", "s1", "s2", "s3", "s4"]
+    lines = (tmp_path / "p.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "p.csv").write_text("".join(line for line in lines if not line.startswith("s0.nii.gz,")))
+    predicted(runs, scans, output=tmp_path / "p.csv", resume=True)
+    assert sorted(row["scan"] for row in csv.DictReader((tmp_path / "p.csv").open())) == [row["scan"] for row in rows]
+
+
 def test_lines_come_as_scans_are_done(runs: Path, scans: Path) -> None:
     line = [sys.executable, "-m", "ctcovid", "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu", "-o", "-"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
