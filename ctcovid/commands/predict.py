@@ -21,7 +21,7 @@ from ctcovid.models.classify import classify
 from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.registry import TrainedModel
-from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, volume_columns, volume_rows
+from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, typed_row, volume_columns, volume_rows
 from ctcovid.reports.rows import STDOUT, Row, RowFile, read_rows
 from ctcovid.reports.tables import CsvText
 from ctcovid.scans.discover import find_scans
@@ -60,18 +60,29 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """The models, the rows of the scans, and a sentence for each scan that was refused or, where that is asked for, flagged."""
+    """The models, the rows of the scans, and a sentence for each scan that was refused or, where that is asked for, flagged.
+
+    Rows of this line's scans that an earlier run has left are `kept`.
+    """
 
     models: list[dict[str, Any]]
     classes: list[str]
     rows: list[Row]
     failed: list[str]
+    kept: list[Row] = field(default_factory=list)
 
     def document(self, rows: list[Row] | None = None) -> dict[str, Any]:
-        return {"models": self.models, "classes": self.classes, "scans": self.rows if rows is None else rows, "failed": self.failed}
+        scans = [*self.kept, *self.rows] if rows is None else rows
+        return {"models": self.models, "classes": self.classes, "scans": scans, "failed": self.failed}
 
     def table(self) -> CsvText:
-        return judgement_table(self.rows, scan_columns(self.classes, len(self.models)))
+        return judgement_table([*self.kept, *self.rows], scan_columns(self.classes, len(self.models)))
+
+    def keep(self, row: Row, strict: bool) -> None:
+        """Count a row of an earlier run, which is none of a refused scan."""
+        self.kept.append(row)
+        if strict and row["flags"]:
+            self.failed.append(f"{row['scan']}: {row['notes']}")
 
 
 @dataclass(frozen=True)
@@ -102,13 +113,16 @@ def run(options: Options, console: Console) -> Summary:
         classes = models[0].classes
         summary = Summary([_about(model, options.raw) for model in models], classes, [], [])
         kept = _kept(options, summary, ranks)
-        there = set(map(_key, kept[0]))
+        there = {_key(row): row for row in kept[0]}
         todo = [scan for scan in scans if (scan.id, scan.patient) not in there]
+        for scan in scans:
+            if row := there.get((scan.id, scan.patient)):
+                summary.keep(row, options.strict)
         for about, model in zip(summary.models, models, strict=True):
             fit = "softmax as it is" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
             console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {fit}.")
-        if there:
-            console.say(f"{len(scans) - len(todo):,} of {counted(len(scans), 'scan')} in {options.output} already.")
+        if summary.kept:
+            console.say(f"{len(summary.kept):,} of {counted(len(scans), 'scan')} in {options.output} already.")
         with StopRequest() as stop, contextlib.closing(_rounds(todo, models, options, ranks, stop, console)) as rounds:
             if not ranks.first:
                 for _ in rounds:
@@ -187,6 +201,10 @@ def _kept(options: Options, summary: Summary, ranks: Ranks) -> tuple[list[Row], 
             raise InputError(f"{options.output} was begun with {names}, or with another calibration. Name another --output.")
         columns = scan_columns(summary.classes, len(summary.models))
         rows = [row for row in read_rows(options.output, columns, lambda document: document["scans"]) if row["predicted"]]
+        try:
+            rows = list(map(typed_row, rows))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{options.output} cannot be continued: {error}. Name another --output.") from error
         volumes: list[Row] = []
         if options.volumes:
             volumes = read_rows(options.volumes, volume_columns(summary.classes))

@@ -41,6 +41,21 @@ def scan_row(judged: ScanJudgement | Refused, classes: Sequence[str], models: in
     return dict(zip(scan_columns(classes, models), values, strict=True))
 
 
+def typed_row(row: Row) -> Row:
+    """A scan's row as it was before a CSV made text of it; others stay as they are."""
+    found = dict(row)
+    for name, value in row.items():
+        if name in ("n_volumes", "n_slices"):
+            found[name] = int(value)
+        elif name in ("spread", "agreement") or name.startswith("p_"):
+            found[name] = None if value is None else float(value)
+        elif name == "flags" and not isinstance(value, list):
+            found[name] = value.split(BETWEEN) if value else []
+        elif name in ("patient", "notes"):
+            found[name] = value or ""
+    return found
+
+
 def volume_rows(judged: ScanJudgement | Refused, classes: Sequence[str]) -> list[Row]:
     """A row for each volume of each model."""
     if isinstance(judged, Refused):

@@ -224,6 +224,27 @@ def test_flags_end_a_strict_run_with_4(runs: Path, scans: Path) -> None:
     assert failed.startswith("s0: Its slices of 32×32 pixels are too small")
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+def test_a_run_that_goes_on_reports_all_scans_of_the_line(runs: Path, scans: Path, tmp_path: Path, ending: str) -> None:
+    output = tmp_path / f"p.{ending}"
+    first = predicted(runs, scans / "s0", scans / "s1", output=output, strict=True)
+    on = predicted(runs, scans / "s0", scans / "s1", output=output, strict=True, resume=True)
+    assert len(first.failed) == 2 and on.failed == first.failed and on.rows == []
+    assert on.document() == first.document()
+    assert on.table().text() == first.table().text()
+    # What the file holds of other scans is not of this line.
+    only = predicted(runs, scans / "s1", scans / "s4", output=output, resume=True)
+    assert [row["scan"] for row in only.document()["scans"]] == [str(scans / "s1"), str(scans / "s4")] and only.failed == []
+
+
+def test_a_file_with_words_in_place_of_numbers_is_not_gone_on_with(runs: Path, scans: Path, tmp_path: Path) -> None:
+    predicted(runs, scans / "s0", output=tmp_path / "p.csv")
+    (row,) = list(csv.DictReader((tmp_path / "p.csv").open()))
+    (tmp_path / "p.csv").write_text((tmp_path / "p.csv").read_text().replace(row["p_CP"], "much"))
+    with pytest.raises(InputError, match=r"p\.csv cannot be continued: .*much.*--output"):
+        predicted(runs, scans / "s0", output=tmp_path / "p.csv", resume=True)
+
+
 def test_nothing_that_can_be_judged_is_unusable_input(runs: Path, scans: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No scan could be classified"):
         predicted(runs, scans / "s3", output=tmp_path / "p.csv")
