@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -120,7 +121,7 @@ def read_manifest(path: Path, labelled: bool = True) -> list[Row]:
 
 def _rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     for values in reader:
         if any(values.values()):
             yield reader.line_num, {str(name).strip().lower(): str(value or "").strip() for name, value in values.items()}

@@ -57,6 +57,17 @@ def test_json_is_whole_or_absent_and_a_stop_keeps_what_is_done(tmp_path: Path) -
     assert json.loads(path.read_text()) == [row("a")] == read_rows(path, COLUMNS)
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\n", '"', ","])
+def test_no_sign_in_a_name_parts_a_row(tmp_path: Path, ending: str, sign: str) -> None:
+    path = tmp_path / f"rows.{ending}"
+    with RowFile(path, COLUMNS) as file:
+        file.add(row(f"a{sign}b"))
+        file.add(row("c"))
+    found = read_rows(path, COLUMNS)
+    assert [one["scan"] for one in found] == [f"a{sign}b", "c"]
+
+
 @pytest.mark.parametrize(("name", "text"), [("a.csv", "other,p\n1,2\n"), ("a.jsonl", '{"x": 1}\n'), ("a.json", "[1]"), ("a.jsonl", "x\n")])
 def test_a_file_of_something_else_is_not_gone_on_with(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)

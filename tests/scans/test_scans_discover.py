@@ -235,6 +235,13 @@ def test_no_two_scans_of_a_list_share_a_name(tmp_path: Path) -> None:
     assert [scan.id for scan in found] == ["p/a/ct", "p/b/ct", "q", "q#2"]
 
 
+def test_no_sign_in_a_path_parts_a_line_of_a_list(tmp_path: Path) -> None:
+    for place in ("a\u2028b", "c\x85d"):
+        touch(tmp_path / place, "0.png")
+    (tmp_path / "one.csv").write_bytes("path\r\na\u2028b\r\nc\x85d\r\n".encode())
+    assert [scan.id for scan in find_scans([tmp_path / "one.csv"])] == ["a\u2028b", "c\x85d"]
+
+
 def test_a_patients_folder_and_file_of_one_name_are_two_scans(make_scan: Callable[..., Path], tmp_path: Path) -> None:
     make_scan(tmp_path / "NCP" / "16" / "1164")
     touch(tmp_path / "NCP" / "16", "1164.nii.gz")
