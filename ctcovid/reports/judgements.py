@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ctcovid.base.files import printable
 from ctcovid.models.classify import Refused, ScanJudgement
 from ctcovid.models.doubts import sentence
 from ctcovid.reports.rows import BETWEEN, Row
@@ -32,12 +33,12 @@ def scan_row(judged: ScanJudgement | Refused, classes: Sequence[str], models: in
     values: list[Any]
     if isinstance(judged, Refused):
         values = [judged.scan.id, judged.scan.patient, None, *[None] * len(classes), *[None] * (models > 1)]
-        values += [0, len(judged.scan.slices), None, list(dict.fromkeys((REFUSED, *judged.codes))), judged.reason]
+        values += [0, len(judged.scan.slices), None, list(dict.fromkeys((REFUSED, *judged.codes))), printable(judged.reason)]
     else:
         values = [judged.scan.id, judged.scan.patient, classes[judged.predicted], *judged.probabilities.tolist()]
         values += [judged.spread] * (models > 1)
         values += [len(judged.volumes), judged.slices, judged.agreement]
-        values += [[flag.code for flag in judged.flags], " ".join(map(sentence, judged.flags))]
+        values += [[flag.code for flag in judged.flags], printable(" ".join(map(sentence, judged.flags)))]
     return dict(zip(scan_columns(classes, models), values, strict=True))
 
 

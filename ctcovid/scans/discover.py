@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError, did_you_mean, listing
+from ctcovid.base.files import printable
 from ctcovid.scans.contents import Contents, folders, look_into, natural_key, walk
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.manifest import is_manifest, manifest_scans
@@ -92,7 +93,7 @@ def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
                 scan = replace(scan, id=(scan.folder.with_name(stem(scan.folder)) if scan.folder.is_file() else scan.folder).as_posix())
                 scan = replace(scan, id=scan.id + found.suffix)
             scans.setdefault((found.scan.folder.resolve(), found.suffix), scan)
-    return told_apart(list(scans.values()), lambda scan: scan.id)
+    return told_apart([replace(scan, id=printable(scan.id)) for scan in scans.values()], lambda scan: scan.id)
 
 
 def class_order(names: Iterable[str]) -> list[str]:

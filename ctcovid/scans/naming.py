@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
+from ctcovid.base.files import printable
 from ctcovid.scans.places import stem
 from ctcovid.scans.scan import Scan
 
@@ -32,5 +33,5 @@ def told_apart(scans: Sequence[Scan], name: Callable[[Scan], Hashable]) -> list[
 
 def _with_ending(scan: Scan) -> Scan:
     place = scan.folder
-    ending = place.name.removeprefix(stem(place)) if place.is_file() else ""
+    ending = printable(place.name.removeprefix(stem(place))) if place.is_file() else ""
     return scan if scan.id.endswith(ending) else replace(scan, id=scan.id + ending)

@@ -210,6 +210,22 @@ def test_a_scan_beside_its_converted_file_is_not_taken_for_done(runs: Path, scan
     assert sorted(row["scan"] for row in csv.DictReader((tmp_path / "p.csv").open())) == [row["scan"] for row in rows]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a file name may be any bytes")
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+def test_a_name_that_is_no_utf_8_ends_nothing(runs: Path, scans: Path, tmp_path: Path, ending: str) -> None:
+    for place in ("s0", "s3"):
+        (scans / place).rename(os.fsdecode(os.fsencode(scans / place) + b"-\xe9"))
+    (picture,) = (path for path in (scans / "s1").iterdir() if path.name == "0000.png")
+    picture.rename(os.fsdecode(os.fsencode(scans / "s1") + b"/0000-\xe9.png"))
+    output, volumes = tmp_path / f"p.{ending}", tmp_path / f"v.{ending}"
+    rows = predicted(runs, scans, output=output, volumes=volumes).rows
+    assert [row["scan"] for row in rows] == [r"s0-\xe9", "s1", "s2", r"s3-\xe9", "s4"]
+    for path in (output, volumes, tmp_path / f"p.{ending}.run.json"):
+        assert r"\xe9" in path.read_bytes().decode("utf-8")
+    on = predicted(runs, scans, output=output, volumes=volumes, resume=True)
+    assert [row["scan"] for row in on.kept] == [r"s0-\xe9", "s1", "s2", "s4"] and [row["scan"] for row in on.rows] == [r"s3-\xe9"]
+
+
 def test_lines_come_as_scans_are_done(runs: Path, scans: Path) -> None:
     line = [sys.executable, "-m", "ctcovid", "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu", "-o", "-"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
