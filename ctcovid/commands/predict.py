@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Generator, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, ModelRefusedError, StoppedError, UsageError, counted, listing
+from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, counted, listing
 from ctcovid.base.files import claim_file
 from ctcovid.base.runcard import RunCard, sha256
 from ctcovid.base.signals import StopRequest
@@ -112,6 +113,8 @@ def run(options: Options, console: Console) -> Summary:
         models = _models(options)
         classes = models[0].classes
         summary = Summary([_about(model, options.raw) for model in models], classes, [], [])
+        listed = hashlib.sha256(repr([(scan.id, scan.patient) for scan in scans]).encode()).hexdigest()
+        ranks.require_same((listed, summary.models), "the scans and the models")
         kept = _kept(options, summary, ranks)
         there = {_key(row): row for row in kept[0]}
         todo = [scan for scan in scans if (scan.id, scan.patient) not in there]
@@ -124,6 +127,7 @@ def run(options: Options, console: Console) -> Summary:
         if summary.kept:
             console.say(f"{len(summary.kept):,} of {counted(len(scans), 'scan')} in {options.output} already.")
         with StopRequest() as stop, contextlib.closing(_rounds(todo, models, options, ranks, stop, console)) as rounds:
+            ranks.tell_of(stop)
             if not ranks.first:
                 for _ in rounds:
                     pass
@@ -246,12 +250,15 @@ def _rounds(
                 ranks.check()
                 if stop.received:
                     break
-            everything = sorted((item for some in ranks.gather(done) for item in some), key=lambda item: item[0])
+            gathered = ranks.gather((done, stop.received))
+            everything = sorted((item for some, _ in gathered for item in some), key=lambda item: item[0])
             yield [found for _, found in everything]
             advance(len(everything))
-            if stop.received:
+            # Processes hear of a signal at different moments; what they have exchanged is the same for all.
+            if heard := [signal for _, signal in gathered if signal]:
+                stop.received = heard[0]
                 further = "the same line with --resume continues it." if options.outputs else "run the line again."
-                raise StoppedError(f"Stopped by {stop.received.name}. What is done is kept; {further}", stop.error("").exit_code)
+                raise stop.error(f"What is done is kept; {further}")
 
 
 def _write(
