@@ -233,6 +233,22 @@ def test_lines_come_as_scans_are_done(runs: Path, scans: Path) -> None:
     assert done.returncode == 4 and [row["scan"] for row in rows] == ["s0", "s1", "s2", "s3", "s4"]
     assert rows[0]["flags"] == ["small-slices"] and rows[3]["p_NCP"] is None
 
+def test_each_of_many_studies_in_a_folder_is_hashed_by_its_own_files(
+    runs: Path, tmp_path: Path, write_series: WriteSeries, chest: np.ndarray
+) -> None:
+    for number in range(3):
+        write_series(tmp_path / "many", chest, number=number, study=f"1.2.{number}")
+    (tmp_path / "many" / "notes.txt").write_text("a file that is not used")
+    predicted(runs, tmp_path / "many", output=tmp_path / "p.csv")
+    inputs = json.loads((tmp_path / "p.csv.run.json").read_text())["inputs"]
+    hashes = [one["hash"] for one in inputs if one["path"].endswith("many")]
+    assert len(hashes) == len(set(hashes)) == 3
+    (tmp_path / "alone").mkdir()
+    for path in (tmp_path / "many").glob("IM1_*"):
+        (tmp_path / "alone" / path.name).symlink_to(path)
+    assert f"sha256:{runcard.sha256(tmp_path / 'alone')}" in hashes
+
+
 
 def test_flags_end_a_strict_run_with_4(runs: Path, scans: Path) -> None:
     assert predicted(runs, scans / "s0").failed == []
