@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -101,7 +102,7 @@ def run(options: Options, console: Console) -> Summary:
 
     Of several processes started together, each takes its share of the scans, and the first writes.
     """
-    _require_sense(options)
+    _require_sense(options, console.json)
     with together(console, options.device, "Run the line again, with --resume if it has an --output.") as ranks:
         if ranks.first:
             # Rows of volumes are continued only together with those of their scans.
@@ -140,8 +141,12 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
-def _require_sense(options: Options) -> None:
+def _require_sense(options: Options, as_json: bool) -> None:
     """Raises UsageError where options do not fit together."""
+    if as_json and options.output == STDOUT:
+        raise UsageError("--json prints one document on stdout, and -o - a line of JSON per scan. Give one of them.")
+    if options.resume and options.overwrite:
+        raise UsageError("--resume goes on with an --output, and --overwrite replaces it. Give one of them.")
     if options.resume and not (options.output and options.output != STDOUT):
         raise UsageError("--resume goes on with a file. Name the one to continue with --output.")
     if options.volumes == STDOUT:
@@ -163,11 +168,14 @@ def _shard(scans: list[Scan], shard: str) -> list[Scan]:
 def _models(options: Options) -> list[TrainedModel]:
     """The models, each once.
 
-    Raises ModelRefusedError where their classes differ.
+    Raises ModelRefusedError where their classes differ, UsageError where names are the same.
     """
     names: list[str | None] = [name.strip() for some in options.model for name in some.split(",") if name.strip()]
     loaded = [registry.load(name, options.device, options.precision, options.runs) for name in names or [None]]
     models = list({model.folder.resolve(): model for model in loaded}.values())
+    names_met = Counter(model.name for model in models)
+    if repeated := [name for name, count in names_met.items() if count > 1]:
+        raise UsageError(f"Several of the models are called {', '.join(repeated)}. Rename one, so that the rows tell them apart.")
     for model in models[1:]:
         if model.classes != models[0].classes:
             raise ModelRefusedError(

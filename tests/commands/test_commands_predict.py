@@ -17,6 +17,7 @@ import SimpleITK
 import torch
 from PIL import Image
 
+from ctcovid.base import runcard
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, OutputExistsError, UsageError
 from ctcovid.commands import predict
@@ -159,6 +160,12 @@ def test_models_of_other_classes_are_no_ensemble(runs: Path, scans: Path, tmp_pa
         predicted(tmp_path / "runs", scans, model="a,b")
 
 
+def test_models_of_one_name_are_no_ensemble(runs: Path, scans: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "runs" / "small", 1)
+    with pytest.raises(UsageError, match=r"Several of the models are called small\. Rename one"):
+        predicted(runs, scans, model=f"small,{tmp_path / 'runs' / 'small'}")
+
+
 def test_shards_share_the_scans_out(runs: Path, scans: Path) -> None:
     found = [[row["scan"] for row in predicted(runs, scans, shard=f"{number}/2").rows] for number in (1, 2)]
     assert found == [["s0", "s2", "s4"], ["s1", "s3"]]
@@ -226,13 +233,6 @@ def test_a_name_that_is_no_utf_8_ends_nothing(runs: Path, scans: Path, tmp_path:
     assert [row["scan"] for row in on.kept] == [r"s0-\xe9", "s1", "s2", "s4"] and [row["scan"] for row in on.rows] == [r"s3-\xe9"]
 
 
-def test_lines_come_as_scans_are_done(runs: Path, scans: Path) -> None:
-    line = [sys.executable, "-m", "ctcovid", "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu", "-o", "-"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    rows = [json.loads(text) for text in done.stdout.splitlines()]
-    assert done.returncode == 4 and [row["scan"] for row in rows] == ["s0", "s1", "s2", "s3", "s4"]
-    assert rows[0]["flags"] == ["small-slices"] and rows[3]["p_NCP"] is None
-
 def test_each_of_many_studies_in_a_folder_is_hashed_by_its_own_files(
     runs: Path, tmp_path: Path, write_series: WriteSeries, chest: np.ndarray
 ) -> None:
@@ -248,6 +248,13 @@ def test_each_of_many_studies_in_a_folder_is_hashed_by_its_own_files(
         (tmp_path / "alone" / path.name).symlink_to(path)
     assert f"sha256:{runcard.sha256(tmp_path / 'alone')}" in hashes
 
+
+def test_lines_come_as_scans_are_done(runs: Path, scans: Path) -> None:
+    line = [sys.executable, "-m", "ctcovid", "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu", "-o", "-"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    rows = [json.loads(text) for text in done.stdout.splitlines()]
+    assert done.returncode == 4 and [row["scan"] for row in rows] == ["s0", "s1", "s2", "s3", "s4"]
+    assert rows[0]["flags"] == ["small-slices"] and rows[3]["p_NCP"] is None
 
 
 def test_flags_end_a_strict_run_with_4(runs: Path, scans: Path) -> None:
@@ -285,11 +292,22 @@ def test_nothing_that_can_be_judged_is_unusable_input(runs: Path, scans: Path, t
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"resume": True}, "--output"), ({"volumes": Path("-")}, "--volumes"), ({"volumes": Path("x"), "output": Path("x")}, "same file")],
+    [
+        ({"resume": True}, "--output"),
+        ({"volumes": Path("-")}, "--volumes"),
+        ({"volumes": Path("x"), "output": Path("x")}, "same file"),
+        ({"output": Path("x"), "resume": True, "overwrite": True}, "--resume goes on with .* and --overwrite"),
+    ],
 )
 def test_options_that_do_not_fit_are_usage_errors(runs: Path, scans: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         predicted(runs, scans, **options)
+
+
+def test_stdout_holds_one_document_or_lines_and_not_both(runs: Path, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"--json .*-o -"):
+        predict.run(predict.Options((scans,), ("small",), runs=runs, device="cpu", output=Path("-")), Console(quiet=True, json=True))
+    assert capsys.readouterr().out == ""
 
 
 def test_real_scans_that_a_model_should_not_judge_are_flagged_or_refused(tmp_path: Path, sample_data: Path) -> None:
