@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,9 +51,14 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, whole or not at all; names of files in it as `printable` makes them."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(printable(text), encoding="utf-8")
+
+
+def printable(text: str) -> str:
+    """`text` as UTF-8 can hold it: of a file's name that is in another encoding, such bytes stand as ``\\xe9``."""
+    return text if text.isascii() else re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -67,11 +73,11 @@ def json_text(document: Any) -> str:
 
 def _strict(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {printable(str(key)): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path | str):
+        return printable(str(value))
     if hasattr(value, "item"):
         value = value.item()
     if (isinstance(value, float) and value in (float("inf"), float("-inf"))) or value != value:

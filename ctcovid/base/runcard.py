@@ -10,7 +10,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,26 @@ def now() -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of the files that a folder holds, in hexadecimal."""
+    if path.is_dir():
+        return sha256_of(item for item in path.iterdir() if item.is_file())
     digest = hashlib.sha256()
-    for member in sorted(item for item in path.iterdir() if item.is_file()) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(member.name.encode(errors="surrogateescape"))
-        with member.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    _add(digest, path)
     return digest.hexdigest()
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the names and contents of files, each taken once, in hexadecimal; that of a folder where they are all it holds."""
+    digest = hashlib.sha256()
+    for path in sorted(set(files)):
+        digest.update(path.name.encode(errors="surrogateescape"))
+        _add(digest, path)
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
 
 
 def versions() -> dict[str, str]:

@@ -92,7 +92,7 @@ def run(options: Options, console: Console) -> Summary:
     with console.busy("Looking for scans"):
         scans = find_scans(options.scans, options.series)
     folders = _folders(scans, options.output)
-    for folder in folders.values():
+    for folder in folders:
         claim_folder(folder, options.overwrite, "explain")
     model = registry.load(options.model, options.device, options.precision, options.runs)
     layer = options.layer or model.network.architecture.last_layer
@@ -106,9 +106,9 @@ def run(options: Options, console: Console) -> Summary:
     console.say(f"Model {model.name} ({model.folder}), {TITLES[options.method]}{where}, {device_name(model.network.device)}.")
     warn_of(scans, console)
     explained, failed = [], []
-    for scan in scans:
+    for scan, folder in zip(scans, folders, strict=True):
         try:
-            explained.append(_explain(scan, model, layer, folders[scan.id], options, console))
+            explained.append(_explain(scan, model, layer, folder, options, console))
         except InputError as error:
             failed.append(str(error))
     if failed:
@@ -128,15 +128,15 @@ def folder_name(scan: str) -> str:
     return re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan"
 
 
-def _folders(scans: list[Scan], output: Path) -> dict[str, Path]:
+def _folders(scans: list[Scan], output: Path) -> list[Path]:
     """A folder for each scan's result; a number tells apart names that differ only in what a folder name cannot hold."""
-    folders: dict[str, Path] = {}
+    folders: list[Path] = []
     for scan in scans:
         name, number = folder_name(scan.id), 1
-        while output / name in folders.values():
+        while output / name in folders:
             number += 1
             name = f"{folder_name(scan.id)}-{number}"
-        folders[scan.id] = output / name
+        folders.append(output / name)
     return folders
 
 

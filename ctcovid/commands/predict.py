@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -12,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, ModelRefusedError, StoppedError, UsageError, counted, listing
+from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, counted, listing
 from ctcovid.base.files import claim_file
-from ctcovid.base.runcard import RunCard, sha256
+from ctcovid.base.runcard import RunCard, sha256, sha256_of
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import registry
 from ctcovid.models.classify import classify
 from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.registry import TrainedModel
-from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, volume_columns, volume_rows
+from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, typed_row, volume_columns, volume_rows
 from ctcovid.reports.rows import STDOUT, Row, RowFile, read_rows
 from ctcovid.reports.tables import CsvText
 from ctcovid.scans.discover import find_scans
@@ -60,18 +62,29 @@ class Options:
 
 @dataclass(frozen=True)
 class Summary:
-    """The models, the rows of the scans, and a sentence for each scan that was refused or, where that is asked for, flagged."""
+    """The models, the rows of the scans, and a sentence for each scan that was refused or, where that is asked for, flagged.
+
+    Rows of this line's scans that an earlier run has left are `kept`.
+    """
 
     models: list[dict[str, Any]]
     classes: list[str]
     rows: list[Row]
     failed: list[str]
+    kept: list[Row] = field(default_factory=list)
 
     def document(self, rows: list[Row] | None = None) -> dict[str, Any]:
-        return {"models": self.models, "classes": self.classes, "scans": self.rows if rows is None else rows, "failed": self.failed}
+        scans = [*self.kept, *self.rows] if rows is None else rows
+        return {"models": self.models, "classes": self.classes, "scans": scans, "failed": self.failed}
 
     def table(self) -> CsvText:
-        return judgement_table(self.rows, scan_columns(self.classes, len(self.models)))
+        return judgement_table([*self.kept, *self.rows], scan_columns(self.classes, len(self.models)))
+
+    def keep(self, row: Row, strict: bool) -> None:
+        """Count a row of an earlier run, which is none of a refused scan."""
+        self.kept.append(row)
+        if strict and row["flags"]:
+            self.failed.append(f"{row['scan']}: {row['notes']}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def run(options: Options, console: Console) -> Summary:
 
     Of several processes started together, each takes its share of the scans, and the first writes.
     """
-    _require_sense(options)
+    _require_sense(options, console.json)
     with together(console, options.device, "Run the line again, with --resume if it has an --output.") as ranks:
         if ranks.first:
             # Rows of volumes are continued only together with those of their scans.
@@ -101,15 +114,21 @@ def run(options: Options, console: Console) -> Summary:
         models = _models(options)
         classes = models[0].classes
         summary = Summary([_about(model, options.raw) for model in models], classes, [], [])
+        listed = hashlib.sha256(repr([(scan.id, scan.patient) for scan in scans]).encode()).hexdigest()
+        ranks.require_same((listed, summary.models), "the scans and the models")
         kept = _kept(options, summary, ranks)
-        there = set(map(_key, kept[0]))
+        there = {_key(row): row for row in kept[0]}
         todo = [scan for scan in scans if (scan.id, scan.patient) not in there]
+        for scan in scans:
+            if row := there.get((scan.id, scan.patient)):
+                summary.keep(row, options.strict)
         for about, model in zip(summary.models, models, strict=True):
             fit = "softmax as it is" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
             console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {fit}.")
-        if there:
-            console.say(f"{len(scans) - len(todo):,} of {counted(len(scans), 'scan')} in {options.output} already.")
+        if summary.kept:
+            console.say(f"{len(summary.kept):,} of {counted(len(scans), 'scan')} in {options.output} already.")
         with StopRequest() as stop, contextlib.closing(_rounds(todo, models, options, ranks, stop, console)) as rounds:
+            ranks.tell_of(stop)
             if not ranks.first:
                 for _ in rounds:
                     pass
@@ -122,8 +141,12 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
-def _require_sense(options: Options) -> None:
+def _require_sense(options: Options, as_json: bool) -> None:
     """Raises UsageError where options do not fit together."""
+    if as_json and options.output == STDOUT:
+        raise UsageError("--json prints one document on stdout, and -o - a line of JSON per scan. Give one of them.")
+    if options.resume and options.overwrite:
+        raise UsageError("--resume goes on with an --output, and --overwrite replaces it. Give one of them.")
     if options.resume and not (options.output and options.output != STDOUT):
         raise UsageError("--resume goes on with a file. Name the one to continue with --output.")
     if options.volumes == STDOUT:
@@ -145,11 +168,14 @@ def _shard(scans: list[Scan], shard: str) -> list[Scan]:
 def _models(options: Options) -> list[TrainedModel]:
     """The models, each once.
 
-    Raises ModelRefusedError where their classes differ.
+    Raises ModelRefusedError where their classes differ, UsageError where names are the same.
     """
     names: list[str | None] = [name.strip() for some in options.model for name in some.split(",") if name.strip()]
     loaded = [registry.load(name, options.device, options.precision, options.runs) for name in names or [None]]
     models = list({model.folder.resolve(): model for model in loaded}.values())
+    names_met = Counter(model.name for model in models)
+    if repeated := [name for name, count in names_met.items() if count > 1]:
+        raise UsageError(f"Several of the models are called {', '.join(repeated)}. Rename one, so that the rows tell them apart.")
     for model in models[1:]:
         if model.classes != models[0].classes:
             raise ModelRefusedError(
@@ -187,6 +213,10 @@ def _kept(options: Options, summary: Summary, ranks: Ranks) -> tuple[list[Row], 
             raise InputError(f"{options.output} was begun with {names}, or with another calibration. Name another --output.")
         columns = scan_columns(summary.classes, len(summary.models))
         rows = [row for row in read_rows(options.output, columns, lambda document: document["scans"]) if row["predicted"]]
+        try:
+            rows = list(map(typed_row, rows))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{options.output} cannot be continued: {error}. Name another --output.") from error
         volumes: list[Row] = []
         if options.volumes:
             volumes = read_rows(options.volumes, volume_columns(summary.classes))
@@ -207,7 +237,11 @@ def _rounds(
     def hashed(scan: Scan) -> None:
         # The reading threads have the files at hand.
         with contextlib.suppress(OSError):
-            hashes[id(scan)] = f"sha256:{sha256(scan.folder)}"
+            # A folder may hold many studies, and each of them only its own files.
+            if scan.folder.is_file():
+                hashes[id(scan)] = f"sha256:{sha256(scan.folder)}"
+            elif scan.slices:
+                hashes[id(scan)] = f"sha256:{sha256_of(scan.slices)}"
 
     def one(number: int, scan: Scan) -> tuple[int, Done]:
         judged = next(judgements)
@@ -228,12 +262,15 @@ def _rounds(
                 ranks.check()
                 if stop.received:
                     break
-            everything = sorted((item for some in ranks.gather(done) for item in some), key=lambda item: item[0])
+            gathered = ranks.gather((done, stop.received))
+            everything = sorted((item for some, _ in gathered for item in some), key=lambda item: item[0])
             yield [found for _, found in everything]
             advance(len(everything))
-            if stop.received:
+            # Processes hear of a signal at different moments; what they have exchanged is the same for all.
+            if heard := [signal for _, signal in gathered if signal]:
+                stop.received = heard[0]
                 further = "the same line with --resume continues it." if options.outputs else "run the line again."
-                raise StoppedError(f"Stopped by {stop.received.name}. What is done is kept; {further}", stop.error("").exit_code)
+                raise stop.error(f"What is done is kept; {further}")
 
 
 def _write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ctcovid.base.files import printable
 from ctcovid.models.classify import Refused, ScanJudgement
 from ctcovid.models.doubts import sentence
 from ctcovid.reports.rows import BETWEEN, Row
@@ -32,13 +33,28 @@ def scan_row(judged: ScanJudgement | Refused, classes: Sequence[str], models: in
     values: list[Any]
     if isinstance(judged, Refused):
         values = [judged.scan.id, judged.scan.patient, None, *[None] * len(classes), *[None] * (models > 1)]
-        values += [0, len(judged.scan.slices), None, list(dict.fromkeys((REFUSED, *judged.codes))), judged.reason]
+        values += [0, len(judged.scan.slices), None, list(dict.fromkeys((REFUSED, *judged.codes))), printable(judged.reason)]
     else:
         values = [judged.scan.id, judged.scan.patient, classes[judged.predicted], *judged.probabilities.tolist()]
         values += [judged.spread] * (models > 1)
         values += [len(judged.volumes), judged.slices, judged.agreement]
-        values += [[flag.code for flag in judged.flags], " ".join(map(sentence, judged.flags))]
+        values += [[flag.code for flag in judged.flags], printable(" ".join(map(sentence, judged.flags)))]
     return dict(zip(scan_columns(classes, models), values, strict=True))
+
+
+def typed_row(row: Row) -> Row:
+    """A scan's row as it was before a CSV made text of it; others stay as they are."""
+    found = dict(row)
+    for name, value in row.items():
+        if name in ("n_volumes", "n_slices"):
+            found[name] = int(value)
+        elif name in ("spread", "agreement") or name.startswith("p_"):
+            found[name] = None if value is None else float(value)
+        elif name == "flags" and not isinstance(value, list):
+            found[name] = value.split(BETWEEN) if value else []
+        elif name in ("patient", "notes"):
+            found[name] = value or ""
+    return found
 
 
 def volume_rows(judged: ScanJudgement | Refused, classes: Sequence[str]) -> list[Row]:

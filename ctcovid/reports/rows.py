@@ -1,4 +1,4 @@
-"""Rows of a result that grow as the work goes on: CSV or JSON Lines, each row written at once, or JSON, written whole at the end."""
+"""Rows of a result that grow as the work goes on: CSV or JSON Lines, each row written at once, or JSON, whole when the work ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from ctcovid.base.errors import InputError, StoppedError
+from ctcovid.base.errors import InputError
 from ctcovid.base.files import json_text, write_text
 
 # Lists, as of flags, in one field of a CSV.
@@ -61,9 +61,8 @@ class RowFile:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.file is None:
-            # What is done when a signal stops the run is kept, as in the other forms.
-            if kind is None or issubclass(kind, StoppedError | KeyboardInterrupt):
-                write_text(self.path, json_text(self.document(self.rows)) + "\n")
+            # Whatever ends the run, what is done is kept, as in the other forms.
+            write_text(self.path, json_text(self.document(self.rows)) + "\n")
         elif self.path != STDOUT:
             self.file.close()
 
@@ -98,7 +97,8 @@ def read_rows(path: Path, columns: Sequence[str], rows_in: Callable[[Any], list[
         if kind_of(path) == "json":
             rows = rows_in(json.loads(text))
         elif kind_of(path) == "jsonl":
-            rows = [json.loads(line) for line in whole.splitlines()]
+            # No other sign ends a line, though names may hold some that splitlines would cut at.
+            rows = [json.loads(line) for line in whole.split("\n")[:-1]]
         else:
             rows = [{name: value or None for name, value in row.items()} for row in csv.DictReader(io.StringIO(whole))]
             heading = next(csv.reader(io.StringIO(whole)), list(columns))

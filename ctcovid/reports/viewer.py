@@ -18,9 +18,13 @@ from ctcovid.reports.overlays import COLOURS, FAINTEST, OPACITY
 TEMPLATE = Path(__file__).with_name("viewer.html")
 # Pixels per side of a map in the file; a browser enlarges it smoothly.
 MAP_SIDE = 128
-# Pictures are stored as well as they may be at so many characters for each slice, its maps included: less than 15 MB for 150 slices.
-CHARACTERS, CHARACTERS_OF_MAPS = 95_000, 30_000
-QUALITIES = (90, 80, 70, 55, 40, 25, 10)
+# Pictures are stored as well as they may be at so many characters for each slice, of which a third may be its maps, and in the whole page.
+CHARACTERS, MOST, MAPS = 95_000, 14_900_000, 1 / 3
+# Quality of JPEG, and the share of the sides; the last form that fits into the room is coarse, but it is a picture.
+FORMS = [(quality, 1.0) for quality in (90, 80, 70, 55, 40, 25, 10)]
+FORMS += [(quality, 0.5**halved) for halved in range(1, 7) for quality in (40, 25, 10)]
+# Of many pictures so many say whether all will fit.
+SAMPLE = 32
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,11 @@ def _data(viewed: Viewed) -> dict[str, Any]:
     count, classes, height, width = viewed.maps.shape
     # The maps of all classes lie one below the other in one picture.
     sprites = np.rint(255 * np.clip(viewed.maps, 0, 1)).astype(np.uint8).reshape(count, classes * height, width)
-    maps = _pictures(sprites, CHARACTERS_OF_MAPS * count)
     colours = np.rint(255 * COLOURS(np.linspace(FAINTEST, 1, 256))[:, :3]).astype(int)
-    return {
+    words = {
         "scan": viewed.scan,
         "method": viewed.method,
-        "slices": _pictures(viewed.slices, CHARACTERS * count - sum(map(len, maps))),
         "size": list(viewed.slices.shape[1:]),
-        "maps": maps,
         "names": viewed.names,
         "classes": viewed.classes,
         "chosen": viewed.chosen,
@@ -91,6 +92,10 @@ def _data(viewed: Viewed) -> dict[str, Any]:
         "colours": colours.tolist(),
         "opacity": OPACITY,
     }
+    # Each picture stands in quotes, with a comma and a space behind them.
+    room = min(CHARACTERS * count, MOST - TEMPLATE.stat().st_size - len(json.dumps(words)) - 8 * count)
+    maps = pictures(sprites, int(MAPS * room), classes)
+    return words | {"maps": maps, "slices": pictures(viewed.slices, room - sum(map(len, maps)))}
 
 
 def _most_telling(viewed: Viewed) -> int:
@@ -99,17 +104,26 @@ def _most_telling(viewed: Viewed) -> int:
     return first + int(viewed.maps[first : first + viewed.depth, viewed.chosen].mean((1, 2)).argmax())
 
 
-def _pictures(pixels: np.ndarray, room: int) -> list[str]:
-    """Grey pictures, uint8 (N, H, W), as JPEG of the best quality in which they take no more than `room` characters, if any does."""
-    found: list[str] = []
-    for quality in QUALITIES:
-        found = [_jpeg(one, quality) for one in pixels]
-        if sum(map(len, found)) <= room:
-            break
-    return found
+def pictures(pixels: np.ndarray, room: int, parts: int = 1) -> list[str]:
+    """Grey pictures, uint8 (N, H, W), as JPEG in base64, the best form in which they take no more than `room` characters, if any does.
+
+    They become coarser first, and then smaller too. Each holds `parts` pictures one below the other, which are made smaller one by one.
+    """
+    sample = pixels[:: -(-len(pixels) // SAMPLE)]
+    for form in FORMS[:-1]:
+        if sum(len(jpeg(one, *form, parts)) for one in sample) * len(pixels) <= room * len(sample):
+            found = [jpeg(one, *form, parts) for one in pixels]
+            if sum(map(len, found)) <= room:
+                return found
+    return [jpeg(one, *FORMS[-1], parts) for one in pixels]
 
 
-def _jpeg(pixels: np.ndarray, quality: int) -> str:
+def jpeg(pixels: np.ndarray, quality: int, share: float = 1, parts: int = 1) -> str:
+    """A grey picture, uint8 (parts · H, W), as JPEG in base64 whose sides are a `share` of its own."""
+    if share < 1:
+        each = [Image.fromarray(part) for part in np.split(pixels, parts)]
+        width, height = (max(1, round(share * side)) for side in each[0].size)
+        pixels = np.concatenate([np.asarray(part.resize((width, height), Image.Resampling.BOX)) for part in each])
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="JPEG", quality=quality, optimize=True)
     return base64.b64encode(file.getvalue()).decode()

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError, did_you_mean, listing
+from ctcovid.base.files import printable
 from ctcovid.scans.contents import Contents, folders, look_into, natural_key, walk
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.manifest import is_manifest, manifest_scans
+from ctcovid.scans.naming import told_apart
 from ctcovid.scans.places import Found, found_at, found_in, stem
 from ctcovid.scans.privacy import Pseudonyms
 from ctcovid.scans.scan import Scan
@@ -65,14 +67,15 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
     if not scans:
         found_there = "It is empty." if not any(root.iterdir()) else _explain_layout(root)
         raise InputError(f"No scans under {root}. {found_there} The layout is {LAYOUT}; give the folder that holds the class folders.")
-    return scans, problems
+    return told_apart(scans, lambda scan: (scan.label, scan.patient, scan.id)), problems
 
 
 def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
     """Every scan at or below each of `paths`: folders of slices, files that hold a scan, DICOM studies, or manifests of such.
 
     A scan's id is its path below the one given, or that one's own name; where several were given, the path as a user would type it; in a
-    manifest, what that says. Of each DICOM study, the series that serves best is taken, or `series`.
+    manifest, what that says. A file's id has no ending, unless another scan would have the same id: no two have. Of each DICOM study,
+    the series that serves best is taken, or `series`.
 
     Raises InputError where there is no such path, or there is no scan at all.
     """
@@ -90,7 +93,7 @@ def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
                 scan = replace(scan, id=(scan.folder.with_name(stem(scan.folder)) if scan.folder.is_file() else scan.folder).as_posix())
                 scan = replace(scan, id=scan.id + found.suffix)
             scans.setdefault((found.scan.folder.resolve(), found.suffix), scan)
-    return list(scans.values())
+    return told_apart([replace(scan, id=printable(scan.id)) for scan in scans.values()], lambda scan: scan.id)
 
 
 def class_order(names: Iterable[str]) -> list[str]:

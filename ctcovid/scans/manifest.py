@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +38,8 @@ def is_manifest(path: Path) -> bool:
 def manifest_scans(path: Path, series: str | None = None, labelled: bool = True) -> list[Scan]:
     """The scans that a manifest lists, in its order. Paths are relative to its folder.
 
-    Without `labelled` neither label nor patient is asked for, and a scan's id is ``patient/scan``, as far as it has them, or its path.
+    Without `labelled` neither label nor patient is asked for, and a scan's id is ``patient/scan``, as far as it has them, or its path. Of
+    several scans without a name that a patient has, the path is the name.
 
     Raises InputError that names every line that is wrong.
     """
@@ -45,6 +48,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
     problems: list[str] = []
     first_of: dict[str, int] = {}
     first_named: dict[tuple[str, str, str], int] = {}
+    unnamed = Counter(_own_name(row, labelled) for row in rows if not row.scan)
     for row in rows:
         problem, scan = "", None
         try:
@@ -53,7 +57,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
             problem = str(error)
         else:
             if len(found) == 1:
-                scan = _scan(found[0].scan, row, labelled)
+                scan = _scan(found[0].scan, row, labelled, unnamed[_own_name(row, labelled)] > 1)
                 name = (scan.label, scan.patient, scan.id)
                 if first_of.setdefault(scan.source, row.line) != row.line:
                     problem = f"{row.path} is also in line {first_of[scan.source]}"
@@ -117,14 +121,19 @@ def read_manifest(path: Path, labelled: bool = True) -> list[Row]:
 
 def _rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     for values in reader:
         if any(values.values()):
             yield reader.line_num, {str(name).strip().lower(): str(value or "").strip() for name, value in values.items()}
 
 
-def _scan(scan: Scan, row: Row, labelled: bool) -> Scan:
-    name = row.scan or stem(Path(row.path))
+def _own_name(row: Row, labelled: bool) -> tuple[str, str, str]:
+    """Label, patient and the name of a scan that the manifest gives none."""
+    return row.label, row.patient, stem(Path(row.path)) if labelled else ""
+
+
+def _scan(scan: Scan, row: Row, labelled: bool, alike: bool) -> Scan:
+    name = row.scan or (row.path if alike else stem(Path(row.path)))
     if not labelled:
-        name = "/".join(part for part in (row.patient, row.scan) if part) or row.path
+        name = "/".join(part for part in (row.patient, row.scan or (row.path if alike else "")) if part) or row.path
     return replace(scan, id=name, patient=row.patient, label=row.label, source=row.path)

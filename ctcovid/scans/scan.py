@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.files import printable
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, Finding
 from ctcovid.scans.geometry import Geometry, Turn
 
@@ -61,7 +62,7 @@ class Scan:
     def names(self) -> tuple[str, ...]:
         """A name for each slice: of a picture the file's, else its number. Names of DICOM files may be those of patients."""
         if self.stack is None:
-            return tuple(path.name for path in self.slices)
+            return tuple(printable(path.name) for path in self.slices)
         return tuple(f"{number:04d}" for number in range(len(self.slices)))
 
     @property

@@ -145,3 +145,11 @@ def test_a_folder_is_occupied_by_one_process_until_that_ends_even_by_a_kill(tmp_
         other.kill()
     with occupied(tmp_path):
         pass
+
+
+def test_what_is_no_utf_8_is_written_as_its_bytes_in_words(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_text(tmp_path / "a.txt", f"{name}, é\n")
+    assert (tmp_path / "a.txt").read_bytes() == "caf\\xe9, é\n".encode()
+    write_json(tmp_path / "a.json", {name: [name, Path(name)]})
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {r"caf\xe9": [r"caf\xe9", r"caf\xe9"]}

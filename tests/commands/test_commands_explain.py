@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,3 +176,28 @@ def test_a_scan_is_repaired_and_flagged_as_in_predict(runs: Path, tmp_path: Path
     assert manifest["slices"] == ["0.png", "1.png", "2.png", "4.png", "5.png", "6.png", "7.png", "8.png"]
     assert manifest["slices_without_map"] == ["3.png", "9.png"]
     assert len(list((made / "overlays").iterdir())) == 8
+
+
+def test_each_scan_has_a_folder_of_its_own_beside_its_converted_file(runs: Path, tmp_path: Path, make_scan: Callable[..., Path]) -> None:
+    make_scan(tmp_path / "d" / "p1", slices=8)
+    for name in ("p1.nii.gz", "p1.mha"):
+        values = np.random.default_rng(0).normal(-600, 200, (8, 32, 32)).astype(np.int16)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(tmp_path / "d" / name))
+    asked = explain.Options((tmp_path / "d",), runs=runs, output=tmp_path / "ex", device="cpu", workers=1, samples=1, method="gradcam")
+    summary = explain.run(asked, Console(quiet=True, results=False))
+    assert [made["scan"] for made in summary.explained] == ["p1", "p1.mha", "p1.nii.gz"]
+    for made in summary.explained:
+        assert json.loads((tmp_path / "ex" / str(made["scan"]) / "manifest.json").read_text()) == made
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a file name may be any bytes")
+def test_a_name_that_is_no_utf_8_ends_nothing(runs: Path, tmp_path: Path, make_scan: Callable[..., Path]) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    folder = make_scan(tmp_path / name, slices=8)
+    (folder / "0000.png").rename(folder / f"{name}.png")
+    asked = explain.Options((folder,), runs=runs, output=tmp_path / "ex", device="cpu", workers=1, samples=1, method="gradcam")
+    (made,) = explain.run(asked, Console(quiet=True, results=False)).explained
+    assert made["scan"] == r"caf\xe9" and r"caf\xe9.png" in made["slices"]
+    assert json.loads(Path(made["folder"], "manifest.json").read_bytes().decode("utf-8"))["scan"] == made["scan"]
+    assert r"caf\\xe9" in Path(made["folder"], "viewer.html").read_text(encoding="utf-8")
+    assert Path(made["folder"], "overlays", r"caf\xe9.png").is_file()

@@ -17,6 +17,7 @@ import SimpleITK
 import torch
 from PIL import Image
 
+from ctcovid.base import runcard
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, OutputExistsError, UsageError
 from ctcovid.commands import predict
@@ -159,6 +160,12 @@ def test_models_of_other_classes_are_no_ensemble(runs: Path, scans: Path, tmp_pa
         predicted(tmp_path / "runs", scans, model="a,b")
 
 
+def test_models_of_one_name_are_no_ensemble(runs: Path, scans: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "runs" / "small", 1)
+    with pytest.raises(UsageError, match=r"Several of the models are called small\. Rename one"):
+        predicted(runs, scans, model=f"small,{tmp_path / 'runs' / 'small'}")
+
+
 def test_shards_share_the_scans_out(runs: Path, scans: Path) -> None:
     found = [[row["scan"] for row in predicted(runs, scans, shard=f"{number}/2").rows] for number in (1, 2)]
     assert found == [["s0", "s2", "s4"], ["s1", "s3"]]
@@ -199,6 +206,49 @@ def test_a_run_goes_on_where_it_was_killed(runs: Path, scans: Path, tmp_path: Pa
         predicted(runs, scans, model="other", output=cut, resume=True)
 
 
+def test_a_scan_beside_its_converted_file_is_not_taken_for_done(runs: Path, scans: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(-600, 200, (8, 32, 32)).astype(np.int16)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(scans / "s0.nii.gz"))
+    rows = predicted(runs, scans, output=tmp_path / "p.csv").rows
+    assert [row["scan"] for row in rows] == ["s0", "s0.nii.gz", "s1", "s2", "s3", "s4"]
+    lines = (tmp_path / "p.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "p.csv").write_text("".join(line for line in lines if not line.startswith("s0.nii.gz,")))
+    predicted(runs, scans, output=tmp_path / "p.csv", resume=True)
+    assert sorted(row["scan"] for row in csv.DictReader((tmp_path / "p.csv").open())) == [row["scan"] for row in rows]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a file name may be any bytes")
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+def test_a_name_that_is_no_utf_8_ends_nothing(runs: Path, scans: Path, tmp_path: Path, ending: str) -> None:
+    for place in ("s0", "s3"):
+        (scans / place).rename(os.fsdecode(os.fsencode(scans / place) + b"-\xe9"))
+    (picture,) = (path for path in (scans / "s1").iterdir() if path.name == "0000.png")
+    picture.rename(os.fsdecode(os.fsencode(scans / "s1") + b"/0000-\xe9.png"))
+    output, volumes = tmp_path / f"p.{ending}", tmp_path / f"v.{ending}"
+    rows = predicted(runs, scans, output=output, volumes=volumes).rows
+    assert [row["scan"] for row in rows] == [r"s0-\xe9", "s1", "s2", r"s3-\xe9", "s4"]
+    for path in (output, volumes, tmp_path / f"p.{ending}.run.json"):
+        assert r"\xe9" in path.read_bytes().decode("utf-8")
+    on = predicted(runs, scans, output=output, volumes=volumes, resume=True)
+    assert [row["scan"] for row in on.kept] == [r"s0-\xe9", "s1", "s2", "s4"] and [row["scan"] for row in on.rows] == [r"s3-\xe9"]
+
+
+def test_each_of_many_studies_in_a_folder_is_hashed_by_its_own_files(
+    runs: Path, tmp_path: Path, write_series: WriteSeries, chest: np.ndarray
+) -> None:
+    for number in range(3):
+        write_series(tmp_path / "many", chest, number=number, study=f"1.2.{number}")
+    (tmp_path / "many" / "notes.txt").write_text("a file that is not used")
+    predicted(runs, tmp_path / "many", output=tmp_path / "p.csv")
+    inputs = json.loads((tmp_path / "p.csv.run.json").read_text())["inputs"]
+    hashes = [one["hash"] for one in inputs if one["path"].endswith("many")]
+    assert len(hashes) == len(set(hashes)) == 3
+    (tmp_path / "alone").mkdir()
+    for path in (tmp_path / "many").glob("IM1_*"):
+        (tmp_path / "alone" / path.name).symlink_to(path)
+    assert f"sha256:{runcard.sha256(tmp_path / 'alone')}" in hashes
+
+
 def test_lines_come_as_scans_are_done(runs: Path, scans: Path) -> None:
     line = [sys.executable, "-m", "ctcovid", "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu", "-o", "-"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
@@ -213,6 +263,27 @@ def test_flags_end_a_strict_run_with_4(runs: Path, scans: Path) -> None:
     assert failed.startswith("s0: Its slices of 32×32 pixels are too small")
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+def test_a_run_that_goes_on_reports_all_scans_of_the_line(runs: Path, scans: Path, tmp_path: Path, ending: str) -> None:
+    output = tmp_path / f"p.{ending}"
+    first = predicted(runs, scans / "s0", scans / "s1", output=output, strict=True)
+    on = predicted(runs, scans / "s0", scans / "s1", output=output, strict=True, resume=True)
+    assert len(first.failed) == 2 and on.failed == first.failed and on.rows == []
+    assert on.document() == first.document()
+    assert on.table().text() == first.table().text()
+    # What the file holds of other scans is not of this line.
+    only = predicted(runs, scans / "s1", scans / "s4", output=output, resume=True)
+    assert [row["scan"] for row in only.document()["scans"]] == [str(scans / "s1"), str(scans / "s4")] and only.failed == []
+
+
+def test_a_file_with_words_in_place_of_numbers_is_not_gone_on_with(runs: Path, scans: Path, tmp_path: Path) -> None:
+    predicted(runs, scans / "s0", output=tmp_path / "p.csv")
+    (row,) = list(csv.DictReader((tmp_path / "p.csv").open()))
+    (tmp_path / "p.csv").write_text((tmp_path / "p.csv").read_text().replace(row["p_CP"], "much"))
+    with pytest.raises(InputError, match=r"p\.csv cannot be continued: .*much.*--output"):
+        predicted(runs, scans / "s0", output=tmp_path / "p.csv", resume=True)
+
+
 def test_nothing_that_can_be_judged_is_unusable_input(runs: Path, scans: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No scan could be classified"):
         predicted(runs, scans / "s3", output=tmp_path / "p.csv")
@@ -221,11 +292,22 @@ def test_nothing_that_can_be_judged_is_unusable_input(runs: Path, scans: Path, t
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"resume": True}, "--output"), ({"volumes": Path("-")}, "--volumes"), ({"volumes": Path("x"), "output": Path("x")}, "same file")],
+    [
+        ({"resume": True}, "--output"),
+        ({"volumes": Path("-")}, "--volumes"),
+        ({"volumes": Path("x"), "output": Path("x")}, "same file"),
+        ({"output": Path("x"), "resume": True, "overwrite": True}, "--resume goes on with .* and --overwrite"),
+    ],
 )
 def test_options_that_do_not_fit_are_usage_errors(runs: Path, scans: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         predicted(runs, scans, **options)
+
+
+def test_stdout_holds_one_document_or_lines_and_not_both(runs: Path, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"--json .*-o -"):
+        predict.run(predict.Options((scans,), ("small",), runs=runs, device="cpu", output=Path("-")), Console(quiet=True, json=True))
+    assert capsys.readouterr().out == ""
 
 
 def test_real_scans_that_a_model_should_not_judge_are_flagged_or_refused(tmp_path: Path, sample_data: Path) -> None:

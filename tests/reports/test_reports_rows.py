@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ctcovid.base.errors import InputError, StoppedError
+from ctcovid.base.errors import InputError, PeerError, StoppedError
 from ctcovid.reports.rows import Row, RowFile, read_rows
 
 COLUMNS = ["scan", "p", "flags"]
@@ -45,16 +45,27 @@ def test_a_cut_line_is_left_out_and_the_rest_stays_to_the_letter(tmp_path: Path,
         assert path.read_text() == whole
 
 
-def test_json_is_whole_or_absent_and_a_stop_keeps_what_is_done(tmp_path: Path) -> None:
-    path = tmp_path / "rows.json"
-    with pytest.raises(ValueError), RowFile(path, COLUMNS) as file:
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("end", [ValueError, StoppedError, KeyboardInterrupt, PeerError])
+def test_whatever_ends_the_work_what_is_done_is_kept(tmp_path: Path, ending: str, end: type[BaseException]) -> None:
+    path = tmp_path / f"rows.{ending}"
+    with pytest.raises(end), RowFile(path, COLUMNS) as file:
         file.add(row("a"))
-        raise ValueError
-    assert not path.exists()
-    with pytest.raises(StoppedError), RowFile(path, COLUMNS) as file:
-        file.add(row("a"))
-        raise StoppedError("stopped")
-    assert json.loads(path.read_text()) == [row("a")] == read_rows(path, COLUMNS)
+        raise end("it ends")
+    assert [found["scan"] for found in read_rows(path, COLUMNS)] == ["a"]
+    if ending == "json":
+        assert json.loads(path.read_text()) == [row("a")]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("sign", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\n", '"', ","])
+def test_no_sign_in_a_name_parts_a_row(tmp_path: Path, ending: str, sign: str) -> None:
+    path = tmp_path / f"rows.{ending}"
+    with RowFile(path, COLUMNS) as file:
+        file.add(row(f"a{sign}b"))
+        file.add(row("c"))
+    found = read_rows(path, COLUMNS)
+    assert [one["scan"] for one in found] == [f"a{sign}b", "c"]
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.csv", "other,p\n1,2\n"), ("a.jsonl", '{"x": 1}\n'), ("a.json", "[1]"), ("a.jsonl", "x\n")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, find_browser
+from PIL import Image
 
+from ctcovid.reports import viewer
 from ctcovid.reports.overlays import COLOURS, FAINTEST, OPACITY
 from ctcovid.reports.viewer import Viewed, page, save_viewer
 
@@ -193,6 +197,51 @@ def test_150_slices_of_512_pixels_stay_under_15_megabytes() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)
     some = replace(viewed(12), slices=np.broadcast_to(pixels, (12, 512, 512)), maps=np.random.default_rng(0).random((12, 3, 128, 128)))
     assert len(page(some)) * 150 / 12 < 15e6
+
+
+@pytest.mark.parametrize(("slices", "name"), [(664, "0000.png"), (2000, "a" * 250 + ".png")])
+def test_any_number_of_slices_stays_under_15_megabytes(slices: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of noise as well; all pictures are one, which is compressed once."""
+    usual, known = viewer.jpeg, {}
+
+    def once(pixels: np.ndarray, *how: object) -> str:
+        key = (pixels.shape, how)
+        if key not in known:
+            known[key] = usual(pixels, *how)
+        return known[key]
+
+    monkeypatch.setattr(viewer, "jpeg", once)
+    random = np.random.default_rng(0)
+    pixels = np.broadcast_to(random.integers(0, 256, (512, 512), dtype=np.uint8), (slices, 512, 512))
+    maps = np.broadcast_to(random.random((3, 64, 64), dtype=np.float32), (slices, 3, 64, 64))
+    text = page(replace(viewed(slices), slices=pixels, maps=maps, names=[name] * slices))
+    assert 5e6 < len(text) < 15e6
+    found = re.search(r'id="data">(.*?)</script>', text, re.S)
+    data = json.loads(found[1]) if found else {}
+    # Smaller pictures are drawn as large as ever, and all parts of the map's picture are of one height.
+    assert data["size"] == [512, 512] and len(data["slices"]) == len(data["maps"]) == slices
+    picture, sprite = (Image.open(io.BytesIO(base64.b64decode(data[part][0]))) for part in ("slices", "maps"))
+    assert picture.size[0] == picture.size[1] <= 512 and sprite.size[1] == 3 * sprite.size[0]
+
+
+def test_pictures_are_coarser_before_they_are_smaller() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 96, 96), dtype=np.uint8)
+    forms = []
+    for room in (1_000_000, 30_000, 16_000, 8_000, 4_000):
+        found = viewer.pictures(pixels, room)
+        assert sum(map(len, found)) <= room
+        picture = Image.open(io.BytesIO(base64.b64decode(found[0])))
+        forms.append((picture.size[0], -sum(map(sum, picture.quantization.values()))))  # type: ignore[attr-defined]
+    assert [side for side, _ in forms] == sorted((side for side, _ in forms), reverse=True)
+    assert forms[0][0] == forms[1][0] == 96 and forms[0][1] > forms[1][1] and forms[-1][0] < 96
+
+
+def test_a_smaller_picture_of_maps_mixes_no_classes() -> None:
+    maps = np.repeat(np.array([0, 255, 100], np.uint8), 9)[:, None].repeat(9, 1)
+    for side in (4, 2, 1):
+        small = np.asarray(Image.open(io.BytesIO(base64.b64decode(viewer.jpeg(maps, 90, side / 9, 3)))))
+        assert small.shape == (3 * side, side)
+        assert [int(part.mean().round(-1)) for part in np.split(small, 3)] == pytest.approx([0, 255, 100], abs=10)
 
 
 def test_a_name_cannot_break_out_of_the_page() -> None:

@@ -216,6 +216,40 @@ def test_scan_given_twice_is_one_scan(tmp_path: Path) -> None:
     assert len(find_scans([tmp_path / "one", tmp_path, tmp_path / "link"])) == 1
 
 
+def test_no_two_scans_share_a_name_whatever_lies_beside_what(make_scan: Callable[..., Path], tmp_path: Path) -> None:
+    make_scan(tmp_path / "d" / "p1")
+    touch(tmp_path / "d", "p1.nii.gz", "p1.mha", "p2.nii", "p1.mha#2.nrrd")
+    expected = ["p1", "p1.mha", "p1.mha#2", "p1.nii.gz", "p2"]
+    assert sorted(scan.id for scan in find_scans([tmp_path / "d"])) == expected
+    several = find_scans([tmp_path / "d", make_scan(tmp_path / "other")])
+    assert sorted(scan.id for scan in several) == sorted([f"{tmp_path}/d/{name}" for name in expected] + [f"{tmp_path}/other"])
+
+
+def test_no_two_scans_of_a_list_share_a_name(tmp_path: Path) -> None:
+    for place in ("a", "b", "c", "d"):
+        touch(tmp_path / place / "ct", "0.png")
+    (tmp_path / "one.csv").write_text("path,patient,scan\na/ct,p,\nb/ct,p,\nc/ct,q,\n")
+    (tmp_path / "two.csv").write_text("path,patient,scan\nd/ct,q,\n")
+    assert [scan.id for scan in find_scans([tmp_path / "one.csv"])] == ["p/a/ct", "p/b/ct", "q"]
+    found = find_scans([tmp_path / "one.csv", tmp_path / "two.csv"])
+    assert [scan.id for scan in found] == ["p/a/ct", "p/b/ct", "q", "q#2"]
+
+
+def test_no_sign_in_a_path_parts_a_line_of_a_list(tmp_path: Path) -> None:
+    for place in ("a\u2028b", "c\x85d"):
+        touch(tmp_path / place, "0.png")
+    (tmp_path / "one.csv").write_bytes("path\r\na\u2028b\r\nc\x85d\r\n".encode())
+    assert [scan.id for scan in find_scans([tmp_path / "one.csv"])] == ["a\u2028b", "c\x85d"]
+
+
+def test_a_patients_folder_and_file_of_one_name_are_two_scans(make_scan: Callable[..., Path], tmp_path: Path) -> None:
+    make_scan(tmp_path / "NCP" / "16" / "1164")
+    touch(tmp_path / "NCP" / "16", "1164.nii.gz")
+    touch(tmp_path / "NCP" / "17" / "1164", "0.png")
+    found, _ = find_dataset(tmp_path)
+    assert [(scan.patient, scan.id) for scan in found] == [("16", "1164"), ("16", "1164.nii.gz"), ("17", "1164")]
+
+
 def test_real_tree_is_found_scan_by_scan(sample_data: Path, make_scan: Callable[..., Path], tmp_path: Path) -> None:
     found = find_scans([sample_data / "ccccii-segmented"])
     assert [(scan.id, len(scan.slices)) for scan in found] == [("NCP/96/1328", 124), ("Normal/1995/500", 117)]
