@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from thin import THIN, WIDTHS
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import CtcovidError, UsageError
+from ctcovid.base.errors import CtcovidError, ModelRefusedError, StoppedError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.models.registry import load
 from ctcovid.training.checkpoint import read_checkpoint
@@ -102,6 +103,44 @@ def test_two_epochs_and_two_more_equal_four(volumes: Path, undisturbed: Path, tm
     _end(_train(volumes, tmp_path, "--epochs", 2, "--name", "run"), 0)
     _end(_train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--resume"), 0)
     _assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("step", ["ctcovid.commands.train.close", "ctcovid.models.store.save_card"])
+def test_an_extended_run_that_is_stopped_while_it_is_finished_is_finished_by_resume(
+    volumes: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, step: str
+) -> None:
+    """Until then the folder holds the model of the first epochs, or none; never a card that is another one's."""
+
+    def stopped(*_: Any) -> None:
+        raise StoppedError("Stopped by SIGTERM.")
+
+    _run(volumes, tmp_path, epochs=first)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(step, stopped)
+        _run(volumes, tmp_path, epochs=4, resume=True)
+    with contextlib.suppress(ModelRefusedError):
+        assert load("run", runs=tmp_path).card["trained"] == first
+    assert _run(volumes, tmp_path, epochs=4, resume=True).history[-1].epoch == 4
+    card = load("run", runs=tmp_path).card
+    assert (card["trained"], card["recipe"]["epochs"]) == (4, 4)
+    _assert_same(tmp_path / "run", undisturbed)
+
+
+def test_a_model_stays_in_use_until_the_epochs_beyond_it_are_finished(
+    volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing takes minutes, and may be stopped."""
+
+    def closing(*arguments: Any) -> Any:
+        assert load("run", runs=tmp_path).card["trained"] == 1
+        return close(*arguments)
+
+    close = train.close
+    _run(volumes, tmp_path)
+    monkeypatch.setattr(train, "close", closing)
+    _run(volumes, tmp_path, epochs=4, resume=True)
+    assert load("run", runs=tmp_path).card["trained"] == 4
 
 
 def test_a_run_killed_within_an_epoch_resumes_from_within_it(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
