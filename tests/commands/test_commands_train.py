@@ -212,6 +212,18 @@ def test_ctrl_c_is_kept_like_a_signal_and_ends_with_130(volumes: Path, tmp_path:
     assert (tmp_path / "run" / "last.pt").is_file()
 
 
+def test_a_signal_that_comes_twice_costs_no_step(volumes: Path, tmp_path: Path) -> None:
+    """As from torchrun, which hands on what the whole step of SLURM has got already."""
+    process = _train(volumes, tmp_path, "--epochs", 40, "--name", "run")
+    next(line for line in _lines(process) if line.startswith("Epoch 1 of 40: training"))
+    for _ in range(20):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.02)
+    talk = _end(process, 75)
+    assert "last.pt is written" in talk and "Traceback" not in talk
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
+
+
 def test_the_run_directory_is_a_registered_model(volumes: Path, undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
     written = {"metrics.csv", "loss.png", "accuracy.png", "last.pt", "run.json", ".lock"}
