@@ -43,7 +43,7 @@ from ctcovid.training.ema import Ema, averaged
 from ctcovid.training.freeze import freeze
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.loop import fit
-from ctcovid.training.memory import fitted, too_large
+from ctcovid.training.memory import fitted, is_want_of_memory, too_large
 from ctcovid.training.parts import parts_to_learn_from
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
@@ -243,8 +243,10 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         try:
             with naming_limits(workers):
                 finished = fit(stepper, train_set, feed, valid_set, progress, workers, stop, console, saving, keep)
-        except torch.OutOfMemoryError as error:
-            raise too_large(recipe, network, train_set.shape, ranks) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_want_of_memory(error):
+                raise
+            raise too_large(error, recipe, network, train_set.shape, ranks) from error
         if events is not None:
             events.close()
         if not finished:

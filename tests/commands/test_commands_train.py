@@ -27,7 +27,9 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError, ModelRefusedError, StoppedError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.models.registry import load
+from ctcovid.training import memory
 from ctcovid.training.checkpoint import read_checkpoint
+from ctcovid.training.step import Stepper
 
 Finish = Callable[..., Path]
 
@@ -314,6 +316,22 @@ def test_statistics_that_fail_in_validation_alone_end_the_run_without_a_model(vo
     with pytest.raises(CtcovidError, match="validation loss is nan"):
         _run(volumes, tmp_path, pretrained=tmp_path / "w.safetensors", precision="float32")
     assert not (tmp_path / "run" / "model.json").exists()
+
+
+def _more_than_there_is(*_: Any, **__: Any) -> Any:
+    return torch.empty(1 << 46)
+
+
+def test_a_batch_too_large_for_the_memory_of_a_cpu_is_told_which_piece_fits(
+    volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under ulimit -v. torch has no error of its own for it on a CPU."""
+    monkeypatch.setattr(Stepper, "make", _more_than_there_is)
+    with pytest.raises(UsageError, match=r"do not fit into the memory of .*, 4 at a time\. Add --micro-batch 2, which fits"):
+        _run(volumes, tmp_path)
+    monkeypatch.setattr(memory, "_step", _more_than_there_is)
+    with pytest.raises(UsageError, match="Choose a smaller --depth or --arch"):
+        _run(volumes, tmp_path, overwrite=True)
 
 
 def test_resuming_with_other_pieces_is_warned_about(
