@@ -18,6 +18,7 @@ from ctcovid.base.signals import StopRequest
 from ctcovid.models import kernels, registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.models.device import device_name
+from ctcovid.models.features import Familiar, save_familiar
 from ctcovid.models.network import SCALING, Network
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.syncnorm import synchronise
@@ -27,12 +28,22 @@ from ctcovid.training import scalars
 from ctcovid.training.beginning import begin_with, require_weights
 from ctcovid.training.checkpoint import Progress, Saving, restore, room_for, save_checkpoint
 from ctcovid.training.closing import close
-from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, changed_ranks, clear, find_checkpoint, require_same
+from ctcovid.training.continuation import (
+    BEST,
+    CHECKPOINT,
+    HISTORY,
+    began_with,
+    changed_ranks,
+    clear,
+    find_checkpoint,
+    is_finished,
+    require_same,
+)
 from ctcovid.training.ema import Ema, averaged
 from ctcovid.training.freeze import freeze
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.loop import fit
-from ctcovid.training.memory import fitted, too_large
+from ctcovid.training.memory import fitted, is_want_of_memory, too_large
 from ctcovid.training.parts import parts_to_learn_from
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
@@ -172,7 +183,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         require_weights(options.epochs, options.pretrained, options.freeze, progress)
     ranks.require_same((progress.epoch, progress.step), f"how far the run in {folder} has come")
     over = progress.over(options.epochs, options.patience)
-    if checkpoint is not None and over and (folder / store.CARD).is_file():
+    if checkpoint is not None and over and is_finished(folder, progress):
         more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
         console.say(f"{folder} has its {progress.epoch} epochs already; {more} would continue it.")
         return _summary(folder, progress, console)
@@ -232,8 +243,10 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         try:
             with naming_limits(workers):
                 finished = fit(stepper, train_set, feed, valid_set, progress, workers, stop, console, saving, keep)
-        except torch.OutOfMemoryError as error:
-            raise too_large(recipe, network, train_set.shape, ranks) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_want_of_memory(error):
+                raise
+            raise too_large(error, recipe, network, train_set.shape, ranks) from error
         if events is not None:
             events.close()
         if not finished:
@@ -246,12 +259,11 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         elif progress.epoch < options.epochs:
             console.say(f"No better epoch in {options.patience}: stopped early.")
         if ranks.first:
-            if (folder / BEST).exists():
-                (folder / BEST).replace(folder / store.WEIGHTS)
             # A network of its own, as the one that was trained may be synchronised, and its last weights are not the best.
             fresh = registry.place(options.arch, file.classes, options.device, options.precision)
-            use = close(folder, fresh, train_set, valid_set, workers, stop, console)
-            _register(folder, network, file, depth, progress, recipe, settings["pretrained"], use)
+            weights = folder / (BEST if (folder / BEST).exists() else store.WEIGHTS)
+            use, familiar = close(weights, fresh, train_set, valid_set, workers, stop, console)
+            _register(folder, weights, network, file, depth, progress, recipe, settings["pretrained"], use, familiar)
             card.output(folder / store.WEIGHTS)
             card.output(folder / store.CARD)
     return _summary(folder, progress, console)
@@ -326,6 +338,7 @@ def _write_curves(folder: Path, history: list[EpochRow]) -> None:
 
 def _register(
     folder: Path,
+    weights: Path,
     network: Network,
     file: VolumesFile,
     depth: int,
@@ -333,8 +346,14 @@ def _register(
     recipe: Recipe,
     pretrained: dict[str, Any] | None,
     use: dict[str, Any],
+    familiar: Familiar | None,
 ) -> None:
-    """Write model.json, last of all; `use` is what `close` has found."""
+    """Make `weights` the model of the run, and write model.json, last of all; `use` and `familiar` are what `close` has found."""
+    # That of an earlier end of the run would be one of other weights.
+    (folder / store.CARD).unlink(missing_ok=True)
+    weights.replace(folder / store.WEIGHTS)
+    if familiar is not None:
+        use = use | {"features": save_familiar(folder, familiar)}
     store.save_card(
         folder,
         {
@@ -350,6 +369,7 @@ def _register(
             "recipe": asdict(recipe),
             "pretrained": pretrained,
             "precision": str(network.precision).removeprefix("torch."),
+            "trained": progress.epoch,
             "kept": asdict(progress.best) if progress.best else None,
             **use,
             "versions": versions(),

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from ctcovid.base.console import Console
 from ctcovid.base.signals import StopRequest
-from ctcovid.models import store
 from ctcovid.models.calibration import calibrated
-from ctcovid.models.features import QUANTILE, Familiar, distances, familiarise, probabilities_and_features, save_familiar
+from ctcovid.models.features import QUANTILE, Familiar, distances, familiarise, probabilities_and_features
 from ctcovid.models.network import Network
 from ctcovid.training.calibration import fit_temperature, log_loss
 from ctcovid.volumes.batches import VolumeSet, in_order
@@ -26,22 +25,22 @@ AT_ONCE = 32
 
 
 def close(
-    folder: Path, network: Network, train_set: VolumeSet, valid_set: VolumeSet, workers: int, stop: StopRequest, console: Console
-) -> dict[str, Any]:
-    """What model.json shall say about use: the temperature from the validation volumes, the distance in feature space from which on
-    a scan is unlike the training scans, and kind of image and spacing of these.
+    weights: Path, network: Network, train_set: VolumeSet, valid_set: VolumeSet, workers: int, stop: StopRequest, console: Console
+) -> tuple[dict[str, Any], Familiar | None]:
+    """What model.json shall say about use: the temperature from the validation volumes, and kind of image and spacing of the training
+    scans; and what these look like, with the distance in feature space from which on a scan is unlike them. Nothing is written.
 
     Parameters
     ----------
-    folder : of the run, with its final weights
+    weights : the file of the final weights
     network : another one of the same architecture, on its device; it takes the weights over
 
     Raises StoppedError where a signal comes before the end.
     """
     about = learnt_from([volume.scan for volume in train_set.volumes])
     if not len(valid_set):
-        return about
-    network.module.load_state_dict(load_file(folder / store.WEIGHTS))
+        return about, None
+    network.module.load_state_dict(load_file(weights))
     network.module.requires_grad_(False)
     chosen = np.unique(np.linspace(0, len(train_set) - 1, min(len(train_set), MOST_TRAINING_VOLUMES)).round().astype(int))
     with console.progress(len(valid_set) + len(chosen), "Calibrating") as advance:
@@ -55,12 +54,12 @@ def close(
         "log_loss_calibrated": log_loss(calibrated(probabilities, temperature), valid_set.labels),
     }
     statistics = None if learnt is None else familiarise(learnt, train_set.labels[chosen])
-    if statistics is not None and features is not None:
-        each = distances(features, *statistics)
-        scans = np.array([volume.scan.first_slice for volume in valid_set.volumes])
-        of_scans = [each[scans == scan].mean() for scan in np.unique(scans)]
-        about["features"] = save_familiar(folder, Familiar(*statistics, float(np.quantile(of_scans, QUANTILE))))
-    return about
+    if statistics is None or features is None:
+        return about, None
+    each = distances(features, *statistics)
+    scans = np.array([volume.scan.first_slice for volume in valid_set.volumes])
+    of_scans = [each[scans == scan].mean() for scan in np.unique(scans)]
+    return about, Familiar(*statistics, float(np.quantile(of_scans, QUANTILE)))
 
 
 def learnt_from(rows: Sequence[ScanRow]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ctcovid.base.runcard import sha256
 from ctcovid.models import store
 from ctcovid.models.features import FILE as FEATURES
 from ctcovid.models.weightfile import find_weights
-from ctcovid.training.checkpoint import read_checkpoint
+from ctcovid.training.checkpoint import Progress, read_checkpoint
 from ctcovid.training.scalars import clear as clear_scalars
 
 CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
@@ -38,6 +38,14 @@ def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, An
             f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
         )
     return None
+
+
+def is_finished(folder: Path, progress: Progress) -> bool:
+    """Whether the model of all epochs in `progress` is registered. That of fewer stays until a continued run has come to its end.
+
+    Raises ModelRefusedError where model.json is damaged.
+    """
+    return (folder / store.CARD).is_file() and store.read_card(folder).get("trained") == progress.epoch
 
 
 def clear(folder: Path) -> None:

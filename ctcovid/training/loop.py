@@ -138,12 +138,15 @@ def _train_epoch(
             if made is not None:
                 stopped = look(made)
             made = step
-            if network.device.type == "cpu" or saving.due() or stopped:
-                stopped, made = look(made) or stopped, None
-                if saving.due() and not stopped:
+            if not stepper.ahead or saving.due() or stopped:
+                heard, made = look(made), None
+                if saving.due() and not (heard or stopped):
                     saving.save()
-            if stopped:
-                break
+                if stopped or (heard and not stepper.ahead):
+                    stopped = True
+                    break
+                # The processes in which no checkpoint is due hear it after the next step, where there is one, and stop after that.
+                stopped = heard
         if made is not None:
             stopped = look(made) or stopped
     waiting.warn(workers, console)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
+import re
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,8 +49,16 @@ def fitted(
     return 0 if found == most else found
 
 
-def too_large(recipe: Recipe, network: Network, shape: tuple[int, int, int], ranks: Ranks) -> UsageError:
-    """What to do about volumes that did not fit into memory."""
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, on a GPU or on the host, for which torch has no class of errors."""
+    said = isinstance(error, RuntimeError) and re.search(r"DefaultCPUAllocator|out of memory", str(error))
+    return bool(said) or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def too_large(error: BaseException, recipe: Recipe, network: Network, shape: tuple[int, int, int], ranks: Ranks) -> UsageError:
+    """What to do about volumes that did not fit into memory, as `error` said."""
+    # What the step had made is still held by its functions, which the error remembers.
+    traceback.clear_frames(error.__traceback__)
     most = recipe.micro_batch or -(-recipe.batch // ranks.size)
     network.module.zero_grad(set_to_none=True)
     way_out = "Choose a smaller --depth or --arch."
@@ -82,7 +93,9 @@ def _tried(network: Network, size: int, shape: tuple[int, int, int]) -> bool:
     try:
         # A piece may be one volume larger than the rest, see Recipe.pieces.
         _step(network, size + 1, shape, moments=True)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_want_of_memory(error):
+            raise
         return False
     finally:
         network.module.zero_grad(set_to_none=True)
@@ -97,12 +110,18 @@ class _worked_out:  # noqa: N801
 
     def __init__(self, network: Network, shape: tuple[int, int, int], processes: int) -> None:
         few, more = 2, 6
-        with _unchanged(network.module), alone(network.module):
-            _forget_the_peak()
-            _step(network, few, shape, moments=False)
-            before = _peak()
-            _step(network, more, shape, moments=False)
-            self.each = (_peak() - before) / (more - few)
+        try:
+            with _unchanged(network.module), alone(network.module):
+                _forget_the_peak()
+                _step(network, few, shape, moments=False)
+                before = _peak()
+                _step(network, more, shape, moments=False)
+                self.each = (_peak() - before) / (more - few)
+        except (RuntimeError, MemoryError) as error:
+            if not is_want_of_memory(error):
+                raise
+            # With so little left there is nothing to choose.
+            self.each = math.inf
         network.module.zero_grad(set_to_none=True)
         self.room = SHARE * free_memory() / processes
 

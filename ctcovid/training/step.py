@@ -58,7 +58,12 @@ class Outcome:
 
 
 class Stepper:
-    """Makes steps with `network` and `optimiser`, together with the other processes; `ema` follows those that are made."""
+    """Makes steps with `network` and `optimiser`, together with the other processes; `ema` follows those that are made.
+
+    Attributes
+    ----------
+    ahead : whether a step is looked at only when the next one is made, since the device works on while the program does
+    """
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class Stepper:
     ) -> None:
         self.network, self.optimiser, self.recipe, self.ranks, self.synchronised = network, optimiser, recipe, ranks, synchronised
         self.ema = ema
+        self.ahead = network.device.type != "cpu"
         self.gradients = Gradients(network.module.parameters(), ranks)
         self.statistics = RunningStatistics(network.module)
 

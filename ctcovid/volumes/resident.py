@@ -97,7 +97,20 @@ def free_memory() -> int:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
             own = root / path.strip("/")
             found += [room for group in (own, *own.parents) if group.is_relative_to(root) and (room := _room(group, *names)) is not None]
+    found += _under_the_own_limit()
     return max(0, min(found, default=0))
+
+
+def _under_the_own_limit() -> list[int]:
+    """Bytes of addresses that ulimit -v leaves to this process, where it is set."""
+    try:
+        import resource
+
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return []
+    return [] if most == resource.RLIM_INFINITY else [most - has]
 
 
 def _room(group: Path, limit: str, used: str) -> int | None:

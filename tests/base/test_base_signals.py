@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ctcovid.base import signals
 from ctcovid.base.signals import STOPPING, StopRequest, ignore_stopping
 
 
@@ -27,7 +28,10 @@ def test_sigterm_usr1_and_ctrl_c_are_the_ones_that_stop() -> None:
 
 
 @pytest.mark.parametrize("number", STOPPING)
-def test_first_signal_is_noted_and_the_second_acts_as_usual(number: signal.Signals, usual: list[int]) -> None:
+def test_first_signal_is_noted_and_one_much_later_acts_as_usual(
+    number: signal.Signals, usual: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "REPEATS", 0.0)
     with StopRequest() as stop:
         assert stop.received is None
         signal.raise_signal(number)
@@ -37,12 +41,52 @@ def test_first_signal_is_noted_and_the_second_acts_as_usual(number: signal.Signa
         assert usual == [number]
 
 
-def test_second_signal_of_another_kind_acts_as_usual_too(usual: list[int]) -> None:
+@pytest.mark.parametrize("first", STOPPING)
+def test_what_a_scheduler_sends_again_moments_later_is_the_same_wish(first: signal.Signals, usual: list[int]) -> None:
+    """SLURM signals a whole step, torchrun hands on what it gets, and GNU timeout signals its child and then its group."""
     with StopRequest() as stop:
-        signal.raise_signal(signal.SIGTERM)
+        for number in (first, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert stop.received is first
+    assert usual == []
+
+
+@pytest.mark.parametrize("first", STOPPING)
+def test_ctrl_c_after_any_signal_acts_as_usual_at_once(first: signal.Signals, usual: list[int]) -> None:
+    with StopRequest() as stop:
+        signal.raise_signal(first)
         signal.raise_signal(signal.SIGINT)
     assert usual == [signal.SIGINT]
-    assert stop.received is signal.SIGTERM
+    assert stop.received is first
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_own_signal_after_that_of_another_process_is_the_first(number: signal.Signals, usual: list[int]) -> None:
+    with StopRequest() as stop:
+        stop.received = signal.SIGUSR1
+        signal.raise_signal(number)
+    assert usual == []
+
+
+def test_a_signal_that_comes_again_does_not_disturb_the_end_of_a_command() -> None:
+    """Neither after one that raised nor after one that was noted."""
+    code = (
+        "import signal, sys\n"
+        "from ctcovid.base.errors import StoppedError\n"
+        "from ctcovid.base.signals import StopRequest, raise_when_stopped\n"
+        "raise_when_stopped()\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "except StoppedError:\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('cleared up')\n"
+        "with StopRequest():\n"
+        "    signal.raise_signal(signal.SIGUSR1)\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+        "print('written')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert done.stdout == "cleared up\nwritten\n", done.stderr
 
 
 def test_usual_handlers_are_back_after_the_block_even_after_an_exception(usual: list[int]) -> None:
@@ -87,3 +131,21 @@ def test_signal_that_comes_while_an_object_is_removed_is_not_lost(number: signal
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
     assert done.stderr.startswith(f"caught: Stopped by {number.name}."), done.stderr
+
+
+def test_a_signal_that_comes_again_while_python_shuts_down_changes_no_exit_code() -> None:
+    """Python takes its handlers away before it removes the last objects."""
+    code = (
+        "import os, signal, sys\n"
+        "from ctcovid import cli\n"
+        "class Last:\n"
+        "    def __init__(self): self.kill, self.number, self.pid = os.kill, signal.SIGTERM, os.getpid()\n"
+        "    def __del__(self): self.kill(self.pid, self.number)\n"
+        "sys.modules['last'] = Last()\n"
+        "begin = cli.raise_when_stopped\n"
+        "cli.raise_when_stopped = lambda: (begin(), signal.raise_signal(signal.SIGTERM))\n"
+        "sys.argv = ['ctcovid', 'models']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 75, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,10 +24,12 @@ from safetensors.torch import load_file, save_file
 from thin import THIN, WIDTHS
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import CtcovidError, UsageError
+from ctcovid.base.errors import CtcovidError, ModelRefusedError, StoppedError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.models.registry import load
+from ctcovid.training import memory
 from ctcovid.training.checkpoint import read_checkpoint
+from ctcovid.training.step import Stepper
 
 Finish = Callable[..., Path]
 
@@ -104,6 +107,44 @@ def test_two_epochs_and_two_more_equal_four(volumes: Path, undisturbed: Path, tm
     _assert_same(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("step", ["ctcovid.commands.train.close", "ctcovid.models.store.save_card"])
+def test_an_extended_run_that_is_stopped_while_it_is_finished_is_finished_by_resume(
+    volumes: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, step: str
+) -> None:
+    """Until then the folder holds the model of the first epochs, or none; never a card that is another one's."""
+
+    def stopped(*_: Any) -> None:
+        raise StoppedError("Stopped by SIGTERM.")
+
+    _run(volumes, tmp_path, epochs=first)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(step, stopped)
+        _run(volumes, tmp_path, epochs=4, resume=True)
+    with contextlib.suppress(ModelRefusedError):
+        assert load("run", runs=tmp_path).card["trained"] == first
+    assert _run(volumes, tmp_path, epochs=4, resume=True).history[-1].epoch == 4
+    card = load("run", runs=tmp_path).card
+    assert (card["trained"], card["recipe"]["epochs"]) == (4, 4)
+    _assert_same(tmp_path / "run", undisturbed)
+
+
+def test_a_model_stays_in_use_until_the_epochs_beyond_it_are_finished(
+    volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing takes minutes, and may be stopped."""
+
+    def closing(*arguments: Any) -> Any:
+        assert load("run", runs=tmp_path).card["trained"] == 1
+        return close(*arguments)
+
+    close = train.close
+    _run(volumes, tmp_path)
+    monkeypatch.setattr(train, "close", closing)
+    _run(volumes, tmp_path, epochs=4, resume=True)
+    assert load("run", runs=tmp_path).card["trained"] == 4
+
+
 def test_a_run_killed_within_an_epoch_resumes_from_within_it(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
     process = _train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--checkpoint-every", 1e-6)
     next(line for line in _lines(process) if line.startswith("Epoch 2 of 4: training"))
@@ -171,6 +212,18 @@ def test_ctrl_c_is_kept_like_a_signal_and_ends_with_130(volumes: Path, tmp_path:
     talk = _end(process, 130)
     assert "--resume" in talk and "Traceback" not in talk
     assert (tmp_path / "run" / "last.pt").is_file()
+
+
+def test_a_signal_that_comes_twice_costs_no_step(volumes: Path, tmp_path: Path) -> None:
+    """As from torchrun, which hands on what the whole step of SLURM has got already."""
+    process = _train(volumes, tmp_path, "--epochs", 40, "--name", "run")
+    next(line for line in _lines(process) if line.startswith("Epoch 1 of 40: training"))
+    for _ in range(20):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.02)
+    talk = _end(process, 75)
+    assert "last.pt is written" in talk and "Traceback" not in talk
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
 
 
 def test_the_run_directory_is_a_registered_model(volumes: Path, undisturbed: Path) -> None:
@@ -263,6 +316,22 @@ def test_statistics_that_fail_in_validation_alone_end_the_run_without_a_model(vo
     with pytest.raises(CtcovidError, match="validation loss is nan"):
         _run(volumes, tmp_path, pretrained=tmp_path / "w.safetensors", precision="float32")
     assert not (tmp_path / "run" / "model.json").exists()
+
+
+def _more_than_there_is(*_: Any, **__: Any) -> Any:
+    return torch.empty(1 << 46)
+
+
+def test_a_batch_too_large_for_the_memory_of_a_cpu_is_told_which_piece_fits(
+    volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under ulimit -v. torch has no error of its own for it on a CPU."""
+    monkeypatch.setattr(Stepper, "make", _more_than_there_is)
+    with pytest.raises(UsageError, match=r"do not fit into the memory of .*, 4 at a time\. Add --micro-batch 2, which fits"):
+        _run(volumes, tmp_path)
+    monkeypatch.setattr(memory, "_step", _more_than_there_is)
+    with pytest.raises(UsageError, match="Choose a smaller --depth or --arch"):
+        _run(volumes, tmp_path, overwrite=True)
 
 
 def test_resuming_with_other_pieces_is_warned_about(

@@ -59,3 +59,16 @@ def test_a_stop_while_volumes_are_read_is_heeded(volumes_file: Path, monkeypatch
     with StopRequest() as stop:
         stop.received = signal.SIGTERM
         assert resident(VolumeSet(VolumesFile(volumes_file), "train", 1), CPU, 0, stop, quiet()) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what the process has")
+def test_a_limit_on_the_process_itself_counts() -> None:
+    """ulimit -v, as some batch systems set it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + (400 << 20), before[1]))
+    try:
+        assert free_memory() <= 400 << 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
