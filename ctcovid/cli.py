@@ -29,7 +29,7 @@ from ctcovid.base.choices import (
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.launch import place, require_alone
-from ctcovid.base.settings import name_environment, sources, strange_variables
+from ctcovid.base.settings import name_environment, slips, sources
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.models.catalog import DEFAULT
 from ctcovid.words import (
@@ -345,7 +345,7 @@ def _run(ctx: typer.Context) -> None:
     try:
         raise_when_stopped()
         require_alone(str(ctx.info_name), values.get("executor"))
-        for sentence in strange_variables(ctx) if place().rank == 0 else ():
+        for sentence in slips(ctx) if place().rank == 0 else ():
             console.warn(sentence)
         # Only now, so that help and completion never wait for torch.
         command = importlib.import_module(f"ctcovid.commands.{ctx.info_name}")

@@ -83,6 +83,12 @@ def test_a_slip_in_the_name_of_a_variable_is_seen(tmp_path: Path) -> None:
     assert done.stderr.count("Warning") == 1
 
 
+def test_an_argument_that_is_empty_is_not_the_current_folder(tmp_path: Path) -> None:
+    for line in (["predict", ""], ["prepare", ""], ["predict", "scan", "--model", ""]):
+        done = ctcovid(*line, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith("Error: An argument is empty; perhaps a variable"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

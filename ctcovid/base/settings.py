@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ctcovid.base.errors import did_you_mean
+from ctcovid.base.errors import UsageError, did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,8 +32,13 @@ def name_environment(command: Any) -> None:
             parameter.show_envvar = False
 
 
-def strange_variables(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each variable that is named like a setting and is none, so that a slip in a batch script is seen."""
+def slips(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each variable that is named like a setting and is none, so that a slip in a batch script is seen.
+
+    Raises UsageError where an argument is empty: as a path it would be the current folder.
+    """
+    if "" in sys.argv[1:]:
+        raise UsageError("An argument is empty; perhaps a variable of the script is unset. Give it a value, or leave it away.")
     commands: dict[str, Any] = ctx.find_root().command.commands  # type: ignore[attr-defined]
     known = {name for command in commands.values() for parameter in _options(command) for name in parameter.envvar or ()} | NO_SETTING
     strange = sorted(name for name in environment if name.startswith("CTCOVID_") and name not in known)

@@ -23,7 +23,7 @@ from ctcovid.models.classify import classify
 from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.registry import TrainedModel
-from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, typed_row, volume_columns, volume_rows
+from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
 from ctcovid.reports.rows import STDOUT, Row, RowFile, read_rows
 from ctcovid.reports.tables import CsvText
 from ctcovid.scans.discover import find_scans
@@ -121,6 +121,11 @@ def run(options: Options, console: Console) -> Summary:
         todo = [scan for scan in scans if (scan.id, scan.patient) not in there]
         for scan in scans:
             if row := there.get((scan.id, scan.patient)):
+                if row["source"] != source_of(scan):
+                    raise UsageError(
+                        f"{options.output} has a scan {scan.id} of {row['source']} already, and this one is {source_of(scan)}. "
+                        "Give the folder above both, which tells them apart, or another --output."
+                    )
                 summary.keep(row, options.strict)
         for about, model in zip(summary.models, models, strict=True):
             fit = "softmax as it is" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
@@ -138,6 +143,9 @@ def run(options: Options, console: Console) -> Summary:
     if console.json or not options.output:
         console.result(summary.table(), summary.document())
     console.notice()
+    rows = [*summary.kept, *summary.rows]
+    if rows and not any(row["predicted"] for row in rows):
+        raise InputError("No scan could be classified; the reasons are above.")
     return summary
 
 
@@ -299,8 +307,6 @@ def _write(
             if card:
                 card.output(path)
             console.say(f"Wrote {path}.")
-        if refused and len(refused) == len(summary.rows) and not kept[0]:
-            raise InputError("No scan could be classified; the reasons are above.")
 
 
 def _write_files(

@@ -10,6 +10,7 @@ from ctcovid.models.classify import Refused, ScanJudgement
 from ctcovid.models.doubts import sentence
 from ctcovid.reports.rows import BETWEEN, Row
 from ctcovid.reports.tables import Cell, CsvText
+from ctcovid.scans.scan import Scan
 
 REFUSED = "refused"
 
@@ -25,7 +26,7 @@ def volume_columns(classes: Sequence[str]) -> list[str]:
     return ["scan", "patient", "model", "volume", "first_slice", "last_slice", "predicted", *(f"p_{name}" for name in classes)]
 
 
-_WORDS = ("flags", "notes")
+_WORDS = ("flags", "notes", "source")
 
 
 def scan_row(judged: ScanJudgement | Refused, classes: Sequence[str], models: int) -> Row:
@@ -33,13 +34,25 @@ def scan_row(judged: ScanJudgement | Refused, classes: Sequence[str], models: in
     values: list[Any]
     if isinstance(judged, Refused):
         values = [judged.scan.id, judged.scan.patient, None, *[None] * len(classes), *[None] * (models > 1)]
-        values += [0, len(judged.scan.slices), None, list(dict.fromkeys((REFUSED, *judged.codes))), printable(judged.reason)]
+        values += [
+            0,
+            len(judged.scan.slices),
+            None,
+            list(dict.fromkeys((REFUSED, *judged.codes))),
+            printable(judged.reason),
+            source_of(judged.scan),
+        ]
     else:
         values = [judged.scan.id, judged.scan.patient, classes[judged.predicted], *judged.probabilities.tolist()]
         values += [judged.spread] * (models > 1)
         values += [len(judged.volumes), judged.slices, judged.agreement]
-        values += [[flag.code for flag in judged.flags], printable(" ".join(map(sentence, judged.flags)))]
+        values += [[flag.code for flag in judged.flags], printable(" ".join(map(sentence, judged.flags))), source_of(judged.scan)]
     return dict(zip(scan_columns(classes, models), values, strict=True))
+
+
+def source_of(scan: Scan) -> str:
+    """Where a scan was read from, whole, since its name depends on what it was found under."""
+    return printable(str(scan.folder.resolve()))
 
 
 def typed_row(row: Row) -> Row:

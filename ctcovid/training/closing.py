@@ -15,7 +15,7 @@ from ctcovid.base.signals import StopRequest
 from ctcovid.models.calibration import calibrated
 from ctcovid.models.features import QUANTILE, Familiar, distances, familiarise, probabilities_and_features
 from ctcovid.models.network import Network
-from ctcovid.training.calibration import fit_temperature, log_loss
+from ctcovid.training.calibration import LEAST, MOST, fit_temperature, log_loss
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.layout import ScanRow
 
@@ -47,6 +47,11 @@ def close(
         probabilities, features = _through(network, valid_set, range(len(valid_set)), workers, stop, advance)
         learnt = _through(network, train_set, chosen.tolist(), workers, stop, advance)[1] if features is not None else None
     temperature = fit_temperature(probabilities, valid_set.labels)
+    if not 1.01 * LEAST < temperature < 0.99 * MOST:
+        console.warn(
+            f"no temperature from {LEAST:g} to {MOST:g} makes the probabilities as sure as they are right, so {temperature:.3g} was taken: "
+            f"do not rely on them. Train longer, or validate on more than {len(valid_set):,} volumes."
+        )
     about["calibration"] = {
         "temperature": temperature,
         "volumes": len(valid_set),

@@ -284,10 +284,29 @@ def test_a_file_with_words_in_place_of_numbers_is_not_gone_on_with(runs: Path, s
         predicted(runs, scans / "s0", output=tmp_path / "p.csv", resume=True)
 
 
-def test_nothing_that_can_be_judged_is_unusable_input(runs: Path, scans: Path, tmp_path: Path) -> None:
+def test_nothing_that_can_be_judged_is_unusable_input_with_its_rows(
+    runs: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match="No scan could be classified"):
         predicted(runs, scans / "s3", output=tmp_path / "p.csv")
     assert "too-few-slices" in (tmp_path / "p.csv").read_text()
+    with pytest.raises(InputError, match="No scan could be classified"):
+        predict.run(predict.Options((scans / "s3",), ("small",), runs=runs, device="cpu"), Console(json=True))
+    assert "too-few-slices" in json.loads(capsys.readouterr().out)["scans"][0]["flags"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "jsonl"])
+def test_another_scan_of_the_same_name_is_not_taken_for_done(
+    runs: Path, make_scan: Callable[..., Path], tmp_path: Path, ending: str
+) -> None:
+    output = tmp_path / f"p.{ending}"
+    one, other = (make_scan(tmp_path / patient / "CT", 8, level=level) for patient, level in (("A", 80), ("B", 120)))
+    predicted(runs, one, output=output)
+    before = output.read_bytes()
+    with pytest.raises(UsageError, match=rf"has a scan CT of {one} already, and this one is {other}\. Give the folder above both"):
+        predicted(runs, other, output=output, resume=True)
+    assert output.read_bytes() == before
+    assert predicted(runs, one, output=output, resume=True).rows == []
 
 
 @pytest.mark.parametrize(
