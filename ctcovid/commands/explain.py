@@ -37,6 +37,7 @@ from ctcovid.reports.tables import Table
 from ctcovid.reports.viewer import MAP_SIDE, Viewed, save_viewer
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.findings import warn_of
+from ctcovid.scans.geometry import as_stored
 from ctcovid.scans.masks import read_mask
 from ctcovid.scans.scan import Scan
 from ctcovid.volumes.judged import read_judged
@@ -99,6 +100,10 @@ def run(options: Options, console: Console) -> Summary:
     find_layer(model.network.module, layer)
     if options.mask is not None and len(scans) > 1:
         raise UsageError(f"--mask is of one scan, and {len(scans)} are to be explained. Name the scan that it belongs to.")
+    if options.mask is not None and not options.mask.exists():
+        raise InputError(f"No such mask: {options.mask}. Check the path.")
+    if options.layer and options.method == OCCLUSION:
+        raise UsageError("--method occlusion looks at no layer. Leave --layer away, or choose another method.")
     if options.target is not None and options.target not in model.classes:
         near = did_you_mean(options.target, model.classes)
         raise UsageError(f"--target {options.target}: {model.name} knows {', '.join(model.classes)}.{near}")
@@ -117,6 +122,8 @@ def run(options: Options, console: Console) -> Summary:
         raise InputError("No scan could be explained; the reasons are above.")
     summary = Summary(model.name, explained, failed)
     console.result(summary.table(), summary.document())
+    if options.check or options.mask:
+        console.say(_figures_table(explained).text())
     if options.method != OCCLUSION:
         _say_resolution(explained, model, console)
     console.notice()
@@ -171,11 +178,19 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     slices = volumes.reshape(-1, model.size, model.size)
     cells = map_cells(model.network, options.method, volumes.shape[1:], native.shape[2:])
     saliency = to_slices(native[:, target], cells).reshape(slices.shape)
-    pointed = None if lesions is None else pointing(saliency, lesions[: len(slices)])
     lowest, highest = float(saliency.min()), float(saliency.max())
+    found = doubts(scan, judged, model, features)
+    notes = [sentence(finding) for finding in found]
+    if not highest > lowest:
+        # Figures of an empty map would be the best that there are.
+        notes.append(f"The map of {model.classes[target]} is the same everywhere: nothing that was looked at speaks for that class.")
+        console.warn(f"Scan {scan.id}: {notes[-1]}")
+    pointed = pointing(saliency, lesions[: len(slices)]) if lesions is not None and highest > lowest else None
     saliency = unit_range(saliency)
-    checked = _check(volumes, native[:, target], cells, model, layer, target, options, console) if options.check else None
-    geometry = _geometry(scan)
+    checked = None
+    if options.check and highest > lowest:
+        checked = _check(volumes, native[:, target], cells, model, layer, target, options, console)
+    smooth = options.method == SMOOTH
 
     manifest = {
         "scan": scan.id,
@@ -188,9 +203,10 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         "predicted": model.classes[predicted],
         "probabilities": dict(zip(model.classes, probabilities.tolist(), strict=True)),
         "volume_probabilities": each.tolist(),
-        "flags": [sentence(finding) for finding in doubts(scan, judged, model, features)],
-        "samples": options.samples,
-        "noise_std": options.noise_std,
+        "flags": [finding.code for finding in found],
+        "notes": notes,
+        "samples": options.samples if smooth else None,
+        "noise_std": options.noise_std if smooth else None,
         "seed": options.seed,
         "volumes": len(volumes),
         "depth": model.depth,
@@ -208,19 +224,22 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     _draw(building, slices, saliency, manifest)
     with atomic(building / "saliency.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, native=native, saliency=saliency.astype(np.float16), classes=np.array(model.classes))
-    if geometry:
-        (height, width), affine = geometry
-        own = to_scan(native[:, target], cells, height, width)
-        whole = np.zeros((len(scan.slices), height, width), np.float32)
+    stack, geometry = scan.stack, scan.geometry
+    if stack is not None and geometry is not None:
+        own = to_scan(native[:, target], cells, *stack.slice_size)
+        whole = np.zeros((len(scan.slices), *stack.slice_size), np.float32)
         whole[list(judged.kept[: len(own)])] = own
-        save_nifti(building / "saliency.nii.gz", whole, affine)
+        # Of a file with all slices, voxel by voxel; DICOM has no order of its own, and gets that of the scan, head to feet.
+        in_one = stack.reader == "volume" and not stack.frames
+        save_nifti(building / "saliency.nii.gz", *(as_stored(whole, stack.turn, geometry) if in_one else (whole, geometry.affine)))
         manifest["files"]["nifti"] = "saliency.nii.gz"
     small = np.stack([_unit_slices(native[:, number], cells, min(MAP_SIDE, model.size)) for number in range(len(model.classes))], 1)
     figures = _figures(checked, pointed)
     shape = "×".join(map(str, native.shape[2:]))
-    how = f"{manifest['method']}{'' if options.method == OCCLUSION else f', layer {layer}'}, map of {shape}"
+    where = "" if options.method == OCCLUSION else f", layer {layer}"
+    how = f"{manifest['method']}{where}: {shape} places for each {model.depth} slices, drawn smoothly"
     viewed = Viewed(scan.id, how, slices, small, manifest["slices"], model.classes, target, model.depth, each, probabilities, _card(model))
-    save_viewer(building / "viewer.html", replace(viewed, flags=manifest["flags"], measured=figures, caution=CAUTION))
+    save_viewer(building / "viewer.html", replace(viewed, flags=notes, measured=figures, caution=CAUTION, sided=geometry is not None))
     write_json(building / "manifest.json", manifest)
     return manifest
 
@@ -239,7 +258,7 @@ def _check(
     untrained = with_random_weights(model.network, options.seed)
     randomised = _maps(untrained, volumes, layer, options, "Maps of random weights", console)[:, target]
     with console.progress(len(volumes), "Checking the maps") as advance:
-        return faithfulness(model.network, volumes, native, cells, randomised, target, options.seed, advance)
+        return faithfulness(model.network, volumes, native, cells, randomised, target, model.temperature, options.seed, advance)
 
 
 def unit_range(saliency: np.ndarray) -> np.ndarray:
@@ -253,13 +272,6 @@ def _unit_slices(native: np.ndarray, cells: Cells, side: int) -> np.ndarray:
     return unit_range(to_slices(native, cells, side).reshape(-1, side, side))
 
 
-def _geometry(scan: Scan) -> tuple[tuple[int, int], np.ndarray] | None:
-    """Height and width of the scan's own slices, and their affine; None for pictures, which do not lie anywhere."""
-    if scan.geometry is None or scan.stack is None:
-        return None
-    return scan.stack.slice_size, scan.geometry.affine
-
-
 def _card(model: TrainedModel) -> dict[str, str]:
     """What the page says of the model; patients of its split are nobody's business there."""
     kept = model.card.get("kept") or {}
@@ -271,6 +283,7 @@ def _card(model: TrainedModel) -> dict[str, str]:
         "trained": model.card["created"],
         "best epoch": kept.get("epoch"),
         "validation accuracy": kept.get("valid_accuracy"),
+        "probabilities": "as the softmax gives them" if model.temperature == 1 else f"calibrated, temperature {model.temperature:.3g}",
         "data": str(model.card["data"].get("fingerprint", ""))[:20],
         "weights": f"sha256:{model.card['weights_sha256'][:12]}",
     }
@@ -295,6 +308,16 @@ def _figures(checked: Faithfulness | None, pointed: Pointing | None) -> dict[str
             "saliency inside lesions": f"{pointed.energy:.1%}; chance {pointed.chance:.1%}",
         }
     return figures
+
+
+def _figures_table(explained: list[dict[str, Any]]) -> Table:
+    """What --check and --mask measured; the manifests have it whole."""
+    names: dict[str, tuple[str, ...]] = {}
+    names["faithfulness"] = ("deletion_area", "deletion_random_area", "insertion_area", "insertion_random_area", "randomised_correlation")
+    names["pointing"] = ("hits", "energy", "chance")
+    used = [(part, name) for part, some in names.items() for name in some if any(made[part] for made in explained)]
+    rows = [[made["scan"], *(made[part][name] if made[part] else "-" for part, name in used)] for made in explained]
+    return Table(("scan", *(name.replace("_", " ") for _, name in used)), rows)
 
 
 def _draw(folder: Path, slices: np.ndarray, saliency: np.ndarray, manifest: dict[str, Any]) -> None:

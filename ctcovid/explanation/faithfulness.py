@@ -22,6 +22,7 @@ from ctcovid.explanation.cells import Cells
 from ctcovid.explanation.occlusion import lung_grey, pieces
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
+from ctcovid.models.calibration import calibrated
 from ctcovid.models.network import Network
 
 # Places are the cells of a grid over the slice, so that all maps are judged at one resolution; curves have a point for each step.
@@ -64,6 +65,7 @@ def faithfulness(
     cells: Cells,
     randomised: np.ndarray,
     target: int,
+    temperature: float,
     seed: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Faithfulness:
@@ -71,6 +73,7 @@ def faithfulness(
 
     cells : where the cells of the maps lie
     randomised : float (N, d, h, w), the maps of the same method for a network with random weights
+    temperature : that of the probabilities that are followed, as predict gives them
     """
     generator = np.random.default_rng(seed)
     curves: dict[str, list[np.ndarray]] = {"deletion": [], "insertion": [], "deletion_random": [], "insertion_random": []}
@@ -84,10 +87,10 @@ def faithfulness(
         by_saliency = at_random[np.argsort(-strength[at_random], kind="stable")]
         for name, order in (("", by_saliency), ("_random", at_random)):
             for way in ("deletion", "insertion"):
-                curves[way + name].append(_asked(network, steps(volume, order, grey, way == "insertion"), target))
+                curves[way + name].append(_asked(network, steps(volume, order, grey, way == "insertion"), target, temperature))
         weight = weight / weight.max() if weight.max() > 0 else weight
         through = np.rint(grey + weight * (volume.astype(np.float32) - grey)).astype(np.uint8)
-        before, after = _asked(network, iter([volume, through]), target)
+        before, after = _asked(network, iter([volume, through]), target, temperature)
         whole.append(before)
         shown.append(after)
         advance(1)
@@ -144,6 +147,6 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
     return found if np.isfinite(found) else 0.0
 
 
-def _asked(network: Network, volumes: Iterator[np.ndarray], target: int) -> np.ndarray:
+def _asked(network: Network, volumes: Iterator[np.ndarray], target: int, temperature: float) -> np.ndarray:
     """Probability of the class for volumes of one shape, few in memory at a time."""
-    return np.concatenate([network.probabilities(np.stack(some))[:, target] for some in pieces(volumes, network)])
+    return np.concatenate([calibrated(network.probabilities(np.stack(some)), temperature)[:, target] for some in pieces(volumes, network)])

@@ -40,6 +40,7 @@ class Viewed:
     flags : sentences about what is wrong with the scan, or with judging it
     card : what there is to say of the model, by name
     measured : figures about the maps, by name, with their caution
+    sided : whether it is known that the patient's right is on the left
     """
 
     scan: str
@@ -56,6 +57,7 @@ class Viewed:
     flags: list[str] = field(default_factory=list)
     measured: dict[str, str] = field(default_factory=dict)
     caution: str = ""
+    sided: bool = False
 
 
 def save_viewer(path: Path, viewed: Viewed) -> None:
@@ -91,6 +93,7 @@ def _data(viewed: Viewed) -> dict[str, Any]:
         "caution": viewed.caution,
         "colours": colours.tolist(),
         "opacity": OPACITY,
+        "sided": viewed.sided,
     }
     # Each picture stands in quotes, with a comma and a space behind them.
     room = min(CHARACTERS * count, MOST - TEMPLATE.stat().st_size - len(json.dumps(words)) - 8 * count)

@@ -46,6 +46,18 @@ class Turn:
         return stack.transpose(self.axes)[down, across, along]
 
 
+def as_stored(values: np.ndarray, turn: Turn, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """What lies on a turned stack, in the order in which its file has it: the array, and its affine from (column, row, slice)."""
+    flipped = values[tuple(slice(None, None, -1) if flip else slice(None) for flip in turn.flips)]
+    change = np.zeros((4, 4))
+    change[3, 3] = 1
+    for turned, (stored, flip) in enumerate(zip(turn.axes, turn.flips, strict=True)):
+        # Matrices count from columns, arrays from slices.
+        change[2 - turned, 2 - stored] = -1 if flip else 1
+        change[2 - turned, 3] = values.shape[turned] - 1 if flip else 0
+    return flipped.transpose(np.argsort(turn.axes)), geometry.affine @ change
+
+
 def normalise(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[Turn, Geometry, float]:
     """How to turn a stack whose axes may lie in any order and direction.
 

@@ -130,6 +130,56 @@ def test_figures_of_the_check_and_the_mask_are_in_the_manifest_and_the_page(runs
     assert "deletion, area" in page and "saliency inside lesions" in page and "medically right" in page
 
 
+def test_an_empty_map_is_said_to_be_empty_and_gets_no_figures(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = brightness("r3d18", monkeypatch)
+    (tmp_path / "seer" / "small").mkdir(parents=True)
+    store.save_weights(tmp_path / "seer" / "small" / store.WEIGHTS, network.module)
+    about = {"architecture": "r3d18", "classes": CLASSES, "positive": "NCP", "depth": 4, "size": 32, "scaling": SCALING}
+    store.save_card(tmp_path / "seer" / "small", {**about, "split": {}, "data": {"path": "volumes.h5", "fingerprint": "sha256:0"}})
+    # Nothing speaks for this class: its weights are 0.
+    manifest, folder = explained(tmp_path / "seer", scan, method="gradcam", target="CP", check=True, mask=scan)
+    assert manifest["maximum"] == 0 and manifest["faithfulness"] is None and manifest["pointing"] is None
+    assert "The map of CP is the same everywhere" in capsys.readouterr().err
+    assert "The map of CP is the same everywhere" in (folder / "viewer.html").read_text()
+
+
+def test_figures_of_all_scans_are_told(runs: Path, scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", method="gradcam", check=True, mask=scan)
+    explain.run(asked, Console(results=False))
+    said = capsys.readouterr().err
+    assert "deletion area" in said and "randomised correlation" in said and " hits " in said
+
+
+def test_what_explain_cannot_use_is_refused_before_work(runs: Path, scan: Path) -> None:
+    for options, error, words in (
+        ({"mask": scan / "absent.nii"}, InputError, "No such mask: .*absent.nii"),
+        ({"method": "occlusion", "layer": "layer3"}, UsageError, "looks at no layer"),
+    ):
+        with pytest.raises(error, match=words):
+            explained(runs, scan, **options)
+        assert not (scan.parent / "out").exists()
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAI", "ASR", "SLP"])
+def test_the_map_has_the_voxels_of_the_volume_file_in_its_order(runs: Path, tmp_path: Path, code: str) -> None:
+    pixels = np.random.default_rng(0).normal(-600, 60, (9, 30, 24)).astype(np.int16)
+    image = SimpleITK.GetImageFromArray(pixels)
+    image.SetSpacing((0.8, 0.9, 3.0))
+    image.SetOrigin((-20.0, 35.0, 400.0))
+    stored = SimpleITK.DICOMOrient(image, code)
+    SimpleITK.WriteImage(stored, str(tmp_path / "scan.nii.gz"))
+    _, folder = explained(runs, tmp_path / "scan.nii.gz", method="gradcam", layer="layer1")
+    found = SimpleITK.ReadImage(str(folder / "saliency.nii.gz"))
+    assert found.GetSize() == stored.GetSize()
+    for one, other in ((found.GetOrigin(), stored.GetOrigin()), (found.GetDirection(), stored.GetDirection())):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+    # The slice that fills no volume has no map, and lies where it lies in the file: at the feet.
+    values = SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(found, "LPI"))
+    assert values.any((1, 2)).tolist() == [True] * 8 + [False]
+
+
 def test_the_same_seed_gives_the_same_maps(runs: Path, scan: Path) -> None:
     found = []
     for _ in range(2):
@@ -171,7 +221,7 @@ def test_a_scan_is_repaired_and_flagged_as_in_predict(runs: Path, tmp_path: Path
     manifest, made = explained(runs, folder, method="gradcam")
     (row,) = predict.run(predict.Options((folder,), runs=runs, device="cpu", workers=1), Console(quiet=True, results=False)).rows
     assert row["flags"] == ["unreadable", "small-slices"]
-    assert " ".join(manifest["flags"]) == row["notes"]  # type: ignore[call-overload]
+    assert manifest["flags"] == row["flags"] and " ".join(manifest["notes"]) == row["notes"]  # type: ignore[call-overload]
     assert list(manifest["probabilities"].values()) == pytest.approx([row[f"p_{name}"] for name in CLASSES])  # type: ignore[attr-defined]
     assert manifest["slices"] == ["0.png", "1.png", "2.png", "4.png", "5.png", "6.png", "7.png", "8.png"]
     assert manifest["slices_without_map"] == ["3.png", "9.png"]

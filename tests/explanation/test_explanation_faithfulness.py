@@ -48,7 +48,7 @@ def measured(volumes: np.ndarray, knowing: bool, randomised: np.ndarray | None =
     corner = native[:, :, :4, :4] if knowing else native[:, :, -4:, -4:]
     corner[:] = 1
     cells = boxes(volumes.shape[1:], native.shape[1:])
-    return faithfulness(network, volumes, native, cells, native if randomised is None else randomised, 0, seed=1)
+    return faithfulness(network, volumes, native, cells, native if randomised is None else randomised, 0, 1.0, seed=1)
 
 
 def test_a_map_that_knows_beats_random_order_and_one_that_does_not_loses(volumes: np.ndarray) -> None:

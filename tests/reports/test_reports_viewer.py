@@ -82,7 +82,7 @@ def test_the_wheel_scrolls_slice_by_slice(shown: Browser) -> None:
         shown.wait_for(f"document.body.dataset.drawn === '{expected}/0'")
     shown.wheel("#picture", -100)
     shown.wait_for("document.body.dataset.drawn === '1/0'")
-    assert shown.run("document.querySelector('#where').textContent") == "slice 2 / 12 · volume 1"
+    assert shown.run("document.querySelector('#where').textContent") == "slice 2 / 12 · volume 1 · 0001.png"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,15 @@ def test_the_page_opens_where_the_class_is_most_probable_and_most_salient(browse
     save_viewer(tmp_path / "viewer.html", unlike)
     browser.ask("Page.navigate", url=(tmp_path / "viewer.html").as_uri())
     browser.wait_for("document.body && document.body.dataset.drawn === '6/0'")
+
+
+@pytest.mark.parametrize("sided", [False, True])
+def test_the_sides_are_marked_where_they_are_known(browser: Browser, tmp_path: Path, sided: bool) -> None:
+    save_viewer(tmp_path / "viewer.html", replace(viewed(), sided=sided))
+    browser.ask("Page.navigate", url=(tmp_path / "viewer.html").as_uri())
+    browser.wait_for("document.body && document.body.dataset.drawn === '0/0'")
+    shown = browser.run("[...document.querySelectorAll('.side')].filter(mark => mark.offsetWidth).map(mark => mark.textContent)")
+    assert shown == (["R", "L"] if sided else [])
 
 
 def test_150_slices_of_512_pixels_stay_under_15_megabytes() -> None:
