@@ -234,7 +234,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
                 _write_curves(folder, progress.history)
             if events is not None:
                 events.add(row)
-            console.say(f"{_line(row, recipe)}; {pace}")
+            console.say(f"{_line(row, recipe)}; {pace}".removesuffix("; "))
 
         if progress.history and ranks.first:
             # A kill may have come between the checkpoint and the history.

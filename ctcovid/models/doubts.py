@@ -37,7 +37,7 @@ def doubts(scan: Scan, judged: JudgedScan, model: TrainedModel, features: np.nda
         found.append(_doubt("complete", "Its slices are complete; the model was trained on slices that are black outside the lungs."))
     found += _spacing(scan, model)
     if model.familiar is not None and features is not None and (far := model.familiar.distance(features)) > model.familiar.threshold:
-        how = f"distance {far:.2f}, usual up to {model.familiar.threshold:.2f}"
+        how = f"distance {far:.3g}, usual up to {model.familiar.threshold:.3g}"
         found.append(_doubt("unlike-training", f"To the model it looks unlike the scans that it was trained on ({how})."))
     return found
 

@@ -52,12 +52,13 @@ def fit(
     """
     recipe, network, ranks = stepper.recipe, stepper.network, stepper.ranks
     over = progress.over(recipe.epochs, recipe.patience)
-    began, first = time.monotonic(), progress.epoch
+    began, trained = time.monotonic(), 0
     while not over:
         epoch_began, seen = time.monotonic(), progress.seen
         if not _train_epoch(stepper, train_set, feed, progress, workers, stop, console, saving):
             return False
-        speed = (progress.seen - seen) / (time.monotonic() - epoch_began)
+        now = progress.seen - seen
+        trained, speed = trained + now, now / (time.monotonic() - epoch_began)
         with averaged(network.module, stepper.ema):
             what = f"Validating after epoch {progress.epoch + 1} of {recipe.epochs}"
             stopped, loss, accuracy = validate(network, valid_set, recipe.batch, workers, stop, ranks, console, what)
@@ -79,8 +80,12 @@ def fit(
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
         over = progress.over(recipe.epochs, recipe.patience)
-        left = (time.monotonic() - began) / (progress.epoch - first) * (recipe.epochs - progress.epoch)
-        epoch_done(row, f"{speed:,.1f} volumes/s" + ("" if over else f", about {duration(left)} left"))
+        # Of an epoch that was resumed at its end nothing was seen that would tell how fast it goes.
+        pace = [f"{speed:,.1f} volumes/s"] if now else []
+        if trained and not over:
+            left = (time.monotonic() - began) / trained * len(train_set) * (recipe.epochs - progress.epoch)
+            pace.append(f"about {duration(left)} left")
+        epoch_done(row, ", ".join(pace))
         # Of several processes one may know of the signal already and another not; the next step is where they agree.
         if stop.received and ranks.size == 1 and not over:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,6 +139,18 @@ def test_a_validation_loss_that_is_no_number_stops_the_run() -> None:
         saving = Saving(0, lambda: None)
         fit(stepper, data, None, data, progress, 1, StopRequest(), Console(quiet=True), saving, lambda row, pace: kept.append(row))
     assert (progress.epoch, progress.history, kept) == (0, [], [])
+
+
+def test_speed_and_time_left_are_told_of_what_was_seen_alone() -> None:
+    """A run that was stopped at the end of its first epoch has nothing to tell when it goes on, and everything one epoch later."""
+    network = Network(Small(normed=True), architecture("r3d18"), ["a", "b", "c"], CPU, torch.float32)
+    recipe, told = Recipe(epochs=3, batch=4), []
+    progress = Progress(step=recipe.steps(7), seen=7, loss_sum=7.0)
+    data: Any = Volumes()
+    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()))
+    saving = Saving(0, lambda: None)
+    fit(stepper, data, None, data, progress, 1, StopRequest(), Console(quiet=True), saving, lambda row, pace: told.append(pace))
+    assert told[0] == "" and re.fullmatch(r"[\d,.]+ volumes/s, about .* left", told[1]) and re.fullmatch(r"[\d,.]+ volumes/s", told[2])
 
 
 def test_a_clipped_gradient_keeps_its_direction_and_has_the_norm_that_was_asked_for() -> None:
