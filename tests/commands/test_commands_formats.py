@@ -8,22 +8,27 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from PIL import Image
+from thin import THIN
+
+from ctcovid.models import registry, store
+from ctcovid.models.network import SCALING
 
 WriteSeries = Callable[..., list[Path]]
 PLANTED = {"PatientName": "Mustermann^Erika", "PatientBirthDate": "19640812", "InstitutionName": "Charite Planted", "PatientID": "KH-77123"}
 LEVEL, WIDTH = -500, 1400
 
 
-def ctcovid(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "ctcovid", *map(str, arguments)]
+def ctcovid(cwd: Path, *arguments: object, program: Sequence[str] = (sys.executable, "-m", "ctcovid")) -> subprocess.CompletedProcess[str]:
+    line = [*program, *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=dict(os.environ), check=False)
 
 
@@ -65,7 +70,7 @@ def listed(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> Path
     return tmp_path
 
 
-def test_list_of_scans_goes_through_all_commands_with_the_window_of_the_model(listed: Path) -> None:
+def test_list_of_scans_is_prepared_learnt_and_classified_with_the_window_of_the_model(listed: Path) -> None:
     done = ctcovid(listed, "prepare", "scans.csv", "--size", 24, "--window", f"{LEVEL}/{WIDTH}", "--output", "out/volumes.h5")
     assert done.returncode == 0, done.stderr
     rows = rows_of(listed / "out" / "volumes.h5")
@@ -82,22 +87,34 @@ def test_list_of_scans_goes_through_all_commands_with_the_window_of_the_model(li
     for label in range(3):
         assert np.array_equal(slices[3 * label], slices[3 * label + 2]) and np.array_equal(slices[3 * label + 1], slices[3 * label + 2])
 
-    done = ctcovid(listed, "train", "--data", "out/volumes.h5", "--depth", 4, "--epochs", 1, "--batch", 2, "--runs", "out/runs")
+    line = ("train", "--data", "out/volumes.h5", "--depth", 4, "--epochs", 1, "--batch", 2, "--runs", "out/runs")
+    done = ctcovid(listed, *line, program=THIN)
     assert done.returncode == 0, done.stderr
     (card,) = (listed / "out" / "runs").glob("*/model.json")
     assert json.loads(card.read_text())["window"] == [LEVEL, WIDTH]
 
-    done = ctcovid(listed, "predict", "scans.csv", "--runs", "out/runs")
+    done = ctcovid(listed, "predict", "scans.csv", "--runs", "out/runs", program=THIN)
     assert done.returncode == 0, done.stderr
     found = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["scan"] for row in found[:3]] == ["d0", "n0/x", "p0"]
     # Only by the model's own window are the scans equal to their pictures.
     assert len({row["p_NCP"] for row in found[:3]}) == 1
-    done = ctcovid(listed, "predict", "scanner/S0", "NCP.nii.gz", "--runs", "out/runs", "--output", "out/predictions.csv")
+    assert_nothing_of(PLANTED.values(), listed / "out")
+
+
+def test_files_by_name_are_classified_and_explained_with_the_window_of_the_model(listed: Path) -> None:
+    """By a network in its full width."""
+    torch.manual_seed(0)
+    (listed / "out" / "runs" / "wide").mkdir(parents=True)
+    store.save_weights(listed / "out" / "runs" / "wide" / store.WEIGHTS, registry.create("r3d18"))
+    card = {"architecture": "r3d18", "classes": ["NCP", "CP", "Normal"], "positive": "NCP", "depth": 4, "size": 24, "scaling": SCALING}
+    store.save_card(listed / "out" / "runs" / "wide", {**card, "window": [LEVEL, WIDTH], "data": {"path": "volumes.h5"}})
+    line = ("predict", "scanner/S0", "NCP.nii.gz", "png/NCP", "--runs", "out/runs", "--output", "out/predictions.csv")
+    done = ctcovid(listed, *line)
     assert done.returncode == 0, done.stderr
     files = list(csv.DictReader((listed / "out" / "predictions.csv").open()))
-    assert [row["scan"] for row in files] == ["scanner/S0", "NCP"]
-    assert {row["p_NCP"] for row in files} == {found[0]["p_NCP"]}
+    assert [row["scan"] for row in files] == ["scanner/S0", "NCP", "png/NCP"]
+    assert len({row["p_NCP"] for row in files}) == 1
     done = ctcovid(listed, "explain", "scanner/S0", "NCP.nii.gz", "--runs", "out/runs", "--output", "out/maps", "--samples", 1)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((listed / "out" / "maps" / "scanner-S0" / "manifest.json").read_text())

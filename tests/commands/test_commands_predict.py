@@ -16,17 +16,21 @@ import pytest
 import SimpleITK
 import torch
 from PIL import Image
+from thin import THIN
 
 from ctcovid.base import runcard
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, OutputExistsError, UsageError
 from ctcovid.commands import predict
-from ctcovid.models import registry, store
+from ctcovid.models import registry, resnet3d, store
 from ctcovid.models.network import SCALING
 
 CLASSES = ["NCP", "CP", "Normal"]
 ROOT = Path(__file__).parents[2]
 WriteSeries = Callable[..., list[Path]]
+FULL_WIDTHS = resnet3d.WIDTHS
+
+pytestmark = pytest.mark.usefixtures("thin")
 
 
 def save_model(folder: Path, seed: int, depth: int = 4, size: int = 32, **about: Any) -> None:
@@ -41,7 +45,7 @@ def save_model(folder: Path, seed: int, depth: int = 4, size: int = 32, **about:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, thin: None) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     save_model(folder / "other", 1, depth=2, size=24)
     save_model(folder / "warm", 0, calibration={"temperature": 2.0})
@@ -66,7 +70,11 @@ def shares(row: dict[str, Any]) -> list[float]:
     return [float(row[f"p_{name}"]) for name in CLASSES]
 
 
-def test_volumes_of_several_scans_share_passes_and_stay_their_own(runs: Path, scans: Path, tmp_path: Path) -> None:
+def test_volumes_of_several_scans_share_passes_and_stay_their_own(scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network in its full width."""
+    monkeypatch.setattr(resnet3d, "WIDTHS", FULL_WIDTHS)
+    runs = tmp_path / "runs"
+    save_model(runs / "small", 0)
     together = predicted(runs, scans, output=tmp_path / "p.csv", volumes=tmp_path / "v.csv")
     assert [row["scan"] for row in together.rows] == ["s0", "s1", "s2", "s3", "s4"] and len(together.failed) == 1
     model = registry.load("small", "cpu", runs=runs)
@@ -120,7 +128,7 @@ def test_two_processes_write_the_rows_of_one(runs: Path, scans: Path, tmp_path: 
         "--rdzv-endpoint",
         "localhost:0",
     ]
-    line += ["-m", "ctcovid", "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu"]
+    line += [THIN[1], "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu"]
     line += ["-o", str(tmp_path / "two.csv"), "--volumes", str(tmp_path / "two.jsonl")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
@@ -250,7 +258,7 @@ def test_each_of_many_studies_in_a_folder_is_hashed_by_its_own_files(
 
 
 def test_lines_come_as_scans_are_done(runs: Path, scans: Path) -> None:
-    line = [sys.executable, "-m", "ctcovid", "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu", "-o", "-"]
+    line = [*THIN, "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu", "-o", "-"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     rows = [json.loads(text) for text in done.stdout.splitlines()]
     assert done.returncode == 4 and [row["scan"] for row in rows] == ["s0", "s1", "s2", "s3", "s4"]
@@ -352,18 +360,7 @@ def test_real_scans_that_a_model_should_not_judge_are_flagged_or_refused(tmp_pat
 def test_a_file_of_settings_may_name_one_model_or_several(runs: Path, scans: Path, tmp_path: Path) -> None:
     for models in ("'small'", "['small', 'other']"):
         (tmp_path / "s.toml").write_text(f"runs = '{runs}'\n[predict]\nmodel = {models}\n")
-        line = [
-            sys.executable,
-            "-m",
-            "ctcovid",
-            "predict",
-            str(scans / "s0"),
-            "--config",
-            str(tmp_path / "s.toml"),
-            "--json",
-            "--device",
-            "cpu",
-        ]
+        line = [*THIN, "predict", str(scans / "s0"), "--config", str(tmp_path / "s.toml"), "--json", "--device", "cpu"]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert [model["name"] for model in json.loads(done.stdout)["models"]] == (["small"] if models == "'small'" else ["small", "other"])
