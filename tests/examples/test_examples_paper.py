@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from thin import THIN
 
 ROOT = Path(__file__).parents[2]
 SCRIPT, BATCH = ROOT / "examples" / "paper.sh", ROOT / "examples" / "paper.sbatch"
@@ -42,9 +43,9 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is n
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PATH, with ctcovid and python3 of this environment, and stubs of SLURM's commands."""
+    """A folder for PATH, with ctcovid of thin networks and python3 of this environment, and stubs of SLURM's commands."""
     folder = tmp_path_factory.mktemp("bin")
-    (folder / "ctcovid").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ctcovid "$@"\n')
+    (folder / "ctcovid").write_text(f'#!/bin/sh\nexec "{THIN[0]}" "{THIN[1]}" "$@"\n')
     (folder / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
         (folder / name).write_text(f"#!{sys.executable}\n{program}")

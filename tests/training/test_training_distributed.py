@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from thin import THIN, WIDTHS
 
 from ctcovid.base.console import Console
 from ctcovid.commands import evaluate, prepare
@@ -22,6 +24,9 @@ from ctcovid.models import registry, store
 from ctcovid.models.network import SCALING
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("thin")
+
 # Twenty steps of a small network with batch norm; the last batch of each epoch leaves a process without a volume, or with one.
 STEPS = """
 import json, sys
@@ -38,7 +43,7 @@ from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import Batch
 
-with together(Console(), "cpu", "") as ranks:
+def steps(ranks, path, micro_batch, beyond):
     torch.manual_seed(0)
     first = (nn.Conv3d(1, 6, 3, padding=1, bias=False), nn.BatchNorm3d(6), nn.ReLU())
     second = (nn.Conv3d(6, 8, 3, bias=False), nn.BatchNorm3d(8), nn.ReLU())
@@ -47,8 +52,7 @@ with together(Console(), "cpu", "") as ranks:
     module.train()
     if ranks.size > 1:
         assert synchronise(module, ranks.sum) == 2
-    beyond = json.loads(sys.argv[3])
-    recipe, ema = Recipe(batch=8, micro_batch=int(sys.argv[2]), **beyond), Ema(module, 0.9)
+    recipe, ema = Recipe(batch=8, micro_batch=micro_batch, **beyond), Ema(module, 0.9)
     stepper = Stepper(network, recipe.optimiser(module), recipe, ranks, True, ema)
     volumes = torch.randint(0, 256, (17, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(17) % 3
@@ -67,7 +71,11 @@ with together(Console(), "cpu", "") as ranks:
         losses += [] if outcome.skipped else [outcome.loss]
     assert ema.state()["updates"] == len(losses)
     if ranks.first:
-        torch.save({"losses": losses, "state": module.state_dict(), "average": ema.tensors}, sys.argv[1])
+        torch.save({"losses": losses, "state": module.state_dict(), "average": ema.tensors}, path)
+
+with together(Console(), "cpu", "") as ranks:
+    for variant in json.loads(sys.argv[1]):
+        steps(ranks, *variant)
 """
 
 
@@ -104,23 +112,36 @@ def end(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], l
 BEYOND = {"augment": True, "label_smoothing": 0.1, "weight_decay": 0.01, "clip_gradient": 0.1}
 
 
-@pytest.mark.parametrize(("micro_batch", "beyond"), [(0, {}), (3, {}), (0, BEYOND), (3, BEYOND)])
-def test_two_processes_make_the_steps_of_one(tmp_path: Path, micro_batch: int, beyond: dict[str, object]) -> None:
-    """The one uses torch's own batch norm."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int, bool], dict[str, Any]]:
+    """What STEPS left, by number of processes and micro-batch, and whether beyond the paper's recipe."""
+    root = tmp_path_factory.mktemp("made")
     # Pieces see statistics of their own, so that those of one process are another function; only whole batches compare with it.
-    sizes = (1, 2) if not micro_batch else (2,)
-    started = [srun(size, "-c", STEPS, tmp_path / f"{size}.pt", micro_batch, json.dumps(beyond)) for size in sizes]
+    variants = {1: [(0, False), (0, True)], 2: [(0, False), (3, False), (0, True), (3, True)]}
+    named = {(size, *variant): root / f"{size}-{number}.pt" for size, some in variants.items() for number, variant in enumerate(some)}
+    started = [
+        srun(size, "-c", STEPS, json.dumps([(str(named[(size, *variant)]), variant[0], BEYOND if variant[1] else {}) for variant in some]))
+        for size, some in variants.items()
+    ]
     for processes in started:
         codes, _, errors = end(processes)
         assert set(codes) == {0}, errors
-    found = {size: torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in sizes}
-    assert len(found[2]["losses"]) == 20 - bool(beyond) and np.isfinite(found[2]["losses"]).all()
+    return {which: torch.load(path, weights_only=True) for which, path in named.items()}
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_two_processes_make_the_steps_of_one(made: dict[tuple[int, int, bool], dict[str, Any]], micro_batch: int, beyond: bool) -> None:
+    """The one uses torch's own batch norm."""
+    two = made[2, micro_batch, beyond]
+    assert len(two["losses"]) == 20 - beyond and np.isfinite(two["losses"]).all()
     if not micro_batch:
-        assert found[2]["losses"] == pytest.approx(found[1]["losses"], rel=1e-4)
+        one = made[1, micro_batch, beyond]
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
         for part in ("state", "average"):
-            for name, tensor in found[1][part].items():
+            for name, tensor in one[part].items():
                 if not name.endswith("num_batches_tracked"):
-                    torch.testing.assert_close(found[2][part][name], tensor, rtol=1e-3, atol=1e-4)
+                    torch.testing.assert_close(two[part][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 # Two epochs of three steps, a signal to one process in one of them, and the rest after it. Steps are looked at as on a GPU.
@@ -188,7 +209,7 @@ def test_steps_that_are_looked_at_later_end_in_all_processes_alike_whatever_is_s
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(thin: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """volumes.h5 of 32x32 slices, with seven test volumes, and an untrained model of them."""
     from PIL import Image
 
@@ -220,13 +241,13 @@ def test_every_test_volume_is_scored_once_by_one_two_and_three_processes(data: P
     evaluate.run(alone, Console(quiet=True, results=False))
     line = ["evaluate", "untrained", "--data", data / "volumes.h5", "--runs", data / "runs", "--bootstrap", 5, "--workers", 1, "--json"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "ctcovid"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), *THIN[1:]]
     two = subprocess.run(
         [sys.executable, *torchrun, *map(str, line), "-o", tmp_path / "two"], env=environment, capture_output=True, text=True, check=False
     )
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout)["models"][0]["n_volumes"] == 7
-    codes, outputs, errors = end(srun(3, "-m", "ctcovid", *line, "-o", tmp_path / "three"))
+    codes, outputs, errors = end(srun(3, *THIN[1:], *line, "-o", tmp_path / "three"))
     assert codes == [0, 0, 0], errors
     assert json.loads(outputs[0])["models"][0]["n_volumes"] == 7 and outputs[1:] == errors[1:] == ["", ""]
     rows = list(csv.DictReader((tmp_path / "one" / "predictions-untrained.csv").open()))
@@ -238,7 +259,7 @@ def test_every_test_volume_is_scored_once_by_one_two_and_three_processes(data: P
 
 
 def train_line(data: Path, runs: Path) -> list[object]:
-    return ["-m", "ctcovid", "train", "--data", data / "volumes.h5", "--runs", runs, "--batch", 6, "--workers", 1, "--name", "run"]
+    return [*THIN[1:], "train", "--data", data / "volumes.h5", "--runs", runs, "--batch", 6, "--workers", 1, "--name", "run"]
 
 
 def until(process: subprocess.Popen[str], beginning: str) -> None:
@@ -316,7 +337,7 @@ def test_two_processes_train_beyond_the_paper_and_one_goes_on(data: Path, tmp_pa
 def test_a_validation_that_is_no_number_in_one_process_ends_all(data: Path, tmp_path: Path) -> None:
     """The statistics fail in validation alone; the three volumes of it are those of one process and of the other."""
     weights = load_file(data / "runs" / "untrained" / store.WEIGHTS)
-    broken = {"bn1.running_mean": torch.full((64,), -3e38), "bn1.weight": torch.full((64,), 1e6)}
+    broken = {"bn1.running_mean": torch.full((WIDTHS[0],), -3e38), "bn1.weight": torch.full((WIDTHS[0],), 1e6)}
     save_file(weights | broken, tmp_path / "w.safetensors")
     line = [*train_line(data, tmp_path), "--epochs", 2, "--pretrained", tmp_path / "w.safetensors", "--precision", "float32"]
     codes, _, errors = end(srun(2, *line))
