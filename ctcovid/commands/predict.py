@@ -223,7 +223,7 @@ def _kept(options: Options, summary: Summary, ranks: Ranks) -> tuple[list[Row], 
         rows = [row for row in read_rows(options.output, columns, lambda document: document["scans"]) if row["predicted"]]
         try:
             rows = list(map(typed_row, rows))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{options.output} cannot be continued: {error}. Name another --output.") from error
         volumes: list[Row] = []
         if options.volumes:

@@ -128,8 +128,8 @@ def _rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _own_name(row: Row, labelled: bool) -> tuple[str, str, str]:
-    """Label, patient and the name of a scan that the manifest gives none."""
-    return row.label, row.patient, stem(Path(row.path)) if labelled else ""
+    """Label, patient and the name of a scan that the manifest gives none, as far as they tell it from others."""
+    return (row.label, row.patient, stem(Path(row.path))) if labelled else ("", row.patient, "")
 
 
 def _scan(scan: Scan, row: Row, labelled: bool, alike: bool) -> Scan:

@@ -228,7 +228,7 @@ def test_no_two_scans_share_a_name_whatever_lies_beside_what(make_scan: Callable
 def test_no_two_scans_of_a_list_share_a_name(tmp_path: Path) -> None:
     for place in ("a", "b", "c", "d"):
         touch(tmp_path / place / "ct", "0.png")
-    (tmp_path / "one.csv").write_text("path,patient,scan\na/ct,p,\nb/ct,p,\nc/ct,q,\n")
+    (tmp_path / "one.csv").write_text("path,label,patient,scan\na/ct,NCP,p,\nb/ct,CP,p,\nc/ct,CP,q,\n")
     (tmp_path / "two.csv").write_text("path,patient,scan\nd/ct,q,\n")
     assert [scan.id for scan in find_scans([tmp_path / "one.csv"])] == ["p/a/ct", "p/b/ct", "q"]
     found = find_scans([tmp_path / "one.csv", tmp_path / "two.csv"])
