@@ -165,12 +165,13 @@ def metrics_figure(path: Path, rows: list[Row], places: list[str], what: str, li
 
 
 def saliency_montage(path: Path, explained: Path) -> bool:
-    """Fig. 7: a column for each class, three patients each; whether there was anything to draw."""
+    """Fig. 7: a column for each class, the middle slice of three patients each; whether there was anything to draw."""
     columns: dict[str, list[Path]] = {}
     for manifest in sorted(explained.glob("*/manifest.json")):
         scan = json.loads(manifest.read_text(encoding="utf-8"))
-        overlays = sorted((manifest.parent / "overlays").iterdir())
-        columns.setdefault(Path(scan["source"]).parents[1].name, []).append(overlays[len(overlays) // 2])
+        # In the order of the scan, which that of file names need not be.
+        middle = Path(scan["slices"][len(scan["slices"]) // 2])
+        columns.setdefault(Path(scan["source"]).parents[1].name, []).append(manifest.parent / "overlays" / f"{middle.stem}.png")
     if not columns:
         return False
     height = max(len(column) for column in columns.values())

@@ -17,7 +17,7 @@ from ctcovid.base.runcard import RunCard, versions
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import kernels, registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
-from ctcovid.models.device import device_name
+from ctcovid.models.device import device_kind, device_name
 from ctcovid.models.features import Familiar, save_familiar
 from ctcovid.models.network import SCALING, Network
 from ctcovid.models.ranks import Ranks, together
@@ -33,6 +33,7 @@ from ctcovid.training.continuation import (
     CHECKPOINT,
     HISTORY,
     began_with,
+    changed_device,
     changed_ranks,
     clear,
     find_checkpoint,
@@ -166,7 +167,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         freeze(network.module, options.freeze)
     optimiser = recipe.optimiser(network.module)
     settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint, "ranks": ranks.size}
-    settings["precision"] = str(network.precision)
+    settings |= {"precision": str(network.precision), "device": device_kind(network.device)}
     most = -(-options.batch // ranks.size)
     settings["micro_batch"] = "auto" if options.micro_batch == "auto" else min(recipe.micro_batch or most, most)
     # A cosine comes down by its last epoch; the paper's steps do not depend on it.
@@ -191,8 +192,11 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         synchronise(network.module, ranks.sum)
     if options.epochs:
         _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, ranks, console)
-    if checkpoint is not None and (change := changed_ranks(checkpoint["settings"], ranks.size, options.sync_batchnorm)):
-        console.warn(change)
+    if checkpoint is not None:
+        before = checkpoint["settings"]
+        for change in (changed_ranks(before, ranks.size, options.sync_batchnorm), changed_device(before, settings["device"])):
+            if change:
+                console.warn(change)
 
     card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
     card.content |= {"device": device_name(network.device), "processes": ranks.size}

@@ -76,3 +76,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return str(device)
+
+
+def device_kind(device: torch.device) -> str:
+    """What a result may depend on to the bit: the model of a GPU, ``cpu`` or ``mps``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -18,7 +18,8 @@ from ctcovid.training.scalars import clear as clear_scalars
 
 CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 # Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
-FREE = ("pretrained", "ranks", "micro_batch")
+FREE = ("pretrained", "ranks", "device", "micro_batch")
+RESEMBLES = "From here on the result resembles that of an undisturbed run, and is not equal to it bit by bit."
 
 
 def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, Any] | None:
@@ -105,8 +106,16 @@ def changed_ranks(before: dict[str, Any], ranks: int, synchronised: bool) -> str
     norms = "" if synchronised else " batch norm sees the volumes of a step in other groups, and"
     return (
         f"the run had {was} process{'' if was == 1 else 'es'} and goes on with {ranks}: the same batches in the same order, but{norms} "
-        "sums are taken in another order. From here on the result resembles that of an undisturbed run, and is not equal to it bit by bit."
+        f"sums are taken in another order. {RESEMBLES}"
     )
+
+
+def changed_device(before: dict[str, Any], kind: str) -> str | None:
+    """What is different where a run goes on with another kind of device; None where it does not, or nothing is known."""
+    was = before.get("device")
+    if was in (None, kind):
+        return None
+    return f"the run was on {was} and goes on on {kind}: the same batches in the same order, but it rounds in another way. {RESEMBLES}"
 
 
 def _word(value: object) -> str:

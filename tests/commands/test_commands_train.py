@@ -344,6 +344,21 @@ def test_resuming_with_other_pieces_is_warned_about(
     assert "batch norm saw 4 volumes at a time and now 2 (--micro-batch)" in capsys.readouterr().err
 
 
+def test_going_on_with_another_kind_of_device_is_said_and_not_refused(
+    volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _run(volumes, tmp_path).folder
+    content = torch.load(run / "last.pt", weights_only=True)
+    assert content["settings"]["device"] == "cpu"
+    content["settings"]["device"] = "NVIDIA H200"
+    torch.save(content, run / "last.pt")
+    _run(volumes, tmp_path, epochs=2, resume=True)
+    said = capsys.readouterr().err
+    assert "the run was on NVIDIA H200 and goes on on cpu" in said and "bit by bit" in said
+    _run(volumes, tmp_path, epochs=3, resume=True)
+    assert "goes on" not in capsys.readouterr().err
+
+
 def test_precisions_are_told_by_the_words_of_the_option(volumes: Path, undisturbed: Path) -> None:
     was = torch.load(undisturbed / "last.pt")["settings"]["precision"].removeprefix("torch.")
     if was != "bfloat16":

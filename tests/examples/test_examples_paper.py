@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import re
 import shutil
@@ -152,6 +154,22 @@ def test_every_figure_is_drawn_once_the_best_model_is_finished(small: dict[str, 
             assert min(figure.size) > 200
     assert "Figure 7: figure-7.png" in (out / "results.md").read_text()
     assert len(list((out / "figure-7").glob("*/manifest.json"))) == 3, "one patient of each class is in the test part"
+
+
+def test_the_saliency_figure_shows_the_middle_slice_of_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CC-CCII's names are not padded, and sort as text into another order than that of the scan."""
+    names = [f"{number}.png" for number in range(6, 17)]
+    overlays = tmp_path / "explained" / "7" / "overlays"
+    overlays.mkdir(parents=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (8, 8), (0, 20 * number, 0)).save(overlays / name)
+    manifest = {"source": "CC-CCII/NCP/7/1", "slices": names}
+    (overlays.parent / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    assert importlib.import_module("paper_tables").saliency_montage(tmp_path / "figure.png", tmp_path / "explained")
+    with Image.open(tmp_path / "figure.png") as figure:
+        colours = figure.convert("RGB").getcolors(1 << 20)
+    assert (0, 20 * names.index("11.png"), 0) in [colour for _, colour in colours]
 
 
 def test_a_finished_cell_is_not_trained_again(small: dict[str, str]) -> None:

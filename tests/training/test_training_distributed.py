@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,21 @@ def test_two_processes_stop_together_end_together_and_one_continues(data: Path, 
     assert "had 2 processes and goes on with 1" in finished.stderr and "bit by bit" in finished.stderr
     epochs = [int(row["epoch"]) for row in csv.DictReader((run / "metrics.csv").open())]
     assert epochs == list(range(1, rows + 2))
+
+
+def test_all_end_and_say_how_to_go_on_when_the_first_process_is_killed(data: Path, tmp_path: Path) -> None:
+    """It holds the place at which the others would learn of a failure. They end within 30 seconds; a busy machine has twice that."""
+    line, run = train_line(data, tmp_path), tmp_path / "run"
+    processes = srun(3, *line, "--epochs", 50)
+    until(processes[0], "Epoch 1 of 50: training")
+    processes[0].kill()
+    killed = time.monotonic()
+    codes, _, errors = end(processes)
+    assert time.monotonic() - killed < 60
+    assert codes == [-signal.SIGKILL, 1, 1], errors
+    for error in errors[1:]:
+        assert "Process 0 of 3 has gone" in error and "--resume" in error and "Traceback" not in error
+    assert torch.load(run / "last.pt", weights_only=True)["progress"]["epoch"] >= 1
 
 
 def test_what_fails_in_one_process_is_said_once_and_ends_all_with_its_code(data: Path, tmp_path: Path) -> None:
