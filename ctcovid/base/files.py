@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.temporaries import clear_dead, temporary
 
 try:
     import fcntl
@@ -34,9 +35,10 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises InputError where the folder cannot be written to.
     """
     place = behind_links(path)
-    beside = _temporary(place)
+    beside = temporary(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        clear_dead(place)
         yield beside
         _sync(beside)
         beside.replace(place)
@@ -154,10 +156,11 @@ def _require_place(path: Path) -> None:
 def fresh_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; it takes the place of `path`, which was claimed, when the block ends well."""
     path = path.resolve()
-    beside = _temporary(path)
+    beside = temporary(path)
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
+        clear_dead(path)
         yield beside
         for file in beside.rglob("*"):
             if file.is_file():
@@ -171,21 +174,19 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def occupied(folder: Path) -> Iterator[None]:
+def occupied(folder: Path) -> Iterator[bool]:
     """No other process may enter this block with the same folder until it ends, or the process does, however that may be.
 
-    Raises UsageError where another one is in it. On file systems that know no locks nobody is kept out.
+    Gives whether the others are kept out: on file systems that know no locks nobody is. Raises UsageError where another one is in it.
     """
     # lockf, as its lock is not inherited by workers, which may outlive a killed process by seconds.
     with (folder / LOCK).open("a") as file:
+        locked = False
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise UsageError(f"Another ctcovid is at work in {folder}. Wait for it, or choose another --name.") from error
-        yield
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        yield locked

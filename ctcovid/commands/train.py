@@ -27,7 +27,17 @@ from ctcovid.training import scalars
 from ctcovid.training.beginning import begin_with, require_weights
 from ctcovid.training.checkpoint import Progress, Saving, restore, room_for, save_checkpoint
 from ctcovid.training.closing import close
-from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY, began_with, changed_ranks, clear, find_checkpoint, require_same
+from ctcovid.training.continuation import (
+    BEST,
+    CHECKPOINT,
+    HISTORY,
+    began_with,
+    changed_ranks,
+    clear,
+    clear_unfinished,
+    find_checkpoint,
+    require_same,
+)
 from ctcovid.training.ema import Ema, averaged
 from ctcovid.training.freeze import freeze
 from ctcovid.training.history import EpochRow, write_history
@@ -188,7 +198,8 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     with contextlib.ExitStack() as held:
         if ranks.first:
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(occupied(folder))
+            if held.enter_context(occupied(folder)):
+                clear_unfinished(folder)
             if checkpoint is None:
                 clear(folder)
             card.input(options.data, file.fingerprint)
