@@ -13,13 +13,17 @@
 # Every other setting of a command is an environment variable, such as CTCOVID_DEVICE=cuda:1 or CTCOVID_TRAIN_MICRO_BATCH=8.
 set -euo pipefail
 
+# Of these, what has been set outside: a word that no cell has is worth a line then.
+given="${DEPTHS+DEPTHS} ${BATCHES+BATCHES} ${MODELS+MODELS}"
+
 COMPLETE=${COMPLETE:-CC-CCII}     # folder with complete CT, CLASS/patient/scan/slices
 SEGMENTED=${SEGMENTED:-}          # Table 4: folder with segmented CT; the same one where both are mixed, as in CC-CCII
 SIZE=${SIZE:-512}                 # pixels per side of a slice
 EPOCHS=${EPOCHS:-20}
-DEPTHS=${DEPTHS:-2 4 8 16 32 64}  # cells of other depths, batches and models stay missing
+DEPTHS=${DEPTHS:-2 4 8 16 32 64}  # cells of other depths, batches and models stay missing; Table 7 is of depth 4 and batch 32
 BATCHES=${BATCHES:-8 32 64}
-MODELS=${MODELS:-r3d18 r2plus1d18 r3d34 r2plus1d34 r3d50}
+architectures="r3d18 r2plus1d18 r3d34 r2plus1d34 r3d50"
+MODELS=${MODELS:-$architectures}
 OUT=${OUT:-paper-$SIZE}           # folder for all that is made
 
 # Table 4 is about volumes of the last depth: 64 slices in the paper.
@@ -32,7 +36,7 @@ rows() {
     for images in complete same-number segmented; do row 4 $images r3d18 "$fourth" 8; done
     for depth in 2 4 8 16 32 64; do row 5 complete r3d18 $depth 8; done
     for cell in "2 32" "2 64" "4 32" "4 64" "8 32" "16 32"; do row 6 complete r3d18 "${cell% *}" "${cell#* }"; done
-    for arch in r3d18 r2plus1d18 r3d34 r2plus1d34 r3d50; do row 7 complete $arch 4 32; done
+    for arch in $architectures; do row 7 complete $arch 4 32; done
 }
 
 row() {
@@ -62,6 +66,45 @@ cells() {
 
 has() {
     case " $1 " in *" $2 "*) return 0 ;; *) return 1 ;; esac
+}
+
+refuse() {
+    echo "examples/paper.sh: $1" >&2
+    exit 2
+}
+
+# Before any work: numbers are numbers, and models are those of the paper.
+require_sense() {
+    local name word
+    for name in SIZE EPOCHS DEPTHS BATCHES; do
+        for word in ${!name}; do
+            case $word in
+                0* | *[!0-9]*) refuse "$name: '$word' is no number above 0, as in $name=\"4\"." ;;
+            esac
+        done
+    done
+    for word in $MODELS; do
+        has "$architectures" "$word" || refuse "MODELS: '$word' is none of the paper's architectures, which are $architectures."
+    done
+}
+
+# There is something to train. Settings that leave no cell, or that no cell has, are said.
+require_cells() {
+    local name word found
+    found=$(cells)
+    if [ -z "$found" ]; then
+        refuse "no cell of the paper has DEPTHS=\"$DEPTHS\", BATCHES=\"$BATCHES\" and MODELS=\"$MODELS\". \
+Its batches are 8, 32 and 64; Table 7, the only one of models other than r3d18, is of depth 4 and batch 32."
+    fi
+    for name in $given; do
+        for word in ${!name}; do
+            if ! echo "$found" | awk -v name="$name" -v word="$word" '
+                { value["MODELS"] = $3; value["DEPTHS"] = $4; value["BATCHES"] = $5; if (value[name] == word) found = 1 }
+                END { exit !found }'; then
+                echo "examples/paper.sh: no cell has $word of $name. Table 7, the only one of models other than r3d18, is of depth 4 and batch 32." >&2
+            fi
+        done
+    done
 }
 
 # Table 1 balances its classes; the second row of Table 4 has as many slices as Table 2, in each class and part.
@@ -150,6 +193,7 @@ saliency() {
 
 everything() {
     local number code failed=""
+    require_cells
     prepare >&2
     for number in $(cells | awk '{ print NR }'); do
         code=0
@@ -168,9 +212,17 @@ everything() {
 # A signal to the shell alone stops it after the running command; one to the group stops that command as well.
 trap 'exit 75' TERM USR1
 
+require_sense
 case ${1:-everything} in
-    everything | prepare | tables) "${1:-everything}" ;;
-    list) cells ;;
+    everything | tables) "${1:-everything}" ;;
+    prepare)
+        require_cells
+        prepare
+        ;;
+    list)
+        require_cells
+        cells
+        ;;
     train) train "${2:-without a number}" ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

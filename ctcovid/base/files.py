@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.temporaries import clear_dead, temporary
 
 try:
     import fcntl
@@ -21,25 +22,37 @@ except ImportError:  # where there is no POSIX
 
 RUN_CARD = "run.json"
 LOCK = ".lock"
+# Places of the system itself, in which names are no files of a user's.
+SYSTEM = ("/dev", "/proc", "/sys")
+MOST_LINKS = 40
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends without an exception.
+    """A temporary path to write to; it takes the place of `path` when the block ends without an exception.
+
+    It lies beside `path`, or, where this is a link, beside the file that the link leads to, which is the one that is replaced.
 
     Raises InputError where the folder cannot be written to.
     """
-    temporary = _temporary(path)
+    place = behind_links(path)
+    beside = temporary(place)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        clear_dead(place)
+        yield beside
+        _sync(beside)
+        beside.replace(place)
+        _sync(place.parent)
     except PermissionError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}. Choose another place or mend the permissions.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+def behind_links(path: Path) -> Path:
+    """The file that a link leads to, whether there is one yet or not; any other path as it is."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _sync(path: Path) -> None:
@@ -90,11 +103,25 @@ def claim_file(path: Path, overwrite: bool) -> None:
 
     Raises OutputExistsError where there is one and `overwrite` is off, InputError where there can be none.
     """
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is a folder or a device. Name a file to write.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Name a file to write.")
+    if (path.exists() and not path.is_file()) or _is_of_the_system(path):
+        raise InputError(f"{path} is a device and no file. Name a file to write; ctcovid predict writes to stdout with -o -.")
     _require_place(path)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already. Name another output, or pass --overwrite to replace it.")
+
+
+def _is_of_the_system(path: Path) -> bool:
+    """Whether a path, or a link that it leads over, is the system's, as /dev/stdout is also where this is redirected into a file."""
+    for _ in range(MOST_LINKS):
+        path = path.parent.resolve() / path.name
+        if any(path.is_relative_to(place) for place in SYSTEM) and not path.is_relative_to("/dev/shm"):
+            return True
+        if not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+    return False
 
 
 def claim_folder(path: Path, overwrite: bool, command: str) -> None:
@@ -135,38 +162,37 @@ def _require_place(path: Path) -> None:
 def fresh_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; it takes the place of `path`, which was claimed, when the block ends well."""
     path = path.resolve()
-    temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
+    beside = temporary(path)
+    shutil.rmtree(beside, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.rglob("*"):
+        beside.mkdir(parents=True)
+        clear_dead(path)
+        yield beside
+        for file in beside.rglob("*"):
             if file.is_file():
                 _sync(file)
         if path.exists():
             shutil.rmtree(path)
-        temporary.replace(path)
+        beside.replace(path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def occupied(folder: Path) -> Iterator[None]:
+def occupied(folder: Path) -> Iterator[bool]:
     """No other process may enter this block with the same folder until it ends, or the process does, however that may be.
 
-    Raises UsageError where another one is in it. On file systems that know no locks nobody is kept out.
+    Gives whether the others are kept out: on file systems that know no locks nobody is. Raises UsageError where another one is in it.
     """
     # lockf, as its lock is not inherited by workers, which may outlive a killed process by seconds.
     with (folder / LOCK).open("a") as file:
+        locked = False
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise UsageError(f"Another ctcovid is at work in {folder}. Wait for it, or choose another --name.") from error
-        yield
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        yield locked

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import compress
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import UsageError
+from ctcovid.base.errors import StoppedError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
@@ -129,7 +131,7 @@ def run(options: Options, console: Console) -> Summary | Data:
         if earlier.exists():
             shutil.rmtree(earlier)
     card = RunCard(folder / RUN_CARD, "demo", asdict(options), options.sources)
-    with card.recording():
+    with card.recording(), _begun_anew():
         with console.progress(len(plan(parameters)), "Making synthetic scans") as advance:
             scans = write_dataset(data, parameters, options.workers or cpus.allowed(), advance)
         if not options.data_only:
@@ -144,6 +146,17 @@ def run(options: Options, console: Console) -> Summary | Data:
     console.say(f"The lesions are in {folder / TRUTH}, the defects in {folder / 'defects.csv'}.")
     console.say(f"Next:  ctcovid prepare {shlex.quote(str(folder))} --depth {DEPTH} --size {parameters.size}")
     return made
+
+
+@contextlib.contextmanager
+def _begun_anew() -> Iterator[None]:
+    """A command that is stopped says how it is continued; the demo around it is not."""
+    try:
+        yield
+    except StoppedError as error:
+        by = str(error).partition(". ")[0]
+        text = f"{by}. A demo is not continued: the same line with --overwrite begins it anew."
+        raise StoppedError(text, error.exit_code, error.together) from error
 
 
 def _five_commands(options: Options, data: Path, size: int, console: Console) -> Summary:

@@ -36,6 +36,7 @@ from ctcovid.training.continuation import (
     changed_device,
     changed_ranks,
     clear,
+    clear_unfinished,
     find_checkpoint,
     is_finished,
     require_same,
@@ -203,7 +204,8 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     with contextlib.ExitStack() as held:
         if ranks.first:
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(occupied(folder))
+            if held.enter_context(occupied(folder)):
+                clear_unfinished(folder)
             if checkpoint is None:
                 clear(folder)
             card.input(options.data, file.fingerprint)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.decode import ending
-from ctcovid.scans.dicom import is_dicom
+from ctcovid.scans.dicom import begins_as_dicom, is_dicom
 from ctcovid.scans.read import page_count
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
@@ -24,7 +24,7 @@ PICTURES_OF_A_SCAN = 8
 
 @dataclass(frozen=True)
 class Contents:
-    """The slices that lie directly in a folder, of one kind; the others are empty. Each of `volumes` holds a scan for itself."""
+    """What lies directly in a folder: pictures, or volumes and DICOM. Each of `volumes` holds a scan for itself."""
 
     pictures: tuple[Path, ...] = ()
     volumes: tuple[Path, ...] = ()
@@ -41,7 +41,7 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 
 def look_into(folder: Path) -> Contents:
-    """What lies directly in a folder. Where kinds are mixed, that of which there is more; DICOM and volumes go before their previews.
+    """What lies directly in a folder. Volumes and DICOM may lie there together; pictures beside them are their previews, or the scan.
 
     Raises InputError where the folder may not be read.
     """
@@ -57,10 +57,11 @@ def look_into(folder: Path) -> Contents:
         # Names of DICOM files often have no ending, or are UIDs.
         elif suffix in DICOM or (name.upper() != INDEX and is_dicom(folder / name)):
             dicom.append(folder / name)
-    if dicom and len(pictures) < max(len(dicom) + 1, PICTURES_OF_A_SCAN):
-        return Contents(dicom=tuple(dicom))
-    if volumes and len(pictures) < PICTURES_OF_A_SCAN * len(volumes):
-        return Contents(volumes=tuple(volumes))
+    # Beside pictures, files that are DICOM by their name alone, such as a report, are not what these are previews of.
+    sound = not pictures or any(begins_as_dicom(path) for path in dicom)
+    fewest = max(PICTURES_OF_A_SCAN * len(volumes), max(len(dicom) + 1, PICTURES_OF_A_SCAN) if dicom and sound else 0)
+    if len(pictures) < fewest:
+        return Contents(volumes=tuple(volumes), dicom=tuple(dicom))
     # Of a scan with a file for each slice only the first is opened here.
     if pictures and pictures[0].suffix.lower() in TIFF and page_count(pictures[0]) > 1:
         return Contents(volumes=tuple(path for path in pictures if path.suffix.lower() in TIFF))

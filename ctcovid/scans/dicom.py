@@ -27,6 +27,7 @@ DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
 DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 TAIL = 1 << 20
 MOST_DEFLATED = 1 << 20
+NOT_DICOM = "not DICOM, whatever its name says"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,16 @@ def is_dicom(path: Path) -> bool:
             return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
+
+
+def begins_as_dicom(path: Path) -> bool:
+    """Whether a file may be DICOM: it bears the mark, or begins without one, with an element of the group 2 or 8, as old files do."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError:
+        return False
+    return head[128:] == b"DICM" or head[:2] in (b"\2\0", b"\10\0", b"\0\10")
 
 
 class DamagedError(ValueError):
@@ -137,14 +148,15 @@ def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
     with path.open("rb") as file:
         size = path.stat().st_size
         # pydicom unpacks it all at once, to as much as a thousand times its size.
-        if size > MOST_DEFLATED and DEFLATED_SYNTAX.encode() in file.read(1024):
+        head = file.read(1024)
+        if size > MOST_DEFLATED and DEFLATED_SYNTAX.encode() in head:
             raise DamagedError("deflated as a whole, and too large to be unpacked safely")
         file.seek(0)
         bounded: Any = _Bounded(file, size)
         dataset = pydicom.dcmread(bounded, stop_before_pixels="PixelData" not in tags, force=True, specific_tags=tags.split())
         place = file.tell()
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
-        raise DamagedError("damaged" if len(dataset) else "not DICOM, whatever its name says")
+        raise DamagedError(NOT_DICOM if not len(dataset) and any(head) and not begins_as_dicom(path) else "damaged")
     return dataset, place
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctcovid.scans.dicom import DamagedError, Header, read_header
+from ctcovid.scans.dicom import NOT_DICOM, DamagedError, Header, read_header
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.quality import bearable
 
@@ -45,9 +45,13 @@ def near(headers: Sequence[Header], unread: Sequence[Unread], studies: set[str])
 
 
 def of_series(members: Sequence[Header], unread: Sequence[Unread]) -> tuple[list[Unread], list[Unread]]:
-    """Of files that cannot be read those of a series, by its UID, else by their folder, and the others."""
+    """Of files that cannot be read those of a series, by its UID, else by their folder, and the others.
+
+    One that is no DICOM at all, such as a report, is none of its slices.
+    """
     uid, folders = members[0].series, {header.path.parent for header in members}
-    own = [one for one in unread if (one.header.series == uid if one.header and one.header.series else one.path.parent in folders)]
+    damaged = [one for one in unread if one.reason != NOT_DICOM]
+    own = [one for one in damaged if (one.header.series == uid if one.header and one.header.series else one.path.parent in folders)]
     return own, [one for one in unread if one not in own]
 
 

@@ -49,6 +49,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
     first_of: dict[str, int] = {}
     first_named: dict[tuple[str, str, str], int] = {}
     unnamed = Counter(_own_name(row, labelled) for row in rows if not row.scan)
+    listed = {(path.parent / row.path).resolve() for row in rows}
     for row in rows:
         problem, scan = "", None
         try:
@@ -56,6 +57,9 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
         except InputError as error:
             problem = str(error)
         else:
+            # A file in the folder that has a line of its own, such as a NIfTI beside DICOM, is not what the folder's line means.
+            others = [one for one in found if not one.scan.folder.is_file() or one.scan.folder.resolve() not in listed]
+            found = others if len(others) == 1 else found
             if len(found) == 1:
                 scan = _scan(found[0].scan, row, labelled, unnamed[_own_name(row, labelled)] > 1)
                 name = (scan.label, scan.patient, scan.id)

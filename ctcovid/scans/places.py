@@ -9,7 +9,7 @@ from pathlib import Path
 from ctcovid.base.errors import InputError
 from ctcovid.scans.contents import DICOM, TIFF, Contents, look_into, natural_key, walk
 from ctcovid.scans.decode import ending, volume_scan
-from ctcovid.scans.dicom import Header, is_dicom
+from ctcovid.scans.dicom import NOT_DICOM, Header, is_dicom
 from ctcovid.scans.losses import Unread, near, read_headers
 from ctcovid.scans.read import page_count, pages_scan
 from ctcovid.scans.scan import Scan
@@ -62,7 +62,7 @@ def in_studies(files: Sequence[Path], series: str | None) -> list[Found]:
     every = studies(headers)
     pictured = [study for study in every if any(header.rows for header in study)]
     names = {study[0].study for study in pictured}
-    parts = [unread if len(pictured) == 1 else near(study, unread, names) for study in pictured or every]
+    parts = [_around(study, unread) if len(pictured) == 1 else near(study, unread, names) for study in pictured or every]
     found = [_study(study, part, series) for study, part in zip(pictured or every, parts, strict=True)]
     # Studies of which nothing can be read.
     taken = {one.path for part in parts for one in part}
@@ -102,6 +102,12 @@ def _study(headers: Sequence[Header], unread: Sequence[Unread], series: str | No
     if used:
         scan = replace(scan, folder=common_folder([header for header in headers if header.path in used]))
     return Found(scan, headers[0].study, headers[0].patient)
+
+
+def _around(study: Sequence[Header], unread: Sequence[Unread]) -> list[Unread]:
+    """What cannot be read, for the only study there is: all of it but what is no DICOM at all and lies elsewhere."""
+    folder = common_folder(study)
+    return [one for one in unread if one.reason != NOT_DICOM or folder in one.path.parents]
 
 
 def _volume(path: Path) -> Scan:

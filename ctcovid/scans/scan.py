@@ -13,6 +13,9 @@ from ctcovid.scans.geometry import Geometry, Turn
 # More in one file, or in one picture, is taken for damage: it would not fit into memory beside what is made of it.
 MOST_BYTES = 640 << 20
 MOST_PIXELS_PER_SIDE = 8192
+# What to do about a scan of which nothing can be used, in general and by the code of the finding.
+MEND = "Mend it or remove the scan."
+REMEDIES = {"not-dicom": "Rename or remove what is no DICOM.", "no-such-series": "Name another --series, or none."}
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,14 @@ class Scan:
         """The scan without slices and with an error that says why; what was found before is forgotten."""
         return replace(self, slices=(), findings=(Finding(code, ERROR, message, SCAN_DROPPED),))
 
+    @property
+    def refusal(self) -> str:
+        """Of a scan without slices: why, and what to do about it."""
+        errors = [finding for finding in self.findings if finding.severity == ERROR]
+        remedy = REMEDIES.get(errors[0].code, MEND) if errors else MEND
+        return f"{self.folder}: {'; '.join(error.message for error in errors) or 'no slices'}. {remedy}"
+
     def require_slices(self) -> None:
         """Raises InputError, with the reason, where nothing of the scan can be used."""
         if not self.slices:
-            reasons = [finding.message for finding in self.findings if finding.severity == ERROR]
-            raise InputError(f"{self.folder}: {'; '.join(reasons) or 'no slices'}. Mend it or remove the scan.")
+            raise InputError(self.refusal)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import counted
-from ctcovid.scans.dicom import SECONDARY_CAPTURE, Header, Plane
+from ctcovid.scans.dicom import NOT_DICOM, SECONDARY_CAPTURE, Header, Plane
 from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
 from ctcovid.scans.losses import Unread, can_do_without, of_lost, of_others, of_series, reasons, told
@@ -71,6 +71,9 @@ def study_scan(place: Scan, headers: Sequence[Header], unread: Sequence[Unread],
     there is nothing else.
     """
     everything = group(headers)
+    if not everything and unread and all(one.reason == NOT_DICOM for one in unread):
+        count = counted(len(unread), "file")
+        return place.refused("not-dicom", f"{count} named as DICOM without being DICOM")
     if not everything:
         return place.refused("unreadable", f"no DICOM slices that can be read: {reasons(unread)}" if unread else "no DICOM slices")
     if wanted is not None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
-from ctcovid.base.files import made_by
+from ctcovid.base.files import RUN_CARD, made_by
 from ctcovid.base.runcard import sha256
+from ctcovid.base.temporaries import clear_all
 from ctcovid.models import store
 from ctcovid.models.features import FILE as FEATURES
 from ctcovid.models.weightfile import find_weights
@@ -17,6 +18,8 @@ from ctcovid.training.checkpoint import Progress, read_checkpoint
 from ctcovid.training.scalars import clear as clear_scalars
 
 CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
+# What training writes into the folder of its run, beside its run card and what TensorBoard wants.
+WRITTEN = (store.CARD, store.WEIGHTS, FEATURES, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
 # Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
 FREE = ("pretrained", "ranks", "device", "micro_batch")
 RESEMBLES = "From here on the result resembles that of an undisturbed run, and is not equal to it bit by bit."
@@ -51,11 +54,16 @@ def is_finished(folder: Path, progress: Progress) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
-    for name in (store.CARD, store.WEIGHTS, FEATURES, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png", "MODEL_CARD.md"):
+    for name in (*WRITTEN, "MODEL_CARD.md"):
         (folder / name).unlink(missing_ok=True)
     clear_scalars(folder)
     if made_by(folder / "evaluation", "evaluate"):
         shutil.rmtree(folder / "evaluation")
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed runs were writing in `folder` when they were killed, on whatever host; none may be at work there."""
+    clear_all(folder, (*WRITTEN, RUN_CARD))
 
 
 def began_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, Any] | None:

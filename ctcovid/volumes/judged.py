@@ -58,8 +58,7 @@ def read_judged(scan: Scan, size: int, window: Window, pool: Executor, fewest: i
     """
     if not scan.slices:
         reasons = [finding for finding in scan.findings if finding.severity == ERROR]
-        said = "; ".join(finding.message for finding in reasons) or "no slices"
-        raise RefusedScanError(f"{scan.folder}: {said}. Mend it or remove the scan.", tuple(finding.code for finding in reasons))
+        raise RefusedScanError(scan.refusal, tuple(finding.code for finding in reasons))
     if len(scan.slices) < fewest:
         raise _too_few(scan, len(scan.slices), fewest)
     probed = probe_scan(scan)

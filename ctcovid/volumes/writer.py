@@ -18,6 +18,7 @@ from isal import isal_zlib
 
 from ctcovid import __version__
 from ctcovid.base.errors import InputError
+from ctcovid.base.files import behind_links
 from ctcovid.volumes.chunk import CHUNK_OPTIONS
 from ctcovid.volumes.encode import Chunk
 from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, NUMBER_COLUMNS, TEXT_COLUMNS, ScanRow, columns, read_rows
@@ -46,6 +47,7 @@ class VolumesWriter:
         settings: dict[str, Any],
         base: VolumesFile | None = None,
     ) -> None:
+        path = behind_links(path)
         self.path, self.base = path, base
         self.partial, self.leftover = (path.with_name(path.name + ending) for ending in (".partial", ".partial.old"))
         self.depth, self.size, self.classes, self.positive = depth, size, classes, positive

@@ -85,6 +85,37 @@ def test_existing_file_is_claimed_only_with_overwrite(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_link_is_written_through_and_stays_a_link(there: bool, tmp_path: Path) -> None:
+    target, link, second = tmp_path / "other" / "target.csv", tmp_path / "link.csv", tmp_path / "second.csv"
+    target.parent.mkdir()
+    if there:
+        target.write_text("old")
+    link.symlink_to("other/target.csv")
+    second.symlink_to("link.csv")
+    claim_file(second, overwrite=True)
+    write_text(second, "new")
+    assert second.is_symlink() and link.is_symlink() and not target.is_symlink()
+    assert target.read_text() == "new"
+    assert contents(tmp_path) == dict.fromkeys(("other/target.csv", "link.csv", "second.csv"), b"new")
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/null", "/dev/fd/1", "/proc/x.csv", "link to /dev/stdout"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_device_is_refused_as_one_wherever_stdout_leads(place: str, overwrite: bool, tmp_path: Path) -> None:
+    path = Path(place)
+    if place.startswith("link to "):
+        path = tmp_path / "link"
+        path.symlink_to(place.removeprefix("link to "))
+    code = (
+        "import sys; from pathlib import Path; from ctcovid.base.files import claim_file; claim_file(Path(sys.argv[1]), bool(sys.argv[2]))"
+    )
+    with (tmp_path / "redirected").open("w") as stdout:
+        line = [sys.executable, "-c", code, str(path), "x" * overwrite]
+        done = subprocess.run(line, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert f"InputError: {path} is a device" in done.stderr and "-o -" in done.stderr and "--overwrite" not in done.stderr
+
+
 def test_folder_is_replaced_only_where_the_same_command_made_it(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()

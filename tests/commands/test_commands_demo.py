@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import OutputExistsError, UsageError
+from ctcovid.base.errors import OutputExistsError, StoppedError, UsageError
+from ctcovid.base.signals import StopRequest
 from ctcovid.commands import demo, prepare
 
 
@@ -41,6 +46,23 @@ def test_the_data_set_alone_is_what_prepare_takes(made: Path, tmp_path: Path) ->
 def test_another_wish_does_not_overwrite_the_data(made: Path) -> None:
     with pytest.raises(OutputExistsError):
         demo.run(demo.Options(made, data_only=True), quiet())
+
+
+def test_a_demo_that_is_stopped_says_how_to_begin_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise stop.error("runs/r3d18/last.pt is written; the same line with --resume continues it.")
+
+    monkeypatch.setattr(demo.train, "run", stopped)
+    options = demo.Options(tmp_path / "demo", patients=3, size=32, slices="8-10", workers=1)
+    # What the sentence advises is taken at its word.
+    for line in (options, replace(options, overwrite=True)):
+        with pytest.raises(StoppedError) as caught:
+            demo.run(line, quiet())
+        assert str(caught.value) == "Stopped by SIGTERM. A demo is not continued: the same line with --overwrite begins it anew."
+        assert caught.value.exit_code == 75
+        assert json.loads((tmp_path / "demo" / "run.json").read_text())["error"] == str(caught.value)
 
 
 @pytest.mark.parametrize(

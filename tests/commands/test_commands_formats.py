@@ -19,8 +19,10 @@ import torch
 from PIL import Image
 from thin import THIN
 
+from ctcovid.base.errors import InputError
 from ctcovid.models import registry, store
 from ctcovid.models.network import SCALING
+from ctcovid.scans.manifest import manifest_scans
 
 WriteSeries = Callable[..., list[Path]]
 PLANTED = {"PatientName": "Mustermann^Erika", "PatientBirthDate": "19640812", "InstitutionName": "Charite Planted", "PatientID": "KH-77123"}
@@ -178,6 +180,16 @@ def test_wrong_lines_of_a_list_are_named_by_number(listed: Path) -> None:
     assert "line 3: scan a of patient 1 is also in line 2, with another path" in ctcovid(listed, "prepare", "wrong.csv").stderr
     (listed / "wrong.csv").write_text("path,label\npng/NCP,NCP\n")
     assert "has no column patient. It needs path,label,patient[,scan,split]" in ctcovid(listed, "prepare", "wrong.csv").stderr
+
+
+def test_dicom_and_a_volume_in_one_folder_have_a_line_each(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "both", chest)
+    write_volume(tmp_path / "both" / "a.nii.gz", chest)
+    (tmp_path / "scans.csv").write_text("path,label,patient\nboth,NCP,1\n")
+    with pytest.raises(InputError, match="line 2: both holds 2 scans; give a line for each"):
+        manifest_scans(tmp_path / "scans.csv")
+    (tmp_path / "scans.csv").write_text("path,label,patient\nboth,NCP,1\nboth/a.nii.gz,CP,2\n")
+    assert [scan.stack and scan.stack.reader for scan in manifest_scans(tmp_path / "scans.csv")] == ["dicom", "volume"]
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,14 @@ def test_a_run_killed_within_an_epoch_resumes_from_within_it(volumes: Path, undi
     _assert_same(tmp_path / "run", undisturbed)
 
 
+def test_what_killed_runs_were_writing_is_gone_after_the_next_one(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    for name in (".last.pt.0123456789ab-17.tmp", ".best.safetensors.0123456789ab-17.tmp", ".run.json.17.tmp"):
+        (run / name).touch()
+    _end(_train(volumes, tmp_path, "--epochs", 5, "--name", "run", "--resume"), 0)
+    assert list(run.glob(".*.tmp")) == []
+
+
 # Starts the line in a child of its own session, once for each of the moments, and once more to its end. The child is a fork, which
 # saves it the imports and not the rest of a beginning. A moment counts from the child's start, or from that of its run card.
 STOPPED_AGAIN_AND_AGAIN = """

@@ -120,6 +120,36 @@ def test_the_scripts_train_the_cells_of_the_paper(tools: Path) -> None:
     assert {line.split()[0] for line in with_all.splitlines()} == {*PAPER, "r3d18-d64-b8-same-number", "r3d18-d64-b8-segmented"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"MODELS": "r3d18 nonsense"}, "MODELS: 'nonsense' is none of the paper's architectures, which are r3d18 "),
+        ({"DEPTHS": "2 x"}, "DEPTHS: 'x' is no number"),
+        ({"BATCHES": "8,32"}, "BATCHES: '8,32' is no number"),
+        ({"SIZE": "0"}, "SIZE: '0' is no number above 0"),
+        ({"EPOCHS": "-1"}, "EPOCHS: '-1' is no number"),
+        ({"DEPTHS": "2 4", "BATCHES": "16", "MODELS": "r3d18 r2plus1d18"}, 'no cell of the paper has DEPTHS="2 4", BATCHES="16" and'),
+        ({"BATCHES": "8", "MODELS": "r3d50"}, "Table 7, the only one of models other than r3d18, is of depth 4 and batch 32"),
+    ],
+)
+def test_settings_that_leave_nothing_to_train_are_refused_before_any_work(
+    settings: dict[str, str], said: str, tools: Path, tmp_path: Path
+) -> None:
+    environment = _environment(tools, COMPLETE=tmp_path / "absent", OUT=tmp_path / "out", **settings)
+    for part in ("list", "prepare", "everything"):
+        done = _paper(environment, part)
+        assert (done.returncode, done.stdout) == (2, "") and said in done.stderr
+        assert done.stderr.startswith("examples/paper.sh: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_asked_for_and_no_cell_has_is_named(tools: Path) -> None:
+    done = _paper(_environment(tools, BATCHES=8, MODELS="r3d18 r3d50"), "list")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == PAPER[:6]
+    assert done.returncode == 0 and done.stderr.count("no cell has") == 1 and "no cell has r3d50 of MODELS. Table 7" in done.stderr
+    assert _paper(_environment(tools), "list").stderr == ""
+
+
 def test_every_table_has_the_rows_of_the_paper_and_says_which_are_missing(small: dict[str, str]) -> None:
     tables = {number: _rows(small, number) for number in (4, 5, 6, 7)}
     assert tables[4]["images"].tolist() == ["complete", "same-number", "segmented"]

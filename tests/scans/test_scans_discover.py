@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,13 @@ def touch(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).touch()
     return folder
+
+
+def write_volumes(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        values = np.random.default_rng(len(name)).normal(-700, 60, (9, 24, 20)).astype(np.int16)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(folder / f"{name}.nii.gz"))
 
 
 def names(slices: tuple[Path, ...]) -> list[str]:
@@ -265,6 +273,41 @@ def test_previews_beside_a_scan_are_no_scan_and_a_mask_beside_pictures_is_none(
     touch(tmp_path / "pictures", "mask.nii.gz", "IM.dcm")
     found = {scan.id: {path.suffix for path in scan.slices} or scan.folder.suffix for scan in find_scans([tmp_path])}
     assert found == {"dicom": {""}, "volume/scan": ".nii", "pictures": {".png"}}
+
+
+def test_volumes_beside_dicom_are_scans_of_their_own(write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path) -> None:
+    write_series(tmp_path / "NCP" / "16" / "1164", chest)
+    write_volumes(tmp_path / "NCP" / "16" / "1164", "a", "b")
+    found = {scan.source: len(scan.slices) for scan in find_scans([tmp_path])}
+    assert found == {"NCP/16/1164": 9, "NCP/16/1164/a.nii.gz": 9, "NCP/16/1164/b.nii.gz": 9}
+    scans, problems = find_dataset(tmp_path)
+    assert {scan.source: len(scan.slices) for scan in scans} == found and problems == []
+    assert len({scan.id for scan in scans}) == 3
+
+
+def test_file_that_is_dicom_by_its_name_alone_costs_no_neighbour(
+    write_series: Callable[..., list[Path]], make_scan: Callable[..., Path], chest: np.ndarray, tmp_path: Path
+) -> None:
+    write_volumes(tmp_path / "volumes", "a", "b")
+    make_scan(tmp_path / "pictures", slices=3)
+    write_series(tmp_path / "dicom", chest[:5])
+    for folder in ("volumes", "pictures", "dicom"):
+        for name in ("report", "summary", "letter"):
+            (tmp_path / folder / f"{name}.dcm").write_text("Thorax: unauffällig.\n" * 20)
+    found = {scan.source: scan for scan in find_scans([tmp_path])}
+    slices = {"volumes/a.nii.gz": 9, "volumes/b.nii.gz": 9, "volumes": 0, "pictures": 3, "dicom": 5}
+    assert {source: len(scan.slices) for source, scan in found.items()} == slices
+    assert [one.code for one in found["volumes"].findings] == ["not-dicom"]
+    assert [(one.code, one.action) for one in found["dicom"].findings] == [("unreadable-file", "kept")]
+    with pytest.raises(InputError, match=r"volumes: 3 files named as DICOM without being DICOM\. Rename or remove what is no DICOM\.$"):
+        found["volumes"].require_slices()
+
+
+def test_slice_whose_content_was_lost_is_no_stray(write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path) -> None:
+    for path in write_series(tmp_path, chest)[2:6]:
+        path.rename(path.with_suffix(".dcm")).write_bytes(bytes(1000))
+    (scan,) = find_scans([tmp_path])
+    assert scan.slices == () and [one.code for one in scan.findings] == ["unreadable-slice"]
 
 
 def test_links_that_lead_in_a_circle_are_followed_once(make_scan: Callable[..., Path], tmp_path: Path) -> None:

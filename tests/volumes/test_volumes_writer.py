@@ -255,3 +255,12 @@ def test_place_that_cannot_be_written_to_is_an_input_error(tmp_path: Path) -> No
         VolumesWriter(tmp_path / "file" / "v.h5", 2, 32, CLASSES, "NCP", {}),
     ):
         pytest.fail("it was written")
+
+
+def test_file_behind_a_link_is_replaced_and_the_link_stays(known_scans: list, path: Path, write_volumes: Callable[..., None]) -> None:
+    path.parent.mkdir()
+    link = path.parent / "link.h5"
+    link.symlink_to("volumes.h5")
+    write_volumes(link, known_scans)
+    assert link.is_symlink() and not path.is_symlink()
+    assert VolumesFile(path).rows and sorted(item.name for item in path.parent.iterdir()) == ["link.h5", "volumes.h5"]
