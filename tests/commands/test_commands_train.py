@@ -107,10 +107,9 @@ def test_two_epochs_and_two_more_equal_four(volumes: Path, undisturbed: Path, tm
     _assert_same(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("first", [1, 3])
-@pytest.mark.parametrize("step", ["ctcovid.commands.train.close", "ctcovid.models.store.save_card"])
+@pytest.mark.parametrize(("step", "first"), [("ctcovid.commands.train.close", 1), ("ctcovid.models.store.save_card", 3)])
 def test_an_extended_run_that_is_stopped_while_it_is_finished_is_finished_by_resume(
-    volumes: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, step: str
+    volumes: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, first: int
 ) -> None:
     """Until then the folder holds the model of the first epochs, or none; never a card that is another one's."""
 
