@@ -9,29 +9,25 @@ from typing import Any
 
 import torch
 
-from ctcovid.base.choices import PARTS
 from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError, counted
 from ctcovid.base.files import RUN_CARD, claim_file, occupied
-from ctcovid.base.runcard import RunCard, versions
+from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
+from ctcovid.commands.train_record import Record
 from ctcovid.models import kernels, registry, store
 from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.models.device import device_kind, device_name
-from ctcovid.models.features import Familiar, save_familiar
-from ctcovid.models.network import SCALING, Network
+from ctcovid.models.network import Network
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.syncnorm import synchronise
-from ctcovid.reports.figures import curve
 from ctcovid.reports.tables import Cell, Table
 from ctcovid.training import scalars
 from ctcovid.training.beginning import begin_with, require_weights
-from ctcovid.training.checkpoint import Progress, Saving, restore, room_for, save_checkpoint
+from ctcovid.training.checkpoint import Progress, Saving, restore
 from ctcovid.training.closing import close
 from ctcovid.training.continuation import (
-    BEST,
     CHECKPOINT,
-    HISTORY,
     began_with,
     changed_device,
     changed_ranks,
@@ -41,9 +37,9 @@ from ctcovid.training.continuation import (
     is_finished,
     require_same,
 )
-from ctcovid.training.ema import Ema, averaged
+from ctcovid.training.ema import Ema
 from ctcovid.training.freeze import freeze
-from ctcovid.training.history import EpochRow, write_history
+from ctcovid.training.history import EpochRow
 from ctcovid.training.loop import fit
 from ctcovid.training.memory import fitted, is_want_of_memory, too_large
 from ctcovid.training.parts import parts_to_learn_from
@@ -138,6 +134,7 @@ def run(options: Options, console: Console) -> Summary:
 
 
 def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
+    """Check what was asked for, and build or restore what is trained, before anything is written."""
     recipe = _recipe(options)
     if options.tensorboard:
         scalars.require_tensorboard()
@@ -154,12 +151,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     if options.patience and not len(valid_set):
         raise UsageError("--patience waits for a better validation accuracy, and the validation part is empty. Leave it away.")
     synchronised = options.sync_batchnorm and ranks.size > 1
-
-    def require_fit(recipe: Recipe) -> None:
-        fewest = recipe.fewest(len(train_set), train_set.labels, ranks.size, synchronised)
-        registry.require_fit(options.arch, depth, file.size, fewest)
-
-    require_fit(recipe)
+    _require_fit(recipe, options.arch, train_set, ranks, synchronised)
     torch.manual_seed(options.seed)
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
@@ -167,12 +159,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     if options.freeze:
         freeze(network.module, options.freeze)
     optimiser = recipe.optimiser(network.module)
-    settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint, "ranks": ranks.size}
-    settings |= {"precision": str(network.precision), "device": device_kind(network.device)}
-    most = -(-options.batch // ranks.size)
-    settings["micro_batch"] = "auto" if options.micro_batch == "auto" else min(recipe.micro_batch or most, most)
-    # A cosine comes down by its last epoch; the paper's steps do not depend on it.
-    settings["epochs"] = options.epochs if options.schedule == "cosine" else None
+    settings = _settings(options, recipe, file, depth, network, ranks)
     progress = Progress()
     if checkpoint is None:
         settings["pretrained"] = begin_with(options.pretrained, folder, network, options.epochs, console)
@@ -184,95 +171,125 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         progress = restore(checkpoint, network.module, optimiser, ema)
         require_weights(options.epochs, options.pretrained, options.freeze, progress)
     ranks.require_same((progress.epoch, progress.step), f"how far the run in {folder} has come")
-    over = progress.over(options.epochs, options.patience)
-    if checkpoint is not None and over and is_finished(folder, progress):
+    if checkpoint is not None and progress.over(options.epochs, options.patience) and is_finished(folder, progress):
         more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
         console.say(f"{folder} has its {progress.epoch} epochs already; {more} would continue it.")
         return _summary(folder, progress, console)
     if synchronised:
         synchronise(network.module, ranks.sum)
     if options.epochs:
-        _announce(folder, network, file, depth, train_set, valid_set, progress, recipe, ranks, console)
+        _announce(folder, network, train_set, valid_set, progress, recipe, ranks, console)
     if checkpoint is not None:
         before = checkpoint["settings"]
         for change in (changed_ranks(before, ranks.size, options.sync_batchnorm), changed_device(before, settings["device"])):
             if change:
                 console.warn(change)
-
-    card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
-    card.content |= {"device": device_name(network.device), "processes": ranks.size}
+    record = Record(folder, network, optimiser, ema, progress, settings, ranks)
     with contextlib.ExitStack() as held:
-        if ranks.first:
-            folder.mkdir(parents=True, exist_ok=True)
-            if held.enter_context(occupied(folder)):
-                clear_unfinished(folder)
-            if checkpoint is None:
-                clear(folder)
-            card.input(options.data, file.fingerprint)
-            if settings["pretrained"]:
-                card.content["pretrained"] = settings["pretrained"]
-                card.input(Path(settings["pretrained"]["path"]), f"sha256:{settings['pretrained']['sha256']}")
-            held.enter_context(card.recording())
+        card = _begun(options, file, record, checkpoint is None, held)
         stop = held.enter_context(StopRequest())
         ranks.tell_of(stop)
         workers = options.workers or ranks.readers
-        feed = None if over else resident(train_set, network.device, workers, stop, console, ranks.local_size)
-        if options.micro_batch == "auto" and not over:
-            recipe = replace(recipe, micro_batch=fitted(recipe, network, train_set.shape, checkpoint, ranks, console))
-            settings["micro_batch"] = min(recipe.micro_batch or most, most)
-            require_fit(recipe)
-        stepper = Stepper(network, optimiser, recipe, ranks, synchronised, ema)
-        events = scalars.Scalars(folder, progress.history) if options.tensorboard and ranks.first else None
-
-        def save() -> None:
-            if ranks.first:
-                with ranks.writing(), room_for(folder / CHECKPOINT):
-                    save_checkpoint(folder / CHECKPOINT, network.module, optimiser, progress, settings, ema)
-
-        def keep(row: EpochRow, pace: str) -> None:
-            # In this order, a kill between the two repeats the epoch and loses nothing.
-            if ranks.first:
-                with ranks.writing(), room_for(folder / CHECKPOINT):
-                    if progress.best is row:
-                        with averaged(network.module, ema):
-                            store.save_weights(folder / BEST, network.module)
-                save()
-                _write_curves(folder, progress.history)
-            if events is not None:
-                events.add(row)
-            console.say(f"{_line(row, recipe)}; {pace}".removesuffix("; "))
-
-        if progress.history and ranks.first:
-            # A kill may have come between the checkpoint and the history.
-            _write_curves(folder, progress.history)
-        saving = Saving(options.checkpoint_every if ranks.first else 0, save)
-        try:
-            with naming_limits(workers):
-                finished = fit(stepper, train_set, feed, valid_set, progress, workers, stop, console, saving, keep)
-        except (RuntimeError, MemoryError) as error:
-            if not is_want_of_memory(error):
-                raise
-            raise too_large(error, recipe, network, train_set.shape, ranks) from error
-        if events is not None:
-            events.close()
-        if not finished:
-            save()
-            raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
-        if not progress.history:
-            if ranks.first:
-                store.save_weights(folder / BEST, network.module)
-            save()
-        elif progress.epoch < options.epochs:
-            console.say(f"No better epoch in {options.patience}: stopped early.")
+        recipe = _train(options, recipe, checkpoint, train_set, valid_set, record, workers, stop, console)
         if ranks.first:
             # A network of its own, as the one that was trained may be synchronised, and its last weights are not the best.
             fresh = registry.place(options.arch, file.classes, options.device, options.precision)
-            weights = folder / (BEST if (folder / BEST).exists() else store.WEIGHTS)
-            use, familiar = close(weights, fresh, train_set, valid_set, workers, stop, console)
-            _register(folder, weights, network, file, depth, progress, recipe, settings["pretrained"], use, familiar)
+            use, familiar = close(record.weights, fresh, train_set, valid_set, workers, stop, console)
+            record.register(file, depth, recipe, use, familiar)
             card.output(folder / store.WEIGHTS)
             card.output(folder / store.CARD)
     return _summary(folder, progress, console)
+
+
+def _train(
+    options: Options,
+    recipe: Recipe,
+    checkpoint: dict[str, Any] | None,
+    train_set: VolumeSet,
+    valid_set: VolumeSet,
+    record: Record,
+    workers: int,
+    stop: StopRequest,
+    console: Console,
+) -> Recipe:
+    """Train to the end, and return the recipe with the micro-batch that was found for it.
+
+    Raises StoppedError, with a checkpoint, where a signal comes before.
+    """
+    network, progress, ranks, folder = record.network, record.progress, record.ranks, record.folder
+    over = progress.over(options.epochs, options.patience)
+    synchronised = options.sync_batchnorm and ranks.size > 1
+    feed = None if over else resident(train_set, network.device, workers, stop, console, ranks.local_size)
+    if options.micro_batch == "auto" and not over:
+        recipe = replace(recipe, micro_batch=fitted(recipe, network, train_set.shape, checkpoint, ranks, console))
+        most = -(-options.batch // ranks.size)
+        record.settings["micro_batch"] = min(recipe.micro_batch or most, most)
+        _require_fit(recipe, options.arch, train_set, ranks, synchronised)
+    stepper = Stepper(network, record.optimiser, recipe, ranks, synchronised, record.ema)
+    events = scalars.Scalars(folder, progress.history) if options.tensorboard and ranks.first else None
+
+    def keep(row: EpochRow, pace: str) -> None:
+        record.keep(row)
+        if events is not None:
+            events.add(row)
+        console.say(f"{_line(row, recipe)}; {pace}".removesuffix("; "))
+
+    # A kill may have come between the checkpoint and the history.
+    record.draw()
+    saving = Saving(options.checkpoint_every if ranks.first else 0, record.save)
+    try:
+        with naming_limits(workers):
+            finished = fit(stepper, train_set, feed, valid_set, progress, workers, stop, console, saving, keep)
+    except (RuntimeError, MemoryError) as error:
+        if not is_want_of_memory(error):
+            raise
+        raise too_large(error, recipe, network, train_set.shape, ranks) from error
+    if events is not None:
+        events.close()
+    if not finished:
+        record.save()
+        raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
+    if not progress.history:
+        record.keep_untrained()
+    elif progress.epoch < options.epochs:
+        console.say(f"No better epoch in {options.patience}: stopped early.")
+    return recipe
+
+
+def _begun(options: Options, file: VolumesFile, record: Record, anew: bool, held: contextlib.ExitStack) -> RunCard:
+    """The run card; in the first process the folder is there, no other run's, without what an earlier one has left, and held."""
+    folder, pretrained = record.folder, record.settings["pretrained"]
+    card = RunCard(folder / RUN_CARD, "train", asdict(options), options.sources)
+    card.content |= {"device": device_name(record.network.device), "processes": record.ranks.size}
+    if record.ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        if held.enter_context(occupied(folder)):
+            clear_unfinished(folder)
+        if anew:
+            clear(folder)
+        card.input(options.data, file.fingerprint)
+        if pretrained:
+            card.content["pretrained"] = pretrained
+            card.input(Path(pretrained["path"]), f"sha256:{pretrained['sha256']}")
+        held.enter_context(card.recording())
+    return card
+
+
+def _settings(options: Options, recipe: Recipe, file: VolumesFile, depth: int, network: Network, ranks: Ranks) -> dict[str, Any]:
+    """What a run must be resumed with, or what is said where it is not."""
+    settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint, "ranks": ranks.size}
+    settings |= {"precision": str(network.precision), "device": device_kind(network.device)}
+    most = -(-options.batch // ranks.size)
+    settings["micro_batch"] = "auto" if options.micro_batch == "auto" else min(recipe.micro_batch or most, most)
+    # A cosine comes down by its last epoch; the paper's steps do not depend on it.
+    settings["epochs"] = options.epochs if options.schedule == "cosine" else None
+    return settings
+
+
+def _require_fit(recipe: Recipe, arch: str, train_set: VolumeSet, ranks: Ranks, synchronised: bool) -> None:
+    """Raises UsageError where the architecture cannot learn from so few or so small volumes."""
+    depth, size, _ = train_set.shape
+    registry.require_fit(arch, depth, size, recipe.fewest(len(train_set), train_set.labels, ranks.size, synchronised))
 
 
 def _recipe(options: Options) -> Recipe:
@@ -302,8 +319,6 @@ def _summary(folder: Path, progress: Progress, console: Console) -> Summary:
 def _announce(
     folder: Path,
     network: Network,
-    file: VolumesFile,
-    depth: int,
     train_set: VolumeSet,
     valid_set: VolumeSet,
     progress: Progress,
@@ -314,7 +329,7 @@ def _announce(
     precision = str(network.precision).removeprefix("torch.")
     processes = f" in each of {ranks.size} processes" if ranks.size > 1 else ""
     console.say(
-        f"Training {network.architecture.name} on {counted(len(train_set), 'volume')} of {depth}×{file.size}×{file.size} "
+        f"Training {network.architecture.name} on {counted(len(train_set), 'volume')} of {'×'.join(map(str, train_set.shape))} "
         f"({len(valid_set):,} to validate), {device_name(network.device)}{processes}, {precision}, into {folder}/."
     )
     if network.device.type == "cpu" and kernels.compiled is None:
@@ -326,58 +341,3 @@ def _announce(
 def _line(row: EpochRow, recipe: Recipe) -> str:
     valid = "" if row.valid_loss is None else f", validation loss {row.valid_loss:.4f} accuracy {row.valid_accuracy:.4f}"
     return f"Epoch {row.epoch} of {recipe.epochs}: training loss {row.train_loss:.4f} accuracy {row.train_accuracy:.4f}{valid}"
-
-
-def _write_curves(folder: Path, history: list[EpochRow]) -> None:
-    """metrics.csv, and the paper's Figs. 8 and 9."""
-    write_history(folder / HISTORY, history)
-    epochs = [row.epoch for row in history]
-    curve(folder / "loss.png", "loss", epochs, [row.train_loss for row in history], [row.valid_loss for row in history])
-    curve(
-        folder / "accuracy.png",
-        "accuracy",
-        epochs,
-        [row.train_accuracy for row in history],
-        [row.valid_accuracy for row in history],
-    )
-
-
-def _register(
-    folder: Path,
-    weights: Path,
-    network: Network,
-    file: VolumesFile,
-    depth: int,
-    progress: Progress,
-    recipe: Recipe,
-    pretrained: dict[str, Any] | None,
-    use: dict[str, Any],
-    familiar: Familiar | None,
-) -> None:
-    """Make `weights` the model of the run, and write model.json, last of all; `use` and `familiar` are what `close` has found."""
-    # That of an earlier end of the run would be one of other weights.
-    (folder / store.CARD).unlink(missing_ok=True)
-    weights.replace(folder / store.WEIGHTS)
-    if familiar is not None:
-        use = use | {"features": save_familiar(folder, familiar)}
-    store.save_card(
-        folder,
-        {
-            "architecture": network.architecture.name,
-            "classes": file.classes,
-            "positive": file.positive,
-            "depth": depth,
-            "size": file.size,
-            "scaling": SCALING,
-            "window": [file.window.level, file.window.width],
-            "data": {"path": str(file.path.resolve()), "fingerprint": file.fingerprint},
-            "split": {part: sorted({row.patient for row in file.rows if row.split == part}) for part in PARTS},
-            "recipe": asdict(recipe),
-            "pretrained": pretrained,
-            "precision": str(network.precision).removeprefix("torch."),
-            "trained": progress.epoch,
-            "kept": asdict(progress.best) if progress.best else None,
-            **use,
-            "versions": versions(),
-        },
-    )
