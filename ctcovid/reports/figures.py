@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
 from ctcovid.base.files import atomic
@@ -26,8 +28,19 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def literal(text: str) -> str:
-    """Text for matplotlib, which would read what stands between dollar signs as a formula."""
-    return text.replace("$", r"\$")
+    """Text for matplotlib, which would read what stands between dollar signs as a formula.
+
+    A character that its font lacks is shown by its code point, as ``[U+80BA]``, for names must stay distinct.
+    """
+    known = _characters(findfont(FontProperties()))
+    shown = "".join(one if one == "\n" or ord(one) in known else f"[U+{ord(one):04X}]" for one in text)
+    return shown.replace("$", r"\$")
+
+
+@functools.cache
+def _characters(font: str) -> frozenset[int]:
+    """Code points that a font file has a picture of."""
+    return frozenset(get_font(font).get_charmap())
 
 
 def curve(path: Path, what: str, epochs: Sequence[int], train: Sequence[float], valid: Sequence[float | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import find_objects, label
 
-from ctcovid.reports.figures import confusion, curve, figure
+from ctcovid.reports.figures import confusion, curve, figure, literal
 
 DOTS = 150
 
@@ -78,3 +79,18 @@ def test_the_confusion_matrix_darkens_with_the_share_of_the_true_class(tmp_path:
 def test_a_class_without_volumes_stays_blank(tmp_path: Path) -> None:
     confusion(tmp_path / "confusion.png", np.array([[5, 1, 0], [0, 6, 0], [0, 0, 0]]), ["NCP", "CP", "Normal"], "r3d18")
     assert pixels(tmp_path / "confusion.png").std() > 0
+
+
+@pytest.mark.parametrize("name", ["ünïcode-肺", "肺炎", "a\tb", "scan-\udcff", "😷"])
+def test_names_that_the_font_lacks_are_drawn_without_a_warning_and_stay_distinct(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number, names in enumerate(([name, "CP"], [name.replace(name[-1], "\u4e00"), "CP"])):
+            (tmp_path / str(number)).mkdir()
+            confusion(tmp_path / str(number) / "a.png", np.eye(2, dtype=int), names, f"Model {name}")
+    assert not np.array_equal(pixels(tmp_path / "0" / "a.png"), pixels(tmp_path / "1" / "a.png"))
+
+
+def test_a_character_is_named_only_where_the_font_lacks_it() -> None:
+    assert literal("ünïcode-肺\nβ 95 %") == "ünïcode-[U+80BA]\nβ 95 %"
+    assert literal("$x$") == r"\$x\$"
