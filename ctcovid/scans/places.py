@@ -10,6 +10,7 @@ from ctcovid.base.errors import InputError
 from ctcovid.scans.contents import DICOM, TIFF, Contents, look_into, natural_key, walk
 from ctcovid.scans.decode import ending, volume_scan
 from ctcovid.scans.dicom import NOT_DICOM, Header, is_dicom
+from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.losses import Unread, near, read_headers
 from ctcovid.scans.read import page_count, pages_scan
 from ctcovid.scans.scan import Scan
@@ -50,8 +51,8 @@ def found_in(places: Iterable[tuple[Path, Contents]], series: str | None) -> lis
     dicom: list[Path] = []
     for folder, contents in places:
         if contents.pictures:
-            found.append(Found(_place(folder, contents.pictures)))
-        found += [Found(_volume(path)) for path in contents.volumes]
+            found.append(Found(_as_it_is(_place(folder, contents.pictures), series)))
+        found += [Found(_as_it_is(_volume(path), series)) for path in contents.volumes]
         dicom += contents.dicom
     return sorted(found + in_studies(dicom, series), key=lambda one: (natural_key(one.scan.folder.as_posix()), one.number))
 
@@ -92,7 +93,7 @@ def _in_file(path: Path, series: str | None) -> list[Found]:
             f"{path} is a file. Give the folder that holds the scans, or a file of DICOM, NIfTI, NRRD, MetaImage or TIFF pages."
         )
     if ending(path.name) or path.suffix.lower() in TIFF:
-        return [Found(_volume(path))]
+        return [Found(_as_it_is(_volume(path), series))]
     return [replace(one, scan=replace(one.scan, folder=path)) for one in in_studies([path], series)]
 
 
@@ -114,6 +115,14 @@ def _volume(path: Path) -> Scan:
     if not ending(path.name):
         return pages_scan(_place(path), path)
     return volume_scan(_place(path), path)
+
+
+def _as_it_is(scan: Scan, series: str | None) -> Scan:
+    """A scan that has no series to choose from, with a warning where one is asked for."""
+    if series is None or not scan.slices:
+        return scan
+    note = Finding("series-ignored", WARNING, f"no DICOM, so --series {series} does not apply; it is used as it is", KEPT)
+    return replace(scan, findings=(*scan.findings, note))
 
 
 def _place(folder: Path, slices: tuple[Path, ...] = ()) -> Scan:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import class_order, find_dataset, find_scans, natural_key, positive_class
+from ctcovid.scans.findings import WARNING
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -308,6 +309,30 @@ def test_slice_whose_content_was_lost_is_no_stray(write_series: Callable[..., li
         path.rename(path.with_suffix(".dcm")).write_bytes(bytes(1000))
     (scan,) = find_scans([tmp_path])
     assert scan.slices == () and [one.code for one in scan.findings] == ["unreadable-slice"]
+
+
+def test_series_that_is_asked_for_of_what_has_none_is_a_warning(
+    write_series: Callable[..., list[Path]], make_scan: Callable[..., Path], chest: np.ndarray, tmp_path: Path
+) -> None:
+    data = tmp_path / "NCP" / "1"
+    write_series(data / "dicom", chest, number=3)
+    write_volumes(data / "volume", "a")
+    make_scan(data / "pictures")
+    expected = {"dicom": [], "volume": ["series-ignored"], "pictures": ["series-ignored"]}
+    for scans in (find_scans([tmp_path], "3"), find_dataset(tmp_path, "3")[0]):
+        found = {scan.source.split("/")[2]: [one.code for one in scan.findings if one.severity == WARNING] for scan in scans}
+        assert {name: [code for code in codes if code == "series-ignored"] for name, codes in found.items()} == expected
+    (scan,) = find_scans([data / "volume" / "a.nii.gz"], "3")
+    assert "--series 3 does not apply" in " ".join(one.message for one in scan.findings)
+    assert not any(one.code == "series-ignored" for scan in find_scans([tmp_path]) for one in scan.findings)
+
+
+def test_series_that_is_not_there_is_no_reason_to_mend_the_scan(
+    write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path
+) -> None:
+    write_series(tmp_path, chest)
+    with pytest.raises(InputError, match=r"no series 99 in the study; .*\. Name another --series, or none\.$"):
+        find_scans([tmp_path], "99")[0].require_slices()
 
 
 def test_links_that_lead_in_a_circle_are_followed_once(make_scan: Callable[..., Path], tmp_path: Path) -> None:
