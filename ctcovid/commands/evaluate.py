@@ -121,8 +121,10 @@ def _score_and_write(sources: list[Path], folder: Path, options: Options, ranks:
             positive = _positive(classes, options.positive, found, console)
             summary = _measure(found, classes, positive, folder, attributes, options, card, ranks, console)
             _write(building, folder, summary, found, card)
-    for note in report.honesty(summary.study):
-        console.say(note)
+    if not console.results:
+        # Otherwise the result says it.
+        for note in report.honesty(summary.study):
+            console.say(note)
     _write_model_cards(summary, found, options, console)
     console.result(summary.table(), summary.document())
     console.say(f"Wrote {folder}/; look at {folder / 'report.html'}.")

@@ -56,8 +56,13 @@ class RowFile:
         if self.file is None:
             self.rows.append(row)
         else:
-            self.file.write(self._line(row))
-            self.file.flush()
+            try:
+                self.file.write(self._line(row))
+                self.file.flush()
+            except OSError as error:
+                # A full disk is told by its file.
+                error.filename = error.filename or str(self.path)
+                raise
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.file is None:

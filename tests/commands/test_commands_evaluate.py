@@ -23,6 +23,7 @@ from ctcovid.models import registry
 from ctcovid.volumes.reader import VolumesFile
 
 SILENT = Console(quiet=True, results=False)
+pytestmark = pytest.mark.usefixtures("thin")
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(place: Path, *models: str, **options: object) -> Summary:
+def evaluate(place: Path, *models: str, console: Console = SILENT, **options: object) -> Summary:
     settings = {"bootstrap": 40, "runs": place / "runs", "output": place / "out", "overwrite": True, **options}
-    return run(Options(models=models, **settings), SILENT)
+    return run(Options(models=models, **settings), console)
 
 
 def test_the_threshold_comes_from_the_validation_part_and_the_rates_from_the_test_part(place: Path) -> None:
@@ -77,6 +78,13 @@ def test_checks_and_trivial_models_stand_beside_the_figures(place: Path) -> None
     assert logistic["accuracy"]["value"] == 1 and majority["macro_auroc"]["value"] == 0.5
     text = summary.table().text()
     assert "Internal test" in text and "none of the volumes" in text and "| majority class" in text
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_was_found_out_about_the_test_set_is_said_once(place: Path, capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
+    evaluate(place, "r3d18-d4-b8", console=Console(json=as_json))
+    said = capsys.readouterr()
+    assert [text.count("Repeated images: none") for text in (said.out, said.err)] == [1, 0]
 
 
 def test_kinds_of_image_slices_and_columns_of_a_csv_are_subgroups(place: Path) -> None:
