@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -56,20 +57,27 @@ class RowFile:
         if self.file is None:
             self.rows.append(row)
         else:
-            try:
+            with self._named():
                 self.file.write(self._line(row))
                 self.file.flush()
-            except OSError as error:
-                # A full disk is told by its file.
-                error.filename = error.filename or str(self.path)
-                raise
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.file is None:
             # Whatever ends the run, what is done is kept, as in the other forms.
             write_text(self.path, json_text(self.document(self.rows)) + "\n")
         elif self.path != STDOUT:
-            self.file.close()
+            # What a full disk did not take is tried once more.
+            with self._named():
+                self.file.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """An error of the disk is told by its file."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
 
     def _line(self, row: Row) -> str:
         if self.kind == "csv":

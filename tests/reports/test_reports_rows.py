@@ -74,3 +74,13 @@ def test_a_file_of_something_else_is_not_gone_on_with(tmp_path: Path, name: str,
     with pytest.raises(InputError, match="cannot be continued"):
         read_rows(tmp_path / name, COLUMNS)
     assert read_rows(tmp_path / "absent.csv", COLUMNS) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_told_by_its_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, RowFile(tmp_path / "rows.csv", COLUMNS) as file:
+        assert file.file is not None
+        file.file.close()
+        file.file = Path("/dev/full").open("w", encoding="utf-8")
+        file.add(row("a"))
+    assert caught.value.filename == str(tmp_path / "rows.csv")
