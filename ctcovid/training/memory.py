@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import math
 import re
@@ -112,9 +113,11 @@ class _worked_out:  # noqa: N801
         few, more = 2, 6
         try:
             with _unchanged(network.module), alone(network.module):
+                _hand_back()
                 _forget_the_peak()
                 _step(network, few, shape, moments=False)
                 before = _peak()
+                _hand_back()
                 _step(network, more, shape, moments=False)
                 self.each = (_peak() - before) / (more - few)
         except (RuntimeError, MemoryError) as error:
@@ -158,6 +161,12 @@ def _forget_the_peak() -> None:
     """What came before, such as the reading of the file, may have taken more than a small step does, and would hide it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def _hand_back() -> None:
+    """What is free and still the process's, which a step may be given or may not, as glibc hands it back on request."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak() -> float:

@@ -81,6 +81,6 @@ def test_a_full_disk_is_told_by_its_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught, RowFile(tmp_path / "rows.csv", COLUMNS) as file:
         assert file.file is not None
         file.file.close()
-        file.file = Path("/dev/full").open("w", encoding="utf-8")
+        file.file = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
         file.add(row("a"))
     assert caught.value.filename == str(tmp_path / "rows.csv")

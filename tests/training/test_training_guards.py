@@ -160,6 +160,9 @@ def test_what_the_process_took_before_does_not_hide_what_a_volume_takes(monkeypa
     network = Network(Breaking(), architecture("r3d18"), ["a", "b", "c"], CPU, torch.float32)
     monkeypatch.setattr(memory, "_step", lambda network, size, *rest, **more: np.ones(size * 50_000_000, np.uint8))
     np.ones(600_000_000, np.uint8)
+    # Small pieces come from the heap, whose end is held by the last of them, so that a step could be given what the others leave.
+    pieces = [np.ones(60_000, np.uint8) for _ in range(5000)]
+    del pieces[:-1]
     assert memory._worked_out(network, (4, 8, 8), 1).each == pytest.approx(50e6, rel=0.2)
 
 
