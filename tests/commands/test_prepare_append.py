@@ -288,5 +288,5 @@ def test_line_as_a_user_types_it(dataset: Path, make_scan: Callable[..., Path], 
     make_scan(dataset / "CP" / "new" / "1", level=99)
     done = ctcovid(tmp_path, "prepare", dataset, "--append", "--workers", 1)
     assert done.returncode == 0, done.stderr
-    assert "volumes.h5 has 15 scans. 15 of the 16 here are known to it." in done.stderr
+    assert "volumes.h5 has 15 scans, among them 15 of the 16 here." in done.stderr
     assert VolumesFile(tmp_path / "volumes.h5").size == 32 and len(sources(tmp_path / "volumes.h5")) == 16

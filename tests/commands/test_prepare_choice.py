@@ -147,7 +147,7 @@ def test_images_of_the_other_kind_are_left_out_and_counted(
     prepare(archive, tmp_path / "volumes.h5", quiet=False, images=images)
     assert len(sources(tmp_path / "volumes.h5")) == expected
     said = capsys.readouterr().err
-    assert ("Left out 1 segmented scans" in said) == (images == "complete")
+    assert ("Left out 1 segmented scan;" in said) == (images == "complete")
     assert ("Left out 6 complete scans" in said) == (images == "segmented")
 
 
