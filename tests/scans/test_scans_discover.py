@@ -284,6 +284,8 @@ def test_volumes_beside_dicom_are_scans_of_their_own(write_series: Callable[...,
     scans, problems = find_dataset(tmp_path)
     assert {scan.source: len(scan.slices) for scan in scans} == found and problems == []
     assert len({scan.id for scan in scans}) == 3
+    (tmp_path / "NCP" / "16" / "1164").rename(tmp_path / "a")
+    assert {scan.id for scan in find_scans([tmp_path / "a"])} == {"a", "a.nii.gz", "b"}
 
 
 def test_file_that_is_dicom_by_its_name_alone_costs_no_neighbour(
