@@ -14,6 +14,7 @@ import SimpleITK
 import torch
 from PIL import Image
 from seers import brightness
+from torch import nn
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError
@@ -25,17 +26,21 @@ from ctcovid.models.network import SCALING
 CLASSES = ["NCP", "CP", "Normal"]
 
 
+def registered(runs: Path, module: nn.Module, size: int = 32) -> Path:
+    """A folder of runs whose only one, called small, has these weights."""
+    (runs / "small").mkdir(parents=True)
+    store.save_weights(runs / "small" / store.WEIGHTS, module)
+    about = {"architecture": "r3d18", "classes": CLASSES, "positive": "NCP", "depth": 4, "size": size, "scaling": SCALING}
+    split = {"split": {"train": ["patient-7"], "valid": [], "test": []}}
+    store.save_card(runs / "small", {**about, **split, "data": {"path": "volumes.h5", "fingerprint": "sha256:0"}})
+    return runs
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with random weights: what a map looks like is tested elsewhere."""
-    folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
-    (folder / "small").mkdir()
-    store.save_weights(folder / "small" / store.WEIGHTS, registry.create("r3d18"))
-    about = {"architecture": "r3d18", "classes": CLASSES, "positive": "NCP", "depth": 4, "size": 32, "scaling": SCALING}
-    split = {"split": {"train": ["patient-7"], "valid": [], "test": []}}
-    store.save_card(folder / "small", {**about, **split, "data": {"path": "volumes.h5", "fingerprint": "sha256:0"}})
-    return folder
+    return registered(tmp_path_factory.mktemp("runs"), registry.create("r3d18"))
 
 
 @pytest.fixture
@@ -82,12 +87,7 @@ def test_the_peak_of_the_map_is_at_the_lesion_in_millimetres(
     layer: str, feet_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a NIfTI file with a tilted affine to the map beside it; bright is ill to this network, and nothing but the lesion is bright."""
-    network = brightness("r3d18", monkeypatch)
-    (tmp_path / "runs" / "small").mkdir(parents=True)
-    store.save_weights(tmp_path / "runs" / "small" / store.WEIGHTS, network.module)
-    about = {"architecture": "r3d18", "classes": CLASSES, "positive": "NCP", "depth": 4, "size": 64, "scaling": SCALING}
-    store.save_card(tmp_path / "runs" / "small", {**about, "split": {}, "data": {"path": "volumes.h5", "fingerprint": "sha256:0"}})
-
+    runs = registered(tmp_path / "runs", brightness("r3d18", monkeypatch).module, size=64)
     pixels = np.random.default_rng(0).normal(-600, 60, (16, 60, 52)).astype(np.int16)
     x, y, z = lesion = (18, 34, 6)
     for away, radius in ((-1, 2), (0, 4), (1, 2)):
@@ -100,7 +100,7 @@ def test_the_peak_of_the_map_is_at_the_lesion_in_millimetres(
     image.SetDirection(tilted)
     SimpleITK.WriteImage(image, str(tmp_path / "scan.nii.gz"))
 
-    explained(tmp_path / "runs", tmp_path / "scan.nii.gz", method="gradcam", layer=layer, target="NCP", precision="float32")
+    explained(runs, tmp_path / "scan.nii.gz", method="gradcam", layer=layer, target="NCP", precision="float32")
     found = SimpleITK.ReadImage(str(tmp_path / "out" / "scan" / "saliency.nii.gz"))
     values = SimpleITK.GetArrayFromImage(found)
     peak = np.argwhere(values > values.max() - 1e-6 * np.ptp(values)).mean(0)[::-1]
@@ -133,13 +133,9 @@ def test_figures_of_the_check_and_the_mask_are_in_the_manifest_and_the_page(runs
 def test_an_empty_map_is_said_to_be_empty_and_gets_no_figures(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = brightness("r3d18", monkeypatch)
-    (tmp_path / "seer" / "small").mkdir(parents=True)
-    store.save_weights(tmp_path / "seer" / "small" / store.WEIGHTS, network.module)
-    about = {"architecture": "r3d18", "classes": CLASSES, "positive": "NCP", "depth": 4, "size": 32, "scaling": SCALING}
-    store.save_card(tmp_path / "seer" / "small", {**about, "split": {}, "data": {"path": "volumes.h5", "fingerprint": "sha256:0"}})
+    seer = registered(tmp_path / "seer", brightness("r3d18", monkeypatch).module)
     # Nothing speaks for this class: its weights are 0.
-    manifest, folder = explained(tmp_path / "seer", scan, method="gradcam", target="CP", check=True, mask=scan)
+    manifest, folder = explained(seer, scan, method="gradcam", target="CP", check=True, mask=scan)
     assert manifest["maximum"] == 0 and manifest["faithfulness"] is None and manifest["pointing"] is None
     assert "The map of CP is the same everywhere" in capsys.readouterr().err
     assert "The map of CP is the same everywhere" in (folder / "viewer.html").read_text()
