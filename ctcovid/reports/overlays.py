@@ -11,7 +11,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from PIL import Image
 
-from ctcovid.base.files import atomic
 from ctcovid.reports.figures import figure, literal
 
 # Purple and bright is what matters most, as in the paper's Fig. 7.
@@ -39,9 +38,9 @@ def overlay(pixels: np.ndarray, saliency: np.ndarray) -> np.ndarray:
 
 
 def save_overlay(path: Path, pixels: np.ndarray, saliency: np.ndarray) -> None:
-    """Write one overlay as PNG."""
-    with atomic(path) as temporary:
-        Image.fromarray(overlay(pixels, saliency)).save(temporary, format="PNG")
+    """Write one overlay as PNG, in a folder that becomes a result as a whole: nothing is gained by making each of hundreds so by itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(overlay(pixels, saliency)).save(path, format="PNG")
 
 
 def montage(path: Path, slices: np.ndarray, saliency: np.ndarray, names: Sequence[str], title: str) -> None:
