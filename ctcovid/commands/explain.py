@@ -154,7 +154,8 @@ def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options:
         card.content["device"] = device_name(model.network.device)
         with card.recording():
             card.input(model.folder / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
-            card.input(scan.folder)
+            digest = scan.sha256()
+            card.input(scan.folder, digest and f"sha256:{digest}")
             if options.mask is not None:
                 card.input(options.mask)
             manifest = _fill(building, scan, model, layer, folder, options, console)
@@ -191,6 +192,7 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     if options.check and highest > lowest:
         checked = _check(volumes, native[:, target], cells, model, layer, target, options, console)
     smooth = options.method == SMOOTH
+    mapped = list(judged.names[: len(slices)])
 
     manifest = {
         "scan": scan.id,
@@ -217,8 +219,8 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         "maximum": highest,
         "faithfulness": checked.document() if checked else None,
         "pointing": asdict(pointed) if pointed else None,
-        "slices": list(judged.names[: len(slices)]),
-        "slices_without_map": [name for name in scan.names if name not in judged.names[: len(slices)]],
+        "slices": mapped,
+        "slices_without_map": [name for name in scan.names if name not in mapped],
         "files": {"viewer": "viewer.html", "montage": "montage.png", "maps": "saliency.npz", "overlays": "overlays/"},
     }
     _draw(building, slices, saliency, manifest)

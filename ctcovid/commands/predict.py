@@ -16,7 +16,7 @@ from typing import Any
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, counted, listing
 from ctcovid.base.files import claim_file
-from ctcovid.base.runcard import RunCard, sha256, sha256_of
+from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.models import registry
 from ctcovid.models.classify import classify
@@ -245,11 +245,8 @@ def _rounds(
     def hashed(scan: Scan) -> None:
         # The reading threads have the files at hand.
         with contextlib.suppress(OSError):
-            # A folder may hold many studies, and each of them only its own files.
-            if scan.folder.is_file():
-                hashes[id(scan)] = f"sha256:{sha256(scan.folder)}"
-            elif scan.slices:
-                hashes[id(scan)] = f"sha256:{sha256_of(scan.slices)}"
+            if digest := scan.sha256():
+                hashes[id(scan)] = f"sha256:{digest}"
 
     def one(number: int, scan: Scan) -> tuple[int, Done]:
         judged = next(judgements)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.files import printable
+from ctcovid.base.runcard import sha256, sha256_of
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, Finding
 from ctcovid.scans.geometry import Geometry, Turn
 
@@ -87,6 +88,12 @@ class Scan:
     def refused(self, code: str, message: str) -> Scan:
         """The scan without slices and with an error that says why; what was found before is forgotten."""
         return replace(self, slices=(), findings=(Finding(code, ERROR, message, SCAN_DROPPED),))
+
+    def sha256(self) -> str | None:
+        """Of the file that holds it, else of its own slices, since a folder may hold many studies; None where it has neither."""
+        if self.folder.is_file():
+            return sha256(self.folder)
+        return sha256_of(self.slices) if self.slices else None
 
     @property
     def refusal(self) -> str:
