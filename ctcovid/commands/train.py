@@ -222,7 +222,7 @@ def _train(
     feed = None if over else resident(train_set, network.device, workers, stop, console, ranks.local_size)
     if options.micro_batch == "auto" and not over:
         recipe = replace(recipe, micro_batch=fitted(recipe, network, train_set.shape, checkpoint, ranks, console))
-        most = -(-options.batch // ranks.size)
+        most = recipe.of_each(ranks.size)
         record.settings["micro_batch"] = min(recipe.micro_batch or most, most)
         _require_fit(recipe, options.arch, train_set, ranks, synchronised)
     stepper = Stepper(network, record.optimiser, recipe, ranks, synchronised, record.ema)
@@ -279,7 +279,7 @@ def _settings(options: Options, recipe: Recipe, file: VolumesFile, depth: int, n
     """What a run must be resumed with, or what is said where it is not."""
     settings = {name: getattr(options, name) for name in IDENTITY} | {"depth": depth, "data": file.fingerprint, "ranks": ranks.size}
     settings |= {"precision": str(network.precision), "device": device_kind(network.device)}
-    most = -(-options.batch // ranks.size)
+    most = recipe.of_each(ranks.size)
     settings["micro_batch"] = "auto" if options.micro_batch == "auto" else min(recipe.micro_batch or most, most)
     # A cosine comes down by its last epoch; the paper's steps do not depend on it.
     settings["epochs"] = options.epochs if options.schedule == "cosine" else None

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ctcovid.base.errors import UsageError, did_you_mean
 from ctcovid.models.depthfold import GlobalAverage
+from ctcovid.models.features import last_linear
 from ctcovid.models.network import Network
 
 AVERAGES = (GlobalAverage, nn.AdaptiveAvgPool3d)
@@ -94,11 +95,7 @@ class Activations:
 
 def linear_head(network: Network) -> nn.Linear | None:
     """The linear layer behind the global average of the last layer, or None where the head is of another kind."""
-    for name in ("fc", "head"):
-        head = getattr(network.module, name, None)
-        if isinstance(head, nn.Linear) and isinstance(getattr(network.module, "avgpool", None), AVERAGES):
-            return head
-    return None
+    return last_linear(network) if isinstance(getattr(network.module, "avgpool", None), AVERAGES) else None
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:

@@ -24,6 +24,11 @@ SHRINKAGE = 0.1
 QUANTILE = 0.99
 
 
+def last_linear(network: Network) -> nn.Linear | None:
+    """The linear layer that makes the logits, or None where something else does."""
+    return next((one for name in ("fc", "head") if isinstance(one := getattr(network.module, name, None), nn.Linear)), None)
+
+
 @torch.inference_mode()
 def probabilities_and_features(network: Network, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Softmax probabilities, float64 (N, classes), and what enters the last linear layer, float32 (N, C); None without such a layer.
@@ -34,7 +39,7 @@ def probabilities_and_features(network: Network, volumes: np.ndarray) -> tuple[n
 
     Raises ModelRefusedError where the network answers with what is no number.
     """
-    head = next((one for name in ("fc", "head") if isinstance(one := getattr(network.module, name, None), nn.Linear)), None)
+    head = last_linear(network)
     if head is None:
         return network.probabilities(volumes), None
     found: list[Tensor] = []

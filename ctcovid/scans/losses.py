@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctcovid.base.errors import counted
 from ctcovid.scans.dicom import NOT_DICOM, DamagedError, Header, read_header
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.quality import bearable
@@ -79,7 +80,7 @@ def of_others(others: Sequence[Unread]) -> list[Finding]:
     """The finding of files beside that series."""
     if not others:
         return []
-    text = f"{len(others):,} other file{'' if len(others) == 1 else 's'} of its study cannot be read: {reasons(others)}"
+    text = f"{counted(len(others), 'other file')} of its study cannot be read: {reasons(others)}"
     return [Finding("unreadable-file", WARNING, text, KEPT)]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ctcovid.base.errors import counted
 from ctcovid.scans import anatomy, order, repeats
 from ctcovid.scans.findings import ERROR, INFO, KEPT, REPAIRED, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import SEGMENTED, image_kind
@@ -97,7 +98,7 @@ def _gaps(names: Sequence[str]) -> list[Finding]:
     if not len(after):
         return []
     missing = int(sum(steps[after] / usual - 1))
-    message = f"{_slices(missing, 'number')} left out in the names of the slices, after {_names(names, after)}."
+    message = f"{counted(missing, 'number')} left out in the names of the slices, after {_names(names, after)}."
     return [Finding("numbering-gap", WARNING, message, KEPT, _places(after))]
 
 
@@ -124,7 +125,7 @@ def _sizes(looks: dict[int, Look], count: int) -> list[Finding]:
     if other:
         action = SLICE_DROPPED if _bearable(other, count) else SCAN_DROPPED
         one = looks[other[0]]
-        message = f"{_slices(len(other))} of another size, such as {one.height}×{one.width}, among {height}×{width}."
+        message = f"{counted(len(other), 'slice')} of another size, such as {one.height}×{one.width}, among {height}×{width}."
         return [Finding("mixed-sizes", WARNING if action == SLICE_DROPPED else ERROR, message, action, tuple(other))]
     if height != width:
         message = f"Slices of {height}×{width} are padded with black to squares."
@@ -138,7 +139,7 @@ def _constant(looks: dict[int, Look]) -> list[Finding]:
         return []
     # Empty slices at the ends of a masked scan cost nothing, and those within it are no anatomy either way.
     action = SCAN_DROPPED if 2 * len(places) > len(looks) else SLICE_DROPPED
-    message = f"{_slices(len(places))} of a single grey level."
+    message = f"{counted(len(places), 'slice')} of a single grey level."
     return [Finding("constant", ERROR if action == SCAN_DROPPED else WARNING, message, action, tuple(places))]
 
 
@@ -146,7 +147,7 @@ def _holes(looks: dict[int, Look]) -> list[Finding]:
     places = tuple(place for place, item in looks.items() if item.holes)
     if not places:
         return []
-    message = f"In {_slices(len(places))} there are values that are no numbers; they are black."
+    message = f"In {counted(len(places), 'slice')} there are values that are no numbers; they are black."
     return [Finding("not-a-number", WARNING, message, KEPT, places)]
 
 
@@ -170,7 +171,7 @@ def _repeated(looks: dict[int, Look], kept: list[int], masked: bool) -> tuple[li
         what = (
             "The whole stack lies there twice"
             if whole
-            else f"{_slices(len(places))} {'lies' if len(places) == 1 else 'lie'} there more than once"
+            else f"{counted(len(places), 'slice')} {'lies' if len(places) == 1 else 'lie'} there more than once"
         )
         code = ("repeated-stack" if whole else "repeated-slices") if exact else ("near-repeated-stack" if whole else "near-repeated-slices")
         findings.append(Finding(code, WARNING, f"{what}, equal {how}.", SLICE_DROPPED, places))
@@ -218,10 +219,6 @@ def _bearable(places: list[int], count: int) -> bool:
         return True
     runs = np.split(np.array(sorted(places)), np.flatnonzero(np.diff(sorted(places)) > 1) + 1)
     return bearable(len(places), max(len(run) for run in runs), count)
-
-
-def _slices(count: int, what: str = "slice") -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _names(names: Sequence[str], places: np.ndarray) -> str:

@@ -41,7 +41,7 @@ def fitted(
 ) -> int:
     """The micro-batch for "auto", 0 for the whole batch: that of the checkpoint, or what fits in every process."""
     before = checkpoint["settings"] if checkpoint else {}
-    most = -(-recipe.batch // ranks.size)
+    most = recipe.of_each(ranks.size)
     known = before.get("micro_batch")
     if isinstance(known, int) and before.get("ranks", 1) == ranks.size:
         return 0 if known >= most else known
@@ -60,7 +60,7 @@ def too_large(error: BaseException, recipe: Recipe, network: Network, shape: tup
     """What to do about volumes that did not fit into memory, as `error` said."""
     # What the step had made is still held by its functions, which the error remembers.
     traceback.clear_frames(error.__traceback__)
-    most = recipe.micro_batch or -(-recipe.batch // ranks.size)
+    most = recipe.micro_batch or recipe.of_each(ranks.size)
     network.module.zero_grad(set_to_none=True)
     way_out = "Choose a smaller --depth or --arch."
     if most > 1:

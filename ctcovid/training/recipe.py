@@ -93,6 +93,10 @@ class Recipe:
             count = max(1, min(count, largest // 2))
         return [volumes // count + (number < volumes % count) for number in range(count)]
 
+    def of_each(self, processes: int) -> int:
+        """The most volumes of a batch that fall to one of the processes."""
+        return -(-self.batch // processes)
+
     def at_work(self, volumes: int, processes: int, synchronised: bool = False) -> int:
         """How many of the processes share out a batch of so many volumes.
 
