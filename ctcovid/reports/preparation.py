@@ -52,7 +52,7 @@ def say_what_was_packed(file: VolumesFile, dataset: Path, images: str, failed: l
         console.warn(f"{said}, which a smaller --depth uses:\n{listing(short)}")
     dropped = sum(row.slice_count % file.depth for row in file.rows)
     if dropped:
-        console.say(f"Without part: {counted(dropped, 'slice')} at the ends of scans, too few for a volume of depth {file.depth}.")
+        console.say(f"Left over: {counted(dropped, 'slice')} at the ends of scans, too few for a volume of depth {file.depth}.")
     _say_kinds(file, images, quality, console)
     for part, labels in missing_classes(file.rows, file.classes, file.depth).items():
         lacks = "is empty" if len(labels) == len(file.classes) else f"has no {' and no '.join(labels)}"
