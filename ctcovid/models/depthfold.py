@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ctcovid.models import winograd
+
 Triple = tuple[int, int, int]
 
 # Dimensions of (B, C, D, H, W) in memory order, and the way back.
@@ -61,7 +63,10 @@ def memory_order(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A kernel made ready for volumes of one depth: `way` to run it, weight and bias in the shape and precision that this way needs."""
+    """A kernel made ready for volumes of one size: `way` to run it, weight and bias in the shape and precision that this way needs.
+
+    `packed` is there where the 2D convolution is Winograd's; the weight is then float32 (O, 3, 3, I).
+    """
 
     way: str
     weight: Tensor
@@ -69,6 +74,7 @@ class Prepared:
     stride: Triple
     padding: Triple
     depth_out: int
+    packed: Tensor | None = None
 
 
 def way(depth: int, kernel: Triple, padding: Triple) -> str:
@@ -80,10 +86,14 @@ def way(depth: int, kernel: Triple, padding: Triple) -> str:
     return "folded" if folds(depth, kernel[0]) else "plain"
 
 
-def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, depth: int, dtype: torch.dtype) -> Prepared:
-    """Make a Conv3d kernel, float (O, I, k, kh, kw), ready for volumes of `depth` slices and activations of `dtype`."""
+def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, x: Tensor) -> Prepared:
+    """Make a Conv3d kernel, float (O, I, k, kh, kw), ready for volumes of the depth, height, width and dtype of `x`."""
     k, kh, kw = weight.shape[2:]
+    depth, pixels = x.shape[2], x.shape[3] * x.shape[4]
     chosen, out = way(depth, (k, kh, kw), padding), depth_out(depth, k, stride[0], padding[0])
+    fast = winograd.usable(x) and chosen in ("folded", "slices")
+    fast = fast and winograd.pays(weight[:, :, 0], stride[1:], padding[1:], pixels)
+    dtype = torch.float32 if fast else x.dtype
     if chosen in ("folded", "band"):
         kernel = _Band.apply(weight, depth, out, stride[0], padding[0], dtype)  # (out, O, kh, kw, depth, I)
         if chosen == "folded":
@@ -93,7 +103,11 @@ def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
         bias = None if bias is None else bias.repeat(out)
     else:
         kernel = {"points": weight.flatten(3), "slices": weight.squeeze(2), "columns": weight.flatten(3)}.get(chosen, weight).to(dtype)
-    return Prepared(chosen, kernel, None if bias is None else bias.to(dtype), stride, padding, out)
+    packed = None
+    if fast:
+        kernel = kernel.permute(0, 2, 3, 1).contiguous()
+        packed = winograd.pack(kernel)
+    return Prepared(chosen, kernel, None if bias is None else bias.to(dtype), stride, padding, out, packed)
 
 
 def convolve(x: Tensor, kernel: Prepared) -> Tensor:
@@ -107,18 +121,14 @@ def convolve(x: Tensor, kernel: Prepared) -> Tensor:
     -------
     float (B, O, D', H', W'), dense with adjacent channels
     """
-    s, plane, margin = kernel.stride[0], kernel.stride[1:], kernel.padding[1:]
+    s, plane = kernel.stride[0], kernel.stride[1:]
     if kernel.way == "folded":
-        y = F.conv2d(folded(x).flatten(3).permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, margin)
-        y = y.permute(0, 2, 3, 1).contiguous()
-        return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
+        return _images(folded(x).flatten(3), kernel).unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
     if kernel.way == "plain":
         return _plain(x.contiguous(memory_format=torch.channels_last_3d), kernel)
     if kernel.way == "slices":
         slices = by_slices(x[:, :, ::s])
-        y = F.conv2d(slices.flatten(0, 1).permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, margin)
-        y = y.permute(0, 2, 3, 1).contiguous()
-        return y.unflatten(0, slices.shape[:2]).permute(BY_SLICES_BACK)
+        return _images(slices.flatten(0, 1), kernel).unflatten(0, slices.shape[:2]).permute(BY_SLICES_BACK)
     if kernel.way == "points":
         kept = x[:, :, ::s, :: plane[0], :: plane[1]]
         order, back = memory_order(kept)
@@ -135,6 +145,14 @@ def convolve(x: Tensor, kernel: Prepared) -> Tensor:
         y = F.conv2d(image, kernel.weight, kernel.bias).squeeze(2).unflatten(1, (kernel.depth_out, -1))
         y = y.permute(0, 1, 3, 2).contiguous()
     return y.unflatten(2, columns.shape[2:4]).permute(BY_SLICES_BACK)
+
+
+def _images(x: Tensor, kernel: Prepared) -> Tensor:
+    """A 2D convolution of dense (B, H, W, I), to dense (B, H', W', O)."""
+    if kernel.packed is not None:
+        return winograd.convolve(x, kernel.weight, kernel.packed, kernel.bias)
+    y = F.conv2d(x.permute(0, 3, 1, 2), kernel.weight, kernel.bias, kernel.stride[1:], kernel.padding[1:])
+    return y.permute(0, 2, 3, 1).contiguous()
 
 
 def _plain(x: Tensor, kernel: Prepared) -> Tensor:
@@ -160,7 +178,7 @@ class Conv3d(nn.Conv3d):
         if torch.jit.is_tracing():
             # A trace, as for export, is of operations that every runtime knows.
             return F.conv3d(x, self.kernel_for(x), None, *self.geometry)
-        kernel = prepare(self.kernel_for(x), None, *self.geometry, x.shape[2], x.dtype)
+        kernel = prepare(self.kernel_for(x), None, *self.geometry, x)
         return convolve(x, kernel)
 
     def kernel_for(self, x: Tensor) -> Tensor:
@@ -238,7 +256,7 @@ class _Band(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, depth: int, out: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
         outputs, inputs, k, kh, kw = weight.shape
-        ctx.taps, ctx.like = list(_taps(k, depth, out, stride, padding)), (weight.shape, weight.dtype)
+        ctx.taps, ctx.like = list(_taps(k, depth, out, stride, padding)), (weight.shape, weight.stride(), weight.dtype)
         full = len(ctx.taps) == out * depth
         band = (torch.empty if full else torch.zeros)(out, outputs, kh, kw, depth, inputs, dtype=dtype, device=weight.device)
         for o, i, tap in ctx.taps:
@@ -248,8 +266,9 @@ class _Band(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        shape, dtype = ctx.like
-        found = torch.zeros(shape, dtype=dtype, device=gradient.device).contiguous(memory_format=torch.channels_last_3d)
+        # In the memory order of the weight, or it would be copied into that once more.
+        shape, strides, dtype = ctx.like
+        found = torch.empty_strided(shape, strides, dtype=dtype, device=gradient.device).zero_()
         for o, i, tap in ctx.taps:
             found[:, :, tap] += gradient[o, :, :, :, i].permute(0, 3, 1, 2)
         return found, None, None, None, None, None

@@ -1,4 +1,4 @@
-"""The compiled passes of _kernels.cpp, as functions of tensors.
+"""The compiled passes of _kernels.cpp, as functions of tensors, and the way to call what else is compiled.
 
 They are built when ctcovid is installed and a C++ compiler with OpenMP is at hand. `usable` says whether a tensor can be given to them;
 where it cannot, as on a GPU, callers use torch's own operations. All tensors are dense, with the channels as their last dimension.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # Raised with every change of a function's parameters, here and there: a checkout may have moved on since it was last compiled.
-_INTERFACE = 1
+_INTERFACE = 2
 
 
 class _Grid(ctypes.Structure):
@@ -137,11 +137,15 @@ def _place(x: Tensor) -> _Place:
 
 
 def _call(name: str, like: Tensor, *arguments: Tensor | _Grid | _Place | int | None) -> None:
+    call(f"{name}_{_TYPES[like.dtype]}", *arguments)
+
+
+def call(name: str, *arguments: Tensor | _Grid | _Place | int | None) -> None:
+    """Run a compiled function. Tensors are handed over as their memory, which must be dense; the last argument is the number of threads."""
     assert compiled is not None
-    function = getattr(compiled, f"{name}_{_TYPES[like.dtype]}")
     # The converted arguments have to live until the call is over.
     converted = [_convert(argument) for argument in arguments]
-    function(*converted, ctypes.c_int(torch.get_num_threads()))
+    getattr(compiled, name)(*converted, ctypes.c_int(torch.get_num_threads()))
 
 
 def _convert(argument: Tensor | _Grid | _Place | int | None) -> object:

@@ -38,8 +38,8 @@ class Network:
 
     def scale(self, volumes: Tensor) -> Tensor:
         """uint8 (B, D, H, W) on any device to float32 (B, 1, D, H, W) on this one, scaled to 0..1."""
-        pixels = volumes.to(self.device, non_blocking=True).unsqueeze(1).float()
-        return ((pixels - SCALING["offset"]) / SCALING["scale"]).contiguous(memory_format=torch.channels_last_3d)
+        pixels = volumes.to(self.device, non_blocking=True).unsqueeze(1)
+        return (pixels - SCALING["offset"]).div_(SCALING["scale"]).contiguous(memory_format=torch.channels_last_3d)
 
     def forward(self, scaled: Tensor) -> Tensor:
         """float (B, 1, D, H, W), scaled, to float32 logits (B, classes), in this network's precision."""

@@ -202,12 +202,12 @@ def _folded(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
 
     def ready() -> Prepared:
         weight, bias = fold_norm(conv.kernel_for(x), norm)
-        return prepare(weight, bias, *conv.geometry, x.shape[2], x.dtype)
+        return prepare(weight, bias, *conv.geometry, x)
 
     if any(tensor.requires_grad or tensor.is_inference() or tensor.is_meta for tensor in numbers):
         conv.kept = None
         return convolve(x, ready())
-    key = (x.shape[1:3], x.dtype, [(tensor.data_ptr(), tensor._version) for tensor in numbers])
+    key = (x.shape[1:], x.dtype, [(tensor.data_ptr(), tensor._version) for tensor in numbers])
     # One look at what is kept: another thread may replace it at any moment.
     kept = conv.kept
     if kept is None or kept[0] != key:

@@ -66,7 +66,7 @@ def test_any_convolution_equals_conv3d_in_value_and_gradient(layer: dict[str, ob
     parameters = [random(layer["outputs"], layer["shape"][1], *layer["kernel"], seed=2).requires_grad_()]
     parameters += [random(layer["outputs"], seed=3).requires_grad_()] if layer["bias"] else []
     bias = parameters[1] if layer["bias"] else None
-    kernel = prepare(parameters[0], bias, layer["stride"], layer["padding"], x.shape[2], torch.float64)
+    kernel = prepare(parameters[0], bias, layer["stride"], layer["padding"], x)
     found = convolve(inputs[0], kernel)
     expected = F.conv3d(inputs[1], parameters[0], bias, layer["stride"], layer["padding"])
     require_equal(found, expected, [inputs[0], *parameters], [inputs[1], *parameters])

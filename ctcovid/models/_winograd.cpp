@@ -1,0 +1,364 @@
+// 3x3 convolutions with stride 1 and padding 1 in bfloat16 by Winograd's F(2x2, 3x3): 16 multiplications where there were 36.
+//
+// Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", Sec. 4.1: with tiles d of 4x4 pixels that overlap by two,
+// kernels g of 3x3 and outputs of 2x2, Y = A'[(G g G') * (B' d B)]A, where * is a product of elements, and so, over channels, 16 matrix
+// products. The gradient of the input is the same with the kernel turned round; that of the kernel is the transpose of the above:
+// G'[sum over tiles of (B' d B) * (A Y A')]G. Transforms are sums of four and nine terms in float32; factors of products are bfloat16,
+// their sums float32. Loaded through ctypes (winograd.py).
+//
+// Pixels are dense rows of channels, (B, H, W, C). Written for processors that multiply bfloat16 in vectors of AVX-512, and used there
+// only; those with AMX multiply so much faster that the transforms would cost more than they save.
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <omp.h>
+
+typedef int64_t i64;
+typedef uint16_t bf16;
+
+#if defined(__x86_64__) && defined(__GNUC__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
+
+#include <cpuid.h>
+#include <immintrin.h>
+
+#define VECTORS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define INLINE static inline __attribute__((always_inline)) VECTORS
+
+static const i64 LANES = 16;      // float32 values of a vector
+static const i64 BLOCK = 64;      // output channels of a pass: with 6 rows, 24 of the 32 registers hold sums
+static const i64 ROWS = 6;
+static const i64 POINTS = 16;     // of a transformed tile
+static const i64 FEW_TILES = 96, CACHE = 384 << 10;  // transformed pixels of a thread stay in its second-level cache
+static const i64 MANY_TILES = 512;
+
+static i64 padded(i64 channels) { return (channels + LANES - 1) / LANES * LANES; }
+static i64 ceiling(i64 a, i64 b) { return (a + b - 1) / b; }
+
+struct Freed {
+    void operator()(void *memory) const { std::free(memory); }
+};
+template <typename T> struct Buffer : std::unique_ptr<T, Freed> {
+    explicit Buffer(i64 count) : std::unique_ptr<T, Freed>((T *)std::aligned_alloc(64, ceiling(count * (i64)sizeof(T), 64) * 64)) {}
+};
+
+struct Image {
+    i64 B, H, W, C;
+    i64 rows() const { return (H + 1) / 2; }
+    i64 columns() const { return (W + 1) / 2; }
+    i64 tiles() const { return B * rows() * columns(); }
+};
+
+struct Corner { i64 b, h, w; };  // of a tile's 2x2 output pixels
+static Corner corner(const Image &image, i64 tile) {
+    const i64 columns = image.columns(), rest = tile / columns;
+    return {rest / image.rows(), 2 * (rest % image.rows()), 2 * (tile % columns)};
+}
+
+// ---- vectors ----
+
+INLINE __mmask16 first_lanes(i64 count) { return count >= LANES ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1); }
+INLINE __m512 load(const bf16 *from, __mmask16 lanes) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from)), 16));
+}
+INLINE __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+// Two values in the halves of each lane, as the product of pairs takes them.
+INLINE __m512i pair(__m512 low, __m512 high) {
+    return _mm512_or_si512(_mm512_cvtepu16_epi32(rounded(low)), _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded(high)), 16));
+}
+
+// ---- transforms of 16 channels, in place of the first rows and columns ----
+
+// B' d B
+INLINE void transform_input(__m512 (&d)[4][4]) {
+    for (int i = 0; i < 4; i++) {
+        const __m512 a = d[i][0], b = d[i][1], c = d[i][2], e = d[i][3];
+        d[i][0] = a - c, d[i][1] = b + c, d[i][2] = c - b, d[i][3] = b - e;
+    }
+    for (int j = 0; j < 4; j++) {
+        const __m512 a = d[0][j], b = d[1][j], c = d[2][j], e = d[3][j];
+        d[0][j] = a - c, d[1][j] = b + c, d[2][j] = c - b, d[3][j] = b - e;
+    }
+}
+
+// A Y A'
+INLINE void transform_gradient(__m512 (&y)[4][4]) {
+    for (int i = 0; i < 2; i++) {
+        const __m512 a = y[i][0], b = y[i][1];
+        y[i][1] = a + b, y[i][2] = a - b, y[i][3] = -b;
+    }
+    for (int j = 0; j < 4; j++) {
+        const __m512 a = y[0][j], b = y[1][j];
+        y[1][j] = a + b, y[2][j] = a - b, y[3][j] = -b;
+    }
+}
+
+// A' m A
+INLINE void transform_output(__m512 (&m)[4][4]) {
+    for (int i = 0; i < 4; i++) {
+        const __m512 a = m[i][0], b = m[i][1], c = m[i][2], e = m[i][3];
+        m[i][0] = a + b + c, m[i][1] = b - c - e;
+    }
+    for (int j = 0; j < 2; j++) {
+        const __m512 a = m[0][j], b = m[1][j], c = m[2][j], e = m[3][j];
+        m[0][j] = a + b + c, m[1][j] = b - c - e;
+    }
+}
+
+// G g G'
+INLINE void transform_kernel(__m512 (&g)[4][4]) {
+    const __m512 half = _mm512_set1_ps(0.5f);
+    for (int i = 0; i < 3; i++) {
+        const __m512 a = g[i][0], b = g[i][1], c = g[i][2], sum = (a + c) * half, middle = b * half;
+        g[i][1] = sum + middle, g[i][2] = sum - middle, g[i][3] = c;
+    }
+    for (int j = 0; j < 4; j++) {
+        const __m512 a = g[0][j], b = g[1][j], c = g[2][j], sum = (a + c) * half, middle = b * half;
+        g[1][j] = sum + middle, g[2][j] = sum - middle, g[3][j] = c;
+    }
+}
+
+// G' u G
+INLINE void transform_back(__m512 (&u)[4][4]) {
+    const __m512 half = _mm512_set1_ps(0.5f);
+    for (int i = 0; i < 4; i++) {
+        const __m512 a = u[i][0], b = u[i][1], c = u[i][2], e = u[i][3], sum = (b + c) * half;
+        u[i][0] = a + sum, u[i][1] = (b - c) * half, u[i][2] = sum + e;
+    }
+    for (int j = 0; j < 3; j++) {
+        const __m512 a = u[0][j], b = u[1][j], c = u[2][j], e = u[3][j], sum = (b + c) * half;
+        u[0][j] = a + sum, u[1][j] = (b - c) * half, u[2][j] = sum + e;
+    }
+}
+
+// The 4x4 pixels of a tile, zeros outside the image.
+INLINE void read_input(const bf16 *x, const Image &image, const Corner &at, i64 c, __m512 (&d)[4][4]) {
+    const __mmask16 lanes = first_lanes(image.C - c);
+    const bf16 *first = x + ((at.b * image.H + at.h - 1) * image.W + at.w - 1) * image.C + c;
+    for (i64 i = 0; i < 4; i++)
+        for (i64 j = 0; j < 4; j++) {
+            const bool inside = (uint64_t)(at.h - 1 + i) < (uint64_t)image.H && (uint64_t)(at.w - 1 + j) < (uint64_t)image.W;
+            d[i][j] = load(first + (i * image.W + j) * image.C, inside ? lanes : (__mmask16)0);
+        }
+}
+
+INLINE void read_gradient(const bf16 *g, const Image &image, const Corner &at, i64 c, __m512 (&y)[4][4]) {
+    const __mmask16 lanes = first_lanes(image.C - c);
+    const bf16 *first = g + ((at.b * image.H + at.h) * image.W + at.w) * image.C + c;
+    for (i64 i = 0; i < 2; i++)
+        for (i64 j = 0; j < 2; j++)
+            y[i][j] = load(first + (i * image.W + j) * image.C, at.h + i < image.H && at.w + j < image.W ? lanes : (__mmask16)0);
+}
+
+// ---- matrix products of pairs: c[r][n] (+)= sum over steps and both halves of a[r] * b[n] ----
+
+template <int R, int V>
+INLINE void product_of(const bf16 *a, i64 row, i64 step_a, const bf16 *b, i64 step_b, i64 steps, float *c, i64 next, bool add) {
+    __m512 sums[R][V];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) sums[r][v] = add ? _mm512_loadu_ps(c + r * next + v * LANES) : _mm512_setzero_ps();
+    for (i64 s = 0; s < steps; s++) {
+        __m512bh right[V];
+        for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + s * step_b + v * 2 * LANES);
+        for (int r = 0; r < R; r++) {
+            const __m512bh left = (__m512bh)_mm512_set1_epi32(*(const int *)(a + r * row + s * step_a));
+            for (int v = 0; v < V; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) _mm512_storeu_ps(c + r * next + v * LANES, sums[r][v]);
+}
+
+template <int V>
+VECTORS static void product(const bf16 *a, i64 rows, i64 row, i64 step_a, const bf16 *b, i64 step_b, i64 steps, float *c, i64 next, bool add) {
+    i64 r = 0;
+    for (; r + ROWS <= rows; r += ROWS) product_of<ROWS, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add);
+    switch (rows - r) {
+        case 5: product_of<5, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
+        case 4: product_of<4, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
+        case 3: product_of<3, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
+        case 2: product_of<2, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
+        case 1: product_of<1, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
+        default: break;
+    }
+}
+
+typedef void (*Product)(const bf16 *, i64, i64, i64, const bf16 *, i64, i64, float *, i64, bool);
+static const Product PRODUCTS[] = {nullptr, product<1>, product<2>, product<3>, product<4>};
+
+// Of N columns, the width of the block that begins at n, padded to whole vectors.
+static i64 width(i64 N, i64 n) { return N - n >= BLOCK ? BLOCK : padded(N - n); }
+
+// ---- kernels: [block of N][point][pair of K][N of the block][2] ----
+
+// Of float32 kernels (O, 3, 3, I), for N = O and K = I, or, turned round, for N = I and K = O.
+VECTORS static void pack_kernels(const float *w, i64 O, i64 I, bool turned, bf16 *u, int threads) {
+    const i64 N = turned ? I : O, K = turned ? O : I, Kp = padded(K);
+    const __m512i apart = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(static)
+    for (i64 n = 0; n < N; n += LANES)
+        for (i64 k = 0; k < K; k += LANES) {
+            const i64 start = n / BLOCK * BLOCK, wide = width(N, start);
+            // 16 rows of 16 neighbours in memory, whichever of N and K these are.
+            alignas(64) float block[9][LANES][LANES];
+            const i64 o = turned ? k : n, i = turned ? n : k;
+            for (i64 row = 0; row < LANES; row++)
+                for (int tap = 0; tap < 9; tap++)
+                    _mm512_store_ps(block[tap][row], _mm512_maskz_loadu_ps(o + row < O ? first_lanes(I - i) : (__mmask16)0,
+                                                                           w + ((o + row) * 9 + tap) * I + i));
+            for (int two = 0; two < LANES; two += 2) {
+                __m512 g[2][4][4];
+                for (int half = 0; half < 2; half++) {
+                    for (int tap = 0; tap < 9; tap++)
+                        g[half][tap / 3][tap % 3] = turned ? _mm512_load_ps(block[8 - tap][two + half])
+                                                           : _mm512_i32gather_ps(apart, &block[tap][0][two + half], 4);
+                    transform_kernel(g[half]);
+                }
+                bf16 *to = u + POINTS * Kp * start + ((k + two) / 2 * wide + n - start) * 2;
+                for (int point = 0; point < POINTS; point++)
+                    _mm512_storeu_si512(to + point * Kp * wide, pair(g[0][point / 4][point % 4], g[1][point / 4][point % 4]));
+            }
+        }
+}
+
+// ---- forward ----
+
+VECTORS static void forward_tiles(const bf16 *x, const Image &in, i64 N, const bf16 *u, const float *bias, bf16 *y, i64 first, i64 last, bf16 *v,
+                                  i64 next_v, float *m, i64 next_m) {
+    const i64 Kp = padded(in.C), tiles = last - first;
+    for (i64 t = 0; t < tiles; t++) {
+        const Corner at = corner(in, first + t);
+        for (i64 c = 0; c < in.C; c += LANES) {
+            __m512 d[4][4];
+            read_input(x, in, at, c, d);
+            transform_input(d);
+            for (int point = 0; point < POINTS; point++)
+                _mm256_storeu_si256((__m256i *)(v + point * next_v + t * Kp + c), rounded(d[point / 4][point % 4]));
+        }
+    }
+    for (i64 n = 0; n < N; n += BLOCK) {
+        const i64 wide = width(N, n);
+        const bf16 *kernels = u + POINTS * Kp * n;
+        for (int point = 0; point < POINTS; point++)
+            PRODUCTS[wide / LANES](v + point * next_v, tiles, Kp, 2, kernels + point * Kp * wide, 2 * wide, Kp / 2, m + point * next_m, wide, false);
+        for (i64 t = 0; t < tiles; t++) {
+            const Corner at = corner(in, first + t);
+            for (i64 c = 0; c < wide && n + c < N; c += LANES) {
+                const __mmask16 lanes = first_lanes(N - n - c);
+                __m512 s[4][4];
+                for (int point = 0; point < POINTS; point++) s[point / 4][point % 4] = _mm512_loadu_ps(m + point * next_m + t * wide + c);
+                transform_output(s);
+                const __m512 more = bias ? _mm512_maskz_loadu_ps(lanes, bias + n + c) : _mm512_setzero_ps();
+                for (int i = 0; i < 2 && at.h + i < in.H; i++)
+                    for (int j = 0; j < 2 && at.w + j < in.W; j++) {
+                        bf16 *to = y + ((at.b * in.H + at.h + i) * in.W + at.w + j) * N + n + c;
+                        _mm256_mask_storeu_epi16(to, lanes, rounded(s[i][j] + more));
+                    }
+            }
+        }
+    }
+}
+
+static void forward(const bf16 *x, const Image &in, i64 N, const bf16 *u, const float *bias, bf16 *y, int threads) {
+    const i64 Kp = padded(in.C), all = in.tiles();
+    i64 most = CACHE / (POINTS * Kp * (i64)sizeof(bf16)) / ROWS * ROWS;
+    most = most < ROWS ? ROWS : most > FEW_TILES ? FEW_TILES : most;
+    // As many parts for each thread as for the others.
+    const i64 parts = ceiling(all, most * threads) * threads;
+    const i64 tiles = ceiling(ceiling(all, parts), ROWS) * ROWS;
+    // A vector more between the points: at a distance of a power of two all of them would want the same lines of the cache.
+    const i64 next_v = tiles * Kp + 2 * LANES, next_m = tiles * BLOCK + LANES;
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<bf16> v(POINTS * next_v);
+        Buffer<float> m(POINTS * next_m);
+#pragma omp for schedule(dynamic)
+        for (i64 part = 0; part < ceiling(all, tiles); part++) {
+            const i64 first = part * tiles, last = first + tiles < all ? first + tiles : all;
+            forward_tiles(x, in, N, u, bias, y, first, last, v.get(), next_v, m.get(), next_m);
+        }
+    }
+}
+
+// ---- gradient of the kernels ----
+
+VECTORS static void two_tiles(const bf16 *x, const Image &image, i64 tile, i64 last, bool gradient, bf16 *to, i64 next) {
+    for (i64 c = 0; c < image.C; c += LANES) {
+        __m512 d[2][4][4];
+        for (int half = 0; half < 2; half++) {
+            if (tile + half >= last) {
+                for (int point = 0; point < POINTS; point++) d[half][point / 4][point % 4] = _mm512_setzero_ps();
+                continue;
+            }
+            const Corner at = corner(image, tile + half);
+            if (gradient) {
+                read_gradient(x, image, at, c, d[half]);
+                transform_gradient(d[half]);
+            } else {
+                read_input(x, image, at, c, d[half]);
+                transform_input(d[half]);
+            }
+        }
+        for (int point = 0; point < POINTS; point++)
+            _mm512_storeu_si512(to + point * next + 2 * c, pair(d[0][point / 4][point % 4], d[1][point / 4][point % 4]));
+    }
+}
+
+VECTORS static void gradient_back(const float *sums, i64 next, i64 K, float *w) {
+    for (i64 k = 0; k < K; k += LANES) {
+        __m512 u[4][4];
+        for (int point = 0; point < POINTS; point++) u[point / 4][point % 4] = _mm512_loadu_ps(sums + point * next + k);
+        transform_back(u);
+        for (int tap = 0; tap < 9; tap++) _mm512_mask_storeu_ps(w + tap * K + k, first_lanes(K - k), u[tap / 3][tap % 3]);
+    }
+}
+
+static void kernel_gradient(const bf16 *x, const bf16 *g, const Image &in, i64 N, float *w, int threads) {
+    const Image out = {in.B, in.H, in.W, N};
+    const i64 Kp = padded(in.C), Np = padded(N), all = in.tiles(), tiles = all < MANY_TILES ? all + all % 2 : MANY_TILES;
+    const i64 next_v = tiles * Kp + 2 * LANES, next_z = tiles * Np + 2 * LANES, next_sums = N * Kp;
+    Buffer<bf16> v(POINTS * next_v), z(POINTS * next_z);
+    Buffer<float> sums(POINTS * next_sums);
+    const i64 blocks = ceiling(in.C, BLOCK);
+#pragma omp parallel num_threads(threads)
+    for (i64 first = 0; first < all; first += tiles) {
+        const i64 last = first + tiles < all ? first + tiles : all, pairs = ceiling(last - first, 2);
+#pragma omp for schedule(static)
+        for (i64 p = 0; p < pairs; p++) {
+            two_tiles(x, in, first + 2 * p, last, false, v.get() + p * 2 * Kp, next_v);
+            two_tiles(g, out, first + 2 * p, last, true, z.get() + p * 2 * Np, next_z);
+        }
+#pragma omp for schedule(static) collapse(2)
+        for (i64 point = 0; point < POINTS; point++)
+            for (i64 block = 0; block < blocks; block++) {
+                const i64 k = block * BLOCK, wide = width(in.C, k);
+                PRODUCTS[wide / LANES](z.get() + point * next_z, N, 2, 2 * Np, v.get() + point * next_v + 2 * k, 2 * Kp, pairs,
+                                       sums.get() + point * next_sums + k, Kp, first > 0);
+            }
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 n = 0; n < N; n++) gradient_back(sums.get() + n * Kp, next_sums, in.C, w + n * 9 * in.C);
+}
+
+static bool multiplies_bfloat16_in_vectors() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq")) return false;
+    const bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+    return __builtin_cpu_supports("avx512vl") && !amx;
+}
+
+extern "C" int winograd_supported() { return multiplies_bfloat16_in_vectors(); }
+extern "C" i64 winograd_packed(i64 N, i64 K) { return POINTS * padded(N) * padded(K); }
+extern "C" void winograd_pack(const float *w, i64 O, i64 I, int turned, bf16 *u, int threads) { pack_kernels(w, O, I, turned, u, threads); }
+extern "C" void winograd_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 K, i64 N, const bf16 *u, const float *bias, bf16 *y, int threads) {
+    forward(x, {B, H, W, K}, N, u, bias, y, threads);
+}
+extern "C" void winograd_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 K, i64 N, float *w, int threads) {
+    kernel_gradient(x, g, {B, H, W, K}, N, w, threads);
+}
+
+#else
+
+extern "C" int winograd_supported() { return 0; }
+
+#endif
