@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ctcovid.models import winograd
+from ctcovid.models import convolutions
 
 Triple = tuple[int, int, int]
 
@@ -91,8 +91,8 @@ def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
     k, kh, kw = weight.shape[2:]
     depth, pixels = x.shape[2], x.shape[3] * x.shape[4]
     chosen, out = way(depth, (k, kh, kw), padding), depth_out(depth, k, stride[0], padding[0])
-    fast = winograd.usable(x) and chosen in ("folded", "slices")
-    fast = fast and winograd.pays(weight[:, :, 0], stride[1:], padding[1:], pixels)
+    fast = convolutions.usable(x) and chosen in ("folded", "slices")
+    fast = fast and convolutions.pays(weight[:, :, 0], stride[1:], padding[1:], pixels)
     dtype = torch.float32 if fast else x.dtype
     if chosen in ("folded", "band"):
         kernel = _Band.apply(weight, depth, out, stride[0], padding[0], dtype)  # (out, O, kh, kw, depth, I)
@@ -106,29 +106,74 @@ def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
     packed = None
     if fast:
         kernel = kernel.permute(0, 2, 3, 1).contiguous()
-        packed = winograd.pack(kernel)
+        packed = convolutions.pack(kernel)
     return Prepared(chosen, kernel, None if bias is None else bias.to(dtype), stride, padding, out, packed)
 
 
-def convolve(x: Tensor, kernel: Prepared) -> Tensor:
-    """A 3D convolution.
+def convolve(x: Tensor, kernel: Prepared, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+    """A 3D convolution, then the sum with `residual` and the ReLU, where wanted.
 
     Parameters
     ----------
-    x : float (B, I, D, H, W), of the dtype and depth that the kernel was prepared for
+    x : float (B, I, D, H, W), of the dtype and size that the kernel was prepared for
+    residual : of the output's shape
 
     Returns
     -------
     float (B, O, D', H', W'), dense with adjacent channels
     """
-    s, plane = kernel.stride[0], kernel.stride[1:]
+    if kernel.packed is not None and not _differentiated(x, kernel.weight, kernel.bias, residual):
+        added = None if residual is None else _as_images(residual, kernel.way)
+        y = convolutions.convolve_relu(_inputs(x, kernel), kernel.packed, kernel.bias, added, relu, len(kernel.weight))
+        return _from_images(y, kernel, len(x))
+    y = _convolve(x, kernel)
+    if residual is not None:
+        y = y + residual
+    return y.relu_() if relu else y
+
+
+def stem(x: Tensor, kernel: Prepared) -> Tensor | None:
+    """Convolution, ReLU and 3x3x3 max pooling with stride 2 in one pass, as :func:`convolve`; None where that is not to be had."""
+    (_, s, across), (_, p, beside) = kernel.stride, kernel.padding
+    outputs, _, side, wide = kernel.weight.shape if kernel.way == "folded" else (0, 0, 0, 0)
+    square = outputs and (s, p, side) == (across, beside, wide) and outputs // kernel.depth_out % 16 == 0
+    if not square or kernel.bias is None or not convolutions.usable(x) or _differentiated(x, kernel.weight, kernel.bias):
+        return None
+    return convolutions.stem(folded(x).flatten(3), kernel.weight, kernel.bias, s, p, kernel.depth_out).permute(FOLDED_BACK)
+
+
+def _differentiated(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _as_images(x: Tensor, way: str) -> Tensor:
+    """Logical (B, C, D, H, W) as the dense images (B', H, W, C') of a 2D convolution."""
+    return folded(x).flatten(3) if way == "folded" else by_slices(x).flatten(0, 1)
+
+
+def _inputs(x: Tensor, kernel: Prepared) -> Tensor:
+    return _as_images(x if kernel.way == "folded" else x[:, :, :: kernel.stride[0]], kernel.way)
+
+
+def _from_images(y: Tensor, kernel: Prepared, batch: int) -> Tensor:
+    """Undoes :func:`_as_images` on the convolution's output."""
     if kernel.way == "folded":
-        return _images(folded(x).flatten(3), kernel).unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
+        return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
+    return y.unflatten(0, (batch, -1)).permute(BY_SLICES_BACK)
+
+
+def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
+    s, plane = kernel.stride[0], kernel.stride[1:]
+    if kernel.way in ("folded", "slices"):
+        images = _inputs(x, kernel)
+        if kernel.packed is not None:
+            y = convolutions.convolve(images, kernel.weight, kernel.packed, kernel.bias)
+        else:
+            y = F.conv2d(images.permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, kernel.padding[1:])
+            y = y.permute(0, 2, 3, 1).contiguous()
+        return _from_images(y, kernel, len(x))
     if kernel.way == "plain":
         return _plain(x.contiguous(memory_format=torch.channels_last_3d), kernel)
-    if kernel.way == "slices":
-        slices = by_slices(x[:, :, ::s])
-        return _images(slices.flatten(0, 1), kernel).unflatten(0, slices.shape[:2]).permute(BY_SLICES_BACK)
     if kernel.way == "points":
         kept = x[:, :, ::s, :: plane[0], :: plane[1]]
         order, back = memory_order(kept)
@@ -145,14 +190,6 @@ def convolve(x: Tensor, kernel: Prepared) -> Tensor:
         y = F.conv2d(image, kernel.weight, kernel.bias).squeeze(2).unflatten(1, (kernel.depth_out, -1))
         y = y.permute(0, 1, 3, 2).contiguous()
     return y.unflatten(2, columns.shape[2:4]).permute(BY_SLICES_BACK)
-
-
-def _images(x: Tensor, kernel: Prepared) -> Tensor:
-    """A 2D convolution of dense (B, H, W, I), to dense (B, H', W', O)."""
-    if kernel.packed is not None:
-        return winograd.convolve(x, kernel.weight, kernel.packed, kernel.bias)
-    y = F.conv2d(x.permute(0, 3, 1, 2), kernel.weight, kernel.bias, kernel.stride[1:], kernel.padding[1:])
-    return y.permute(0, 2, 3, 1).contiguous()
 
 
 def _plain(x: Tensor, kernel: Prepared) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models.catalog import Architecture
+from ctcovid.models.device import keep_freed_memory
 
 # Volumes per forward pass, and the voxels that they may have together: enough to keep a device busy, little enough for its memory.
 VOLUMES_AT_ONCE = {"cpu": 4, "mps": 4, "cuda": 32}
@@ -33,6 +34,8 @@ class Network:
     def __init__(
         self, module: nn.Module, architecture: Architecture, classes: list[str], device: torch.device, precision: torch.dtype
     ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
         self.module = module.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
         self.architecture, self.classes, self.device, self.precision = architecture, classes, device, precision
 

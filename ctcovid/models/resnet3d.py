@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ctcovid.models.depthfold import Conv3d, GlobalAverage, MaxPool3d, Prepared, convolve, prepare, shortcut
+from ctcovid.models.depthfold import Conv3d, GlobalAverage, MaxPool3d, Prepared, convolve, prepare, shortcut, stem
 from ctcovid.models.fusednorm import fold_norm, forgetful, norm_relu, norm_relu_pool, relu_pool
 
 # Table 3: the stem's kernel, and the widths of Conv2 to Conv5.
@@ -60,8 +60,8 @@ class ResNet3D(nn.Module):
             return self._logits(x.to(precision))
 
     def _logits(self, x: Tensor) -> Tensor:
-        stem = [module for name, module in self.named_children() if name.startswith(("conv1", "bn1", "relu", "maxpool"))]
-        if self.plain or _watched(stem) or not _ours(units(self, 1)):
+        first = [module for name, module in self.named_children() if name.startswith(("conv1", "bn1", "relu", "maxpool"))]
+        if self.plain or _watched(first) or not _ours(units(self, 1)):
             x = self.maxpool(self.relu(unit_by_modules(self, 1, x)))
         else:
             *before, (conv, norm) = units(self, 1)
@@ -71,11 +71,13 @@ class ResNet3D(nn.Module):
                 conv.kept = None
                 x = norm_relu_pool(forgetful(conv, x), norm, self.maxpool)
             else:
-                x = relu_pool(_folded(conv, norm, x), self.maxpool)
+                kernel = _with_norm(conv, norm, x)
+                pooled = stem(x, kernel)
+                x = relu_pool(convolve(x, kernel), self.maxpool) if pooled is None else pooled
         for number in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{number}")(x)
-        pooled: Tensor = self.avgpool(x).flatten(1)
-        logits: Tensor = self.fc(pooled if self.plain else pooled.to(self.fc.weight.dtype))
+        features: Tensor = self.avgpool(x).flatten(1)
+        logits: Tensor = self.fc(features if self.plain else features.to(self.fc.weight.dtype))
         return logits
 
 
@@ -185,14 +187,15 @@ def conv_norm_relu(
         conv.kept = None
         return norm_relu(forgetful(conv, x), norm, relu, residual, stride)
     else:
-        y = _folded(conv, norm, x)
+        added = None if residual is None else shortcut(residual, norm.num_features, stride)
+        return convolve(x, _with_norm(conv, norm, x), relu, added)
     if residual is not None:
         y = y + shortcut(residual, y.shape[1], stride)
     return y.relu_() if relu else y
 
 
-def _folded(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
-    """The convolution with the batch norm's running statistics in its kernel.
+def _with_norm(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Prepared:
+    """The convolution's kernel for `x`, with the batch norm's running statistics in it.
 
     The kernel is kept where the weights are frozen, as those of a trained model are. Where they may learn it is made anew each time:
     not every optimiser leaves a trace of having changed them.
@@ -206,7 +209,7 @@ def _folded(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
 
     if any(tensor.requires_grad or tensor.is_inference() or tensor.is_meta for tensor in numbers):
         conv.kept = None
-        return convolve(x, ready())
+        return ready()
     key = (x.shape[1:], x.dtype, [(tensor.data_ptr(), tensor._version) for tensor in numbers])
     # One look at what is kept: another thread may replace it at any moment.
     kept = conv.kept
@@ -214,7 +217,7 @@ def _folded(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             kept = (key, ready())
         conv.kept = kept
-    return convolve(x, kept[1])
+    return kept[1]
 
 
 def _ours(pairs: Iterable[tuple[nn.Module, nn.Module]]) -> bool:

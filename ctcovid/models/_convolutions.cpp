@@ -1,17 +1,21 @@
-// 3x3 convolutions with stride 1 and padding 1 in bfloat16 by Winograd's F(2x2, 3x3): 16 multiplications where there were 36.
+// Convolutions in bfloat16 on processors that multiply it in vectors of AVX-512, and have no AMX.
 //
-// Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", Sec. 4.1: with tiles d of 4x4 pixels that overlap by two,
-// kernels g of 3x3 and outputs of 2x2, Y = A'[(G g G') * (B' d B)]A, where * is a product of elements, and so, over channels, 16 matrix
-// products. The gradient of the input is the same with the kernel turned round; that of the kernel is the transpose of the above:
-// G'[sum over tiles of (B' d B) * (A Y A')]G. Transforms are sums of four and nine terms in float32; factors of products are bfloat16,
-// their sums float32. Loaded through ctypes (winograd.py).
+// 3x3 ones with stride 1 and padding 1 by Winograd's F(2x2, 3x3): 16 multiplications where there were 36. Lavin and Gray 2016, "Fast
+// algorithms for convolutional neural networks", Sec. 4.1: with tiles d of 4x4 pixels that overlap by two, kernels g of 3x3 and outputs
+// of 2x2, Y = A'[(G g G') * (B' d B)]A, where * is a product of elements, and so, over channels, 16 matrix products. The gradient of the
+// input is the same with the kernel turned round; that of the kernel is the transpose of the above: G'[sum over tiles of (B' d B) *
+// (A Y A')]G. Transforms are sums of four and nine terms in float32; factors of products are bfloat16, their sums float32. With AMX a
+// processor multiplies so much faster that the transforms would cost more than they save.
 //
-// Pixels are dense rows of channels, (B, H, W, C). Written for processors that multiply bfloat16 in vectors of AVX-512, and used there
-// only; those with AMX multiply so much faster that the transforms would cost more than they save.
+// The stem in use, with all that follows up to the pooling: its output is the largest of all, and is not even written.
+//
+// Pixels are dense rows of channels, (B, H, W, C). Loaded through ctypes (convolutions.py).
 
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <utility>
 #include <omp.h>
 
 typedef int64_t i64;
@@ -31,6 +35,7 @@ static const i64 ROWS = 6;
 static const i64 POINTS = 16;     // of a transformed tile
 static const i64 FEW_TILES = 96, CACHE = 384 << 10;  // transformed pixels of a thread stay in its second-level cache
 static const i64 MANY_TILES = 512;
+static const i64 STRETCH = 48;    // pixels of an output row whose sums stay in the first-level cache
 
 static i64 padded(i64 channels) { return (channels + LANES - 1) / LANES * LANES; }
 static i64 ceiling(i64 a, i64 b) { return (a + b - 1) / b; }
@@ -150,40 +155,44 @@ INLINE void read_gradient(const bf16 *g, const Image &image, const Corner &at, i
             y[i][j] = load(first + (i * image.W + j) * image.C, at.h + i < image.H && at.w + j < image.W ? lanes : (__mmask16)0);
 }
 
-// ---- matrix products of pairs: c[r][n] (+)= sum over steps and both halves of a[r] * b[n] ----
+// ---- matrix products of pairs: c[r][n] (+)= sum over lines, steps and both halves of a[r] * b[n] ----
+
+struct Left { i64 row, step, line, lines; };  // distances in memory of the left factor's values, and how many lines there are
 
 template <int R, int V>
-INLINE void product_of(const bf16 *a, i64 row, i64 step_a, const bf16 *b, i64 step_b, i64 steps, float *c, i64 next, bool add) {
+INLINE void product_of(const bf16 *a, const Left &at, const bf16 *b, i64 step_b, i64 steps, float *c, i64 next, bool add) {
     __m512 sums[R][V];
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) sums[r][v] = add ? _mm512_loadu_ps(c + r * next + v * LANES) : _mm512_setzero_ps();
-    for (i64 s = 0; s < steps; s++) {
-        __m512bh right[V];
-        for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + s * step_b + v * 2 * LANES);
-        for (int r = 0; r < R; r++) {
-            const __m512bh left = (__m512bh)_mm512_set1_epi32(*(const int *)(a + r * row + s * step_a));
-            for (int v = 0; v < V; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
+    for (i64 line = 0; line < at.lines; line++, a += at.line)
+        for (i64 s = 0; s < steps; s++, b += step_b) {
+            __m512bh right[V];
+            for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES);
+            for (int r = 0; r < R; r++) {
+                int two;
+                std::memcpy(&two, a + r * at.row + s * at.step, sizeof two);
+                const __m512bh left = (__m512bh)_mm512_set1_epi32(two);
+                for (int v = 0; v < V; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], left, right[v]);
+            }
         }
-    }
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) _mm512_storeu_ps(c + r * next + v * LANES, sums[r][v]);
 }
 
 template <int V>
-VECTORS static void product(const bf16 *a, i64 rows, i64 row, i64 step_a, const bf16 *b, i64 step_b, i64 steps, float *c, i64 next, bool add) {
-    i64 r = 0;
-    for (; r + ROWS <= rows; r += ROWS) product_of<ROWS, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add);
-    switch (rows - r) {
-        case 5: product_of<5, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
-        case 4: product_of<4, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
-        case 3: product_of<3, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
-        case 2: product_of<2, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
-        case 1: product_of<1, V>(a + r * row, row, step_a, b, step_b, steps, c + r * next, next, add); break;
+VECTORS static void product(const bf16 *a, i64 rows, const Left &at, const bf16 *b, i64 step_b, i64 steps, float *c, i64 next, bool add) {
+    for (; rows >= ROWS; rows -= ROWS, a += ROWS * at.row, c += ROWS * next) product_of<ROWS, V>(a, at, b, step_b, steps, c, next, add);
+    switch (rows) {
+        case 5: product_of<5, V>(a, at, b, step_b, steps, c, next, add); break;
+        case 4: product_of<4, V>(a, at, b, step_b, steps, c, next, add); break;
+        case 3: product_of<3, V>(a, at, b, step_b, steps, c, next, add); break;
+        case 2: product_of<2, V>(a, at, b, step_b, steps, c, next, add); break;
+        case 1: product_of<1, V>(a, at, b, step_b, steps, c, next, add); break;
         default: break;
     }
 }
 
-typedef void (*Product)(const bf16 *, i64, i64, i64, const bf16 *, i64, i64, float *, i64, bool);
+typedef void (*Product)(const bf16 *, i64, const Left &, const bf16 *, i64, i64, float *, i64, bool);
 static const Product PRODUCTS[] = {nullptr, product<1>, product<2>, product<3>, product<4>};
 
 // Of N columns, the width of the block that begins at n, padded to whole vectors.
@@ -223,8 +232,8 @@ VECTORS static void pack_kernels(const float *w, i64 O, i64 I, bool turned, bf16
 
 // ---- forward ----
 
-VECTORS static void forward_tiles(const bf16 *x, const Image &in, i64 N, const bf16 *u, const float *bias, bf16 *y, i64 first, i64 last, bf16 *v,
-                                  i64 next_v, float *m, i64 next_m) {
+VECTORS static void forward_tiles(const bf16 *x, const Image &in, i64 N, const bf16 *u, const float *bias, const bf16 *residual, bool relu, bf16 *y,
+                                  i64 first, i64 last, bf16 *v, i64 next_v, float *m, i64 next_m) {
     const i64 Kp = padded(in.C), tiles = last - first;
     for (i64 t = 0; t < tiles; t++) {
         const Corner at = corner(in, first + t);
@@ -240,7 +249,8 @@ VECTORS static void forward_tiles(const bf16 *x, const Image &in, i64 N, const b
         const i64 wide = width(N, n);
         const bf16 *kernels = u + POINTS * Kp * n;
         for (int point = 0; point < POINTS; point++)
-            PRODUCTS[wide / LANES](v + point * next_v, tiles, Kp, 2, kernels + point * Kp * wide, 2 * wide, Kp / 2, m + point * next_m, wide, false);
+            PRODUCTS[wide / LANES](v + point * next_v, tiles, {Kp, 2, 0, 1}, kernels + point * Kp * wide, 2 * wide, Kp / 2, m + point * next_m, wide,
+                                   false);
         for (i64 t = 0; t < tiles; t++) {
             const Corner at = corner(in, first + t);
             for (i64 c = 0; c < wide && n + c < N; c += LANES) {
@@ -251,15 +261,19 @@ VECTORS static void forward_tiles(const bf16 *x, const Image &in, i64 N, const b
                 const __m512 more = bias ? _mm512_maskz_loadu_ps(lanes, bias + n + c) : _mm512_setzero_ps();
                 for (int i = 0; i < 2 && at.h + i < in.H; i++)
                     for (int j = 0; j < 2 && at.w + j < in.W; j++) {
-                        bf16 *to = y + ((at.b * in.H + at.h + i) * in.W + at.w + j) * N + n + c;
-                        _mm256_mask_storeu_epi16(to, lanes, rounded(s[i][j] + more));
+                        const i64 to = ((at.b * in.H + at.h + i) * in.W + at.w + j) * N + n + c;
+                        __m512 value = s[i][j] + more;
+                        if (residual) value = value + load(residual + to, lanes);
+                        // In this order of its operands the maximum passes on what is no number.
+                        if (relu) value = _mm512_max_ps(_mm512_setzero_ps(), value);
+                        _mm256_mask_storeu_epi16(y + to, lanes, rounded(value));
                     }
             }
         }
     }
 }
 
-static void forward(const bf16 *x, const Image &in, i64 N, const bf16 *u, const float *bias, bf16 *y, int threads) {
+static void forward(const bf16 *x, const Image &in, i64 N, const bf16 *u, const float *bias, const bf16 *residual, bool relu, bf16 *y, int threads) {
     const i64 Kp = padded(in.C), all = in.tiles();
     i64 most = CACHE / (POINTS * Kp * (i64)sizeof(bf16)) / ROWS * ROWS;
     most = most < ROWS ? ROWS : most > FEW_TILES ? FEW_TILES : most;
@@ -275,7 +289,7 @@ static void forward(const bf16 *x, const Image &in, i64 N, const bf16 *u, const 
 #pragma omp for schedule(dynamic)
         for (i64 part = 0; part < ceiling(all, tiles); part++) {
             const i64 first = part * tiles, last = first + tiles < all ? first + tiles : all;
-            forward_tiles(x, in, N, u, bias, y, first, last, v.get(), next_v, m.get(), next_m);
+            forward_tiles(x, in, N, u, bias, residual, relu, y, first, last, v.get(), next_v, m.get(), next_m);
         }
     }
 }
@@ -332,12 +346,97 @@ static void kernel_gradient(const bf16 *x, const bf16 *g, const Image &in, i64 N
         for (i64 point = 0; point < POINTS; point++)
             for (i64 block = 0; block < blocks; block++) {
                 const i64 k = block * BLOCK, wide = width(in.C, k);
-                PRODUCTS[wide / LANES](z.get() + point * next_z, N, 2, 2 * Np, v.get() + point * next_v + 2 * k, 2 * Kp, pairs,
+                PRODUCTS[wide / LANES](z.get() + point * next_z, N, {2, 2 * Np, 0, 1}, v.get() + point * next_v + 2 * k, 2 * Kp, pairs,
                                        sums.get() + point * next_sums + k, Kp, first > 0);
             }
     }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 n = 0; n < N; n++) gradient_back(sums.get() + n * Kp, next_sums, in.C, w + n * 9 * in.C);
+}
+
+// ---- the first convolution in use, with bias, ReLU and 3x3x3 max pooling, of which only what was pooled is written ----
+
+// A row of the kernel over all slices is one run of neighbours in memory. Kernels: [block of N][row][pair of values][N of the block][2],
+// where N are depths times channels. A pooled row needs three rows of the convolution; the last of them serves the next one as well.
+struct Stem { i64 B, H, W, D, side, stride, padding, depth, C; };  // `depth` slices of C channels come of D slices
+
+static i64 outputs(i64 size, const Stem &stem) { return (size + 2 * stem.padding - stem.side) / stem.stride + 1; }
+
+// Behind a ReLU, bfloat16 values have the order of their bits. What is no number has to win, whichever sign it has.
+INLINE __m256i comparable(__m512 x) {
+    return rounded(_mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_ps(__builtin_nanf(""))));
+}
+
+// One row of the convolution, (W', depth * C), where it is inside; otherwise zeros, which never win.
+VECTORS static void stem_row(const bf16 *x, const Stem &stem, const bf16 *u, const float *bias, i64 b, i64 h, bf16 *lines, float *sums, bf16 *row) {
+    const i64 width_in = stem.W * stem.D, pitch = width_in + 2 * stem.padding * stem.D + 2, N = stem.depth * stem.C;
+    const i64 pairs = ceiling(stem.side * stem.D, 2), columns = outputs(stem.W, stem), top = h * stem.stride - stem.padding;
+    if (h < 0 || h >= outputs(stem.H, stem)) {
+        std::memset(row, 0, columns * N * sizeof(bf16));
+        return;
+    }
+    std::memset(lines, 0, stem.side * pitch * sizeof(bf16));
+    for (i64 i = 0; i < stem.side; i++)
+        if (top + i >= 0 && top + i < stem.H)
+            std::memcpy(lines + i * pitch + stem.padding * stem.D, x + (b * stem.H + top + i) * width_in, width_in * sizeof(bf16));
+    for (i64 n = 0; n < N; n += BLOCK) {
+        const i64 wide = width(N, n);
+        for (i64 w = 0; w < columns; w += STRETCH) {
+            const i64 count = columns - w < STRETCH ? columns - w : STRETCH;
+            PRODUCTS[wide / LANES](lines + w * stem.stride * stem.D, count, {stem.stride * stem.D, 2, pitch, stem.side},
+                                   u + n * stem.side * pairs * 2, 2 * wide, pairs, sums, wide, false);
+            for (i64 c = 0; c < wide; c += LANES) {
+                const __m512 more = _mm512_loadu_ps(bias + n + c);
+                for (i64 t = 0; t < count; t++)
+                    _mm256_storeu_si256((__m256i *)(row + (w + t) * N + n + c), comparable(_mm512_loadu_ps(sums + t * wide + c) + more));
+            }
+        }
+    }
+}
+
+// The largest of each 3x3 of columns and slices of a row, (W', depth * C) to (ceil(W' / 2), ceil(depth / 2) * C), and no less than zero.
+VECTORS static void pool_stem_row(const bf16 *row, i64 columns, i64 depth, i64 C, bf16 *to) {
+    for (i64 w = 0; w < columns; w += 2)
+        for (i64 d = 0; d < depth; d += 2)
+            for (i64 c = 0; c < C; c += LANES, to += LANES) {
+                __m256i best = _mm256_setzero_si256();
+                for (i64 i = w > 0 ? w - 1 : 0; i <= w + 1 && i < columns; i++)
+                    for (i64 j = d > 0 ? d - 1 : 0; j <= d + 1 && j < depth; j++)
+                        best = _mm256_max_epi16(best, _mm256_loadu_si256((const __m256i *)(row + (i * depth + j) * C + c)));
+                _mm256_storeu_si256((__m256i *)to, best);
+            }
+}
+
+VECTORS static void largest_of_rows(const bf16 *a, const bf16 *b, const bf16 *c, i64 count, bf16 *to) {
+    for (i64 i = 0; i < count; i += LANES) {
+        const __m256i some = _mm256_max_epi16(_mm256_loadu_si256((const __m256i *)(a + i)), _mm256_loadu_si256((const __m256i *)(b + i)));
+        _mm256_storeu_si256((__m256i *)(to + i), _mm256_max_epi16(some, _mm256_loadu_si256((const __m256i *)(c + i))));
+    }
+}
+
+static void stem_and_pool(const bf16 *x, const Stem &stem, const bf16 *u, const float *bias, bf16 *y, int threads) {
+    const i64 columns = outputs(stem.W, stem), rows = ceiling(outputs(stem.H, stem), 2), N = stem.depth * stem.C;
+    const i64 pooled = ceiling(columns, 2) * ceiling(stem.depth, 2) * stem.C;
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<bf16> lines(stem.side * (stem.W + 2 * stem.padding + 2) * stem.D), row(columns * N), kept(3 * pooled);
+        Buffer<float> sums(STRETCH * BLOCK);
+        bf16 *above = kept.get(), *middle = above + pooled, *below = middle + pooled;
+        const auto make = [&](i64 b, i64 h, bf16 *to) {
+            stem_row(x, stem, u, bias, b, h, lines.get(), sums.get(), row.get());
+            pool_stem_row(row.get(), columns, stem.depth, stem.C, to);
+        };
+        const i64 all = stem.B * rows, threads_here = omp_get_num_threads(), mine = omp_get_thread_num();
+        const i64 first = all * mine / threads_here, last = all * (mine + 1) / threads_here;
+        for (i64 r = first; r < last; r++) {
+            const i64 b = r / rows, h = r % rows * 2;
+            if (r == first || h == 0) make(b, h - 1, above);
+            make(b, h, middle);
+            make(b, h + 1, below);
+            largest_of_rows(above, middle, below, pooled, y + r * pooled);
+            std::swap(above, below);
+        }
+    }
 }
 
 static bool multiplies_bfloat16_in_vectors() {
@@ -347,18 +446,24 @@ static bool multiplies_bfloat16_in_vectors() {
     return __builtin_cpu_supports("avx512vl") && !amx;
 }
 
-extern "C" int winograd_supported() { return multiplies_bfloat16_in_vectors(); }
+extern "C" int convolutions_supported() { return multiplies_bfloat16_in_vectors(); }
 extern "C" i64 winograd_packed(i64 N, i64 K) { return POINTS * padded(N) * padded(K); }
 extern "C" void winograd_pack(const float *w, i64 O, i64 I, int turned, bf16 *u, int threads) { pack_kernels(w, O, I, turned, u, threads); }
-extern "C" void winograd_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 K, i64 N, const bf16 *u, const float *bias, bf16 *y, int threads) {
-    forward(x, {B, H, W, K}, N, u, bias, y, threads);
+extern "C" void winograd_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 K, i64 N, const bf16 *u, const float *bias,
+                                 const bf16 *residual, int relu, bf16 *y, int threads) {
+    forward(x, {B, H, W, K}, N, u, bias, residual, relu, y, threads);
 }
 extern "C" void winograd_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 K, i64 N, float *w, int threads) {
     kernel_gradient(x, g, {B, H, W, K}, N, w, threads);
 }
 
+extern "C" void stem_and_pool(const bf16 *x, i64 B, i64 H, i64 W, i64 D, i64 side, i64 stride, i64 padding, i64 depth, i64 C, const bf16 *u,
+                              const float *bias, bf16 *y, int threads) {
+    stem_and_pool(x, {B, H, W, D, side, stride, padding, depth, C}, u, bias, y, threads);
+}
+
 #else
 
-extern "C" int winograd_supported() { return 0; }
+extern "C" int convolutions_supported() { return 0; }
 
 #endif

@@ -1,4 +1,4 @@
-"""winograd.py: less than half of the multiplications, and the same convolution."""
+"""convolutions.py: less than half of the multiplications, and the same convolution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ctcovid.models import registry, winograd
+from ctcovid.models import convolutions, depthfold, registry
 from ctcovid.models.resnet3d import ResNet3D
 
-pytestmark = pytest.mark.skipif(not winograd.supported, reason="this processor does not multiply bfloat16 in vectors, or has AMX")
+pytestmark = pytest.mark.skipif(not convolutions.supported, reason="this processor does not multiply bfloat16 in vectors, or has AMX")
 
 
 def whole(*shape: int, seed: int, step: int = 1) -> Tensor:
@@ -32,7 +32,7 @@ def all_of_it(x: Tensor, kernel: Tensor, bias: Tensor | None, g: Tensor, dtype: 
 
 def ours(x: Tensor, kernel: Tensor, bias: Tensor | None, g: Tensor) -> list[Tensor]:
     x, kernel, *rest = (t.detach().clone().requires_grad_() for t in (x.bfloat16(), kernel, bias) if t is not None)
-    y = winograd.convolve(x, kernel, winograd.pack(kernel), *(rest or [None]))
+    y = convolutions.convolve(x, kernel, convolutions.pack(kernel), *(rest or [None]))
     y.backward(g.bfloat16())
     return [y.detach(), *(t.grad for t in (x, kernel, *rest) if t.grad is not None)]
 
@@ -78,8 +78,8 @@ def test_a_network_is_as_near_to_float32_with_it_as_without(arch: str, training:
     network = registry.create(arch, 3).to(memory_format=torch.channels_last_3d).train(training)
     x = torch.rand(4, 1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     calls = []
-    run = winograd.convolve
-    monkeypatch.setattr(winograd, "convolve", lambda *given: calls.append(given) or run(*given))
+    run = convolutions.convolve
+    monkeypatch.setattr(convolutions, "convolve", lambda *given: calls.append(given) or run(*given))
 
     def measure(precision: torch.dtype) -> list[Tensor]:
         network.zero_grad()
@@ -92,7 +92,7 @@ def test_a_network_is_as_near_to_float32_with_it_as_without(arch: str, training:
     exact, fast = measure(torch.float32), measure(torch.bfloat16)
     assert calls
     calls.clear()
-    monkeypatch.setattr(winograd, "supported", False)
+    monkeypatch.setattr(convolutions, "supported", False)
     direct = measure(torch.bfloat16)
     assert not calls
     pairs = [zip(exact, some, strict=True) for some in (fast, direct)]
@@ -101,17 +101,72 @@ def test_a_network_is_as_near_to_float32_with_it_as_without(arch: str, training:
     assert errors[0, 0] < 2.5 * errors[1, 0]
 
 
+@pytest.mark.parametrize(("depth", "height", "width"), [(1, 33, 40), (2, 7, 9), (3, 40, 33), (4, 64, 64), (7, 19, 50), (10, 33, 35)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_stem_in_use_is_convolution_relu_and_pooling_to_the_last_digit(depth: int, height: int, width: int, threads: int) -> None:
+    x, weight = whole(2, 1, depth, height, width, seed=1), whole(48, 1, 7, 7, 7, seed=2)
+    bias, geometry = whole(48, seed=3), ((1, 2, 2), (3, 3, 3))
+    kernel = depthfold.prepare(weight, bias, *geometry, x.bfloat16())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = depthfold.stem(x.bfloat16(), kernel)
+    finally:
+        torch.set_num_threads(before)
+    assert found is not None
+    expected = F.max_pool3d(F.conv3d(x.double(), weight.double(), bias.double(), *geometry).relu(), 3, 2, 1)
+    assert torch.equal(found, expected.bfloat16())
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_is_no_number_is_not_pooled_away(sign: float) -> None:
+    x, weight = torch.zeros(1, 1, 4, 32, 32), torch.zeros(16, 1, 7, 7, 7)
+    weight[3, 0, 3, 3, 3] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
+    kernel = depthfold.prepare(weight, torch.zeros(16), (1, 2, 2), (3, 3, 3), x.bfloat16())
+    found = depthfold.stem(x.bfloat16(), kernel)
+    assert found is not None
+    assert found[:, 3].isnan().all()
+    assert found.isnan().sum() == found[:, 3].numel()
+
+
+@pytest.mark.parametrize(("kernel", "depth"), [((3, 3, 3), 2), ((1, 3, 3), 3)])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+def test_residual_and_relu_in_the_same_pass_give_what_they_give_behind_it(
+    kernel: tuple[int, int, int], depth: int, relu: bool, added: bool
+) -> None:
+    x, weight, bias = whole(2, 32, depth, 9, 8, seed=1), whole(48, 32, *kernel, seed=2, step=4), whole(48, seed=3)
+    residual = whole(2, 48, depth, 9, 8, seed=4).bfloat16() if added else None
+    geometry = ((1, 1, 1), tuple(k // 2 for k in kernel))
+    prepared = depthfold.prepare(weight, bias, *geometry, x.bfloat16())
+    assert prepared.packed is not None
+    expected = F.conv3d(x.double(), weight.double(), bias.double(), *geometry) + (0 if residual is None else residual.double())
+    expected = (expected.relu() if relu else expected).bfloat16()
+    assert torch.equal(depthfold.convolve(x.bfloat16(), prepared, relu, residual), expected)
+    # Where gradients are wanted, each is a step of its own, and rounds.
+    with_gradient = depthfold.convolve(x.bfloat16().requires_grad_(), prepared, relu, residual)
+    assert with_gradient.requires_grad
+    assert torch.allclose(with_gradient, expected, rtol=0.02)
+
+
+def test_a_relu_in_the_same_pass_lets_through_what_is_no_number() -> None:
+    x, weight = whole(1, 32, 2, 8, 8, seed=1), whole(32, 32, 3, 3, 3, seed=2)
+    weight[5] = float("nan")
+    prepared = depthfold.prepare(weight, None, (1, 1, 1), (1, 1, 1), x.bfloat16())
+    assert depthfold.convolve(x.bfloat16(), prepared, relu=True)[:, 5].isnan().all()
+
+
 def test_the_rule_takes_large_convolutions_of_stride_1_alone() -> None:
     kernel = torch.empty(64, 32, 3, 3)
-    assert winograd.pays(kernel, (1, 1), (1, 1), 64)
-    assert not winograd.pays(kernel, (1, 1), (1, 1), 63)
-    assert not winograd.pays(kernel, (2, 2), (1, 1), 64)
-    assert not winograd.pays(kernel, (1, 1), (0, 0), 64)
-    assert not winograd.pays(kernel[:, :31], (1, 1), (1, 1), 64)
-    assert not winograd.pays(torch.empty(64, 32, 5, 5), (1, 1), (1, 1), 64)
+    assert convolutions.pays(kernel, (1, 1), (1, 1), 64)
+    assert not convolutions.pays(kernel, (1, 1), (1, 1), 63)
+    assert not convolutions.pays(kernel, (2, 2), (1, 1), 64)
+    assert not convolutions.pays(kernel, (1, 1), (0, 0), 64)
+    assert not convolutions.pays(kernel[:, :31], (1, 1), (1, 1), 64)
+    assert not convolutions.pays(torch.empty(64, 32, 5, 5), (1, 1), (1, 1), 64)
 
 
 def test_float32_and_float64_are_left_alone() -> None:
-    assert winograd.usable(torch.zeros(1, dtype=torch.bfloat16))
-    assert not winograd.usable(torch.zeros(1))
-    assert not winograd.usable(torch.zeros(1, dtype=torch.float64))
+    assert convolutions.usable(torch.zeros(1, dtype=torch.bfloat16))
+    assert not convolutions.usable(torch.zeros(1))
+    assert not convolutions.usable(torch.zeros(1, dtype=torch.float64))
