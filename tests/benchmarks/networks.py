@@ -4,8 +4,9 @@
     python tests/benchmarks/networks.py --arch r3d18 r2plus1d18 --depth 4 16 --json results.json
 
 Every variant takes the same volumes. Rounds go through all variants in turn, so that a slow minute of the machine hits all of them; the
-table shows the best round of each, and ratios of those. Every variant has freed memory treated as in a process of its own. Memory is the peak of a training step in a process of its own. The last column
-is the share of the machine's matrix product, measured here in the same minutes, over the multiplications that folding leaves over.
+table shows the best round of each, and ratios of those. Memory that is freed is treated as it would be in a process of each variant's own.
+Memory in the table is the peak of a training step in such a process. The last column is the share of the machine's matrix product,
+measured here in the same minutes, over the multiplications that folding leaves over; Winograd's convolutions need fewer than those.
 Nothing is downloaded; MONAI is compared where it is installed.
 """
 
