@@ -200,34 +200,37 @@ static i64 width(i64 N, i64 n) { return N - n >= BLOCK ? BLOCK : padded(N - n); 
 
 // ---- kernels: [block of N][point][pair of K][N of the block][2] ----
 
-// Of float32 kernels (O, 3, 3, I), for N = O and K = I, or, turned round, for N = I and K = O.
-VECTORS static void pack_kernels(const float *w, i64 O, i64 I, bool turned, bf16 *u, int threads) {
-    const i64 N = turned ? I : O, K = turned ? O : I, Kp = padded(K);
+// 16 x 16 channels of float32 kernels (O, 3, 3, I), for N = O and K = I, or, turned round, for N = I and K = O.
+VECTORS static void pack_block(const float *w, i64 O, i64 I, bool turned, i64 n, i64 k, bf16 *u) {
+    const i64 N = turned ? I : O, Kp = padded(turned ? O : I), start = n / BLOCK * BLOCK, wide = width(N, start);
     const __m512i apart = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+    // Rows of 16 neighbours in memory, whichever of N and K these are.
+    alignas(64) float block[9][LANES][LANES];
+    const i64 o = turned ? k : n, i = turned ? n : k;
+    for (i64 row = 0; row < LANES; row++)
+        for (int tap = 0; tap < 9; tap++) {
+            const __mmask16 lanes = o + row < O ? first_lanes(I - i) : (__mmask16)0;
+            _mm512_store_ps(block[tap][row], _mm512_maskz_loadu_ps(lanes, w + ((o + row) * 9 + tap) * I + i));
+        }
+    for (int two = 0; two < LANES; two += 2) {
+        __m512 g[2][4][4];
+        for (int half = 0; half < 2; half++) {
+            for (int tap = 0; tap < 9; tap++)
+                g[half][tap / 3][tap % 3] = turned ? _mm512_load_ps(block[8 - tap][two + half])
+                                                   : _mm512_i32gather_ps(apart, &block[tap][0][two + half], 4);
+            transform_kernel(g[half]);
+        }
+        bf16 *to = u + POINTS * Kp * start + ((k + two) / 2 * wide + n - start) * 2;
+        for (int point = 0; point < POINTS; point++)
+            _mm512_storeu_si512(to + point * Kp * wide, pair(g[0][point / 4][point % 4], g[1][point / 4][point % 4]));
+    }
+}
+
+static void pack_kernels(const float *w, i64 O, i64 I, bool turned, bf16 *u, int threads) {
+    const i64 N = turned ? I : O, K = turned ? O : I;
 #pragma omp parallel for num_threads(threads) collapse(2) schedule(static)
     for (i64 n = 0; n < N; n += LANES)
-        for (i64 k = 0; k < K; k += LANES) {
-            const i64 start = n / BLOCK * BLOCK, wide = width(N, start);
-            // 16 rows of 16 neighbours in memory, whichever of N and K these are.
-            alignas(64) float block[9][LANES][LANES];
-            const i64 o = turned ? k : n, i = turned ? n : k;
-            for (i64 row = 0; row < LANES; row++)
-                for (int tap = 0; tap < 9; tap++)
-                    _mm512_store_ps(block[tap][row], _mm512_maskz_loadu_ps(o + row < O ? first_lanes(I - i) : (__mmask16)0,
-                                                                           w + ((o + row) * 9 + tap) * I + i));
-            for (int two = 0; two < LANES; two += 2) {
-                __m512 g[2][4][4];
-                for (int half = 0; half < 2; half++) {
-                    for (int tap = 0; tap < 9; tap++)
-                        g[half][tap / 3][tap % 3] = turned ? _mm512_load_ps(block[8 - tap][two + half])
-                                                           : _mm512_i32gather_ps(apart, &block[tap][0][two + half], 4);
-                    transform_kernel(g[half]);
-                }
-                bf16 *to = u + POINTS * Kp * start + ((k + two) / 2 * wide + n - start) * 2;
-                for (int point = 0; point < POINTS; point++)
-                    _mm512_storeu_si512(to + point * Kp * wide, pair(g[0][point / 4][point % 4], g[1][point / 4][point % 4]));
-            }
-        }
+        for (i64 k = 0; k < K; k += LANES) pack_block(w, O, I, turned, n, k, u);
 }
 
 // ---- forward ----
@@ -447,7 +450,6 @@ static bool multiplies_bfloat16_in_vectors() {
 }
 
 extern "C" int convolutions_supported() { return multiplies_bfloat16_in_vectors(); }
-extern "C" i64 winograd_packed(i64 N, i64 K) { return POINTS * padded(N) * padded(K); }
 extern "C" void winograd_pack(const float *w, i64 O, i64 I, int turned, bf16 *u, int threads) { pack_kernels(w, O, I, turned, u, threads); }
 extern "C" void winograd_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 K, i64 N, const bf16 *u, const float *bias,
                                  const bf16 *residual, int relu, bf16 *y, int threads) {
