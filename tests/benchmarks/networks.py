@@ -171,7 +171,14 @@ def task(name: str, variant: str, arch: str, depth: int, size: int, batch: int, 
     run = functools.partial(getattr(contestant, name), volumes)
     first = seconds(run, device)
     memory = _peak(device) - before
-    return {"first": first, "seconds": min(first, seconds(run, device)), "memory": memory}
+    # What corrupts memory does not always end on the spot.
+    again = 3 if _corrupts(variant, device) else 1
+    return {"first": first, "seconds": min(first, *(seconds(run, device) for _ in range(again))), "memory": memory}
+
+
+def _corrupts(variant: str, device: torch.device) -> bool:
+    """Whether this is torch's own Conv3d in bfloat16 on a CPU, whose backward pass writes past the end of its memory (torch 2.13)."""
+    return device.type == "cpu" and "plain bfloat16" in variant
 
 
 def _peak(device: torch.device) -> int:
@@ -205,8 +212,8 @@ def measure(
             memory = {**child("step", variant, arch, depth, size, 1, device, patience), "tried": memory["failed"]}
         row["memory"] = memory
         row["works"] = ["forward", "step"] if "failed" not in memory else []
-        if device.type == "cpu" and "plain bfloat16" in variant:
-            # torch's bfloat16 Conv3d corrupts memory on some processors, so it never runs in the process of the others.
+        if _corrupts(variant, device):
+            # It never runs in the process of the others.
             row["works"] = []
             alone = {"forward": child("forward", variant, arch, depth, size, row["batch"], device, patience), "step": memory}
             row |= {work: found["seconds"] / row["batch"] for work, found in alone.items() if "failed" not in found}
