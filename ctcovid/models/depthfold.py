@@ -99,7 +99,7 @@ def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
         if chosen == "folded":
             kernel = kernel.flatten(4).flatten(0, 1).permute(0, 3, 1, 2)
         else:
-            kernel = kernel.flatten(0, 1)[:, 0, 0].permute(0, 2, 1).unsqueeze(3).contiguous()
+            kernel = kernel.flatten(2).flatten(0, 1)
         bias = None if bias is None else bias.repeat(out)
     else:
         kernel = {"points": weight.flatten(3), "slices": weight.squeeze(2), "columns": weight.flatten(3)}.get(chosen, weight).to(dtype)
@@ -180,15 +180,13 @@ def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
         points = kept.permute(order).contiguous()
         y = F.linear(points, kernel.weight.flatten(1), kernel.bias)
         return y.permute(back)
+    if kernel.way == "band":
+        y = F.linear(folded(x[:, :, :, :: plane[0], :: plane[1]]).flatten(3), kernel.weight, kernel.bias)
+        return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
     # A kernel without extent in the plane sees a volume as an image whose height is the depth and whose width is all pixels of a slice.
     columns = by_slices(x[:, :, :, :: plane[0], :: plane[1]])
-    image = columns.flatten(2, 3).permute(0, 3, 1, 2)
-    if kernel.way == "columns":
-        y = F.conv2d(image, kernel.weight, kernel.bias, (s, 1), (kernel.padding[0], 0))
-        y = y.permute(0, 2, 3, 1).contiguous()
-    else:
-        y = F.conv2d(image, kernel.weight, kernel.bias).squeeze(2).unflatten(1, (kernel.depth_out, -1))
-        y = y.permute(0, 1, 3, 2).contiguous()
+    y = F.conv2d(columns.flatten(2, 3).permute(0, 3, 1, 2), kernel.weight, kernel.bias, (s, 1), (kernel.padding[0], 0))
+    y = y.permute(0, 2, 3, 1).contiguous()
     return y.unflatten(2, columns.shape[2:4]).permute(BY_SLICES_BACK)
 
 
