@@ -94,7 +94,7 @@ def measure(
 
 
 def main() -> None:
-    options, greys = asked(__doc__, scans=20)
+    options, greys = asked(__doc__, scans=40)
     headings = "decoder, slices/s", "ISA-L, slices/s", "prepare, slices/s", "share", "of both", "size"
     print(f"| format | {' | '.join(headings)} | {PAPER:,} slices on {CORES} cores, minutes |")
     print("| --- |" + " ---: |" * (len(headings) + 1))
