@@ -11,7 +11,8 @@ from isal import isal_zlib
 CHUNK_OPTIONS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
 # ISA-L's level 2 makes of CT about what zlib's level 1 does, in a quarter of the time.
 LEVEL = 2
-ROW = 256
+# So many 16-bit words make a row: sums of 32 bits then hold a row, and a column of the largest slices, of 4096² pixels.
+ROW = 1024
 
 
 def chunk_bytes(pixels: np.ndarray) -> bytes:
@@ -27,10 +28,11 @@ def fletcher32(data: bytes) -> int:
     """
     # Word i counts n - i times in the second sum. Sums of rows and of columns give that without a product for each word.
     count = -(-len(data) // 2)
-    words = np.frombuffer(data + bytes(-len(data) % (2 * ROW)), ">u2").reshape(-1, ROW)
-    rows, columns = words.sum(1, dtype=np.int64), words.sum(0, dtype=np.int64)
+    words = np.frombuffer(data + bytes(-len(data) % (2 * ROW)), "<u2").reshape(-1, ROW).astype(np.uint32)
+    rows, columns = words.sum(1, dtype=np.uint32).astype(np.int64), words.sum(0, dtype=np.uint32).astype(np.int64)
     second = rows @ (count - ROW * np.arange(len(rows))) - columns @ np.arange(ROW)
-    return _folded(int(second)) << 16 | _folded(int(rows.sum()))
+    # Bytes swapped are 256 times the word, modulo 65535: low end first, the words need not be turned one by one.
+    return _folded(256 * int(second)) << 16 | _folded(256 * int(rows.sum()))
 
 
 def _folded(total: int) -> int:

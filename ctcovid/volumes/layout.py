@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import h5py
@@ -64,5 +64,4 @@ def read_rows(file: h5py.File, group: str = "scans") -> list[ScanRow]:
 
 def columns(rows: list[ScanRow]) -> dict[str, list[object]]:
     """The rows as columns by name."""
-    records = [asdict(row) for row in rows]
-    return {name: [record[name] for record in records] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+    return {name: [getattr(row, name) for row in rows] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}

@@ -158,8 +158,12 @@ class VolumesWriter:
         ]
         self.crcs += crcs
         for name, values in columns(self.rows[first:]).items():
-            self.table[name].resize(len(self.rows), axis=0)
-            self.table[name][first:] = values
+            # By HDF5's own calls: h5py's selections would take three times as long for a row.
+            column = self.table[name]
+            column.id.set_extent((len(self.rows),))
+            place = column.id.get_space()
+            place.select_hyperslab((first,), (len(values),))
+            column.id.write(h5py.h5s.create_simple((len(values),)), place, np.array(values, column.dtype))
 
     def finish(self, chosen: list[ScanRow] | None = None) -> None:
         """Keep the rows that were chosen, add the virtual ``/volumes`` and the attributes, mark the file complete and give it its name.

@@ -29,6 +29,12 @@ def test_fletcher32_is_that_of_hdf5(size: int) -> None:
         assert fletcher32(data) == checksum_by_hdf5(data)
 
 
+def test_no_sum_runs_over_in_the_largest_slice() -> None:
+    """4096² pixels that cannot be deflated."""
+    for data in (b"\xff" * (1 << 24) + b"\x01\x02\x03", np.random.default_rng(0).bytes(1 << 24)):
+        assert fletcher32(data) == checksum_by_hdf5(data)
+
+
 def test_hdf5_reads_chunks_and_finds_damage_in_them(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     slices = [
