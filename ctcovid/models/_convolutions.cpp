@@ -7,9 +7,10 @@
 // (A Y A')]G. Transforms are sums of four and nine terms in float32; factors of products are bfloat16, their sums float32. With AMX a
 // processor multiplies so much faster that the transforms would cost more than they save.
 //
-// The stem in use, with all that follows up to the pooling: its output is the largest of all, and is not even written.
+// Those with few channels, as of the stem, without a slow way round for slices; and the stem in use with all that follows up to the pooling:
+// its output is the largest of all, and then is not even written.
 //
-// Pixels are dense rows of channels, (B, H, W, C). Loaded through ctypes (convolutions.py).
+// Loaded through ctypes (convolutions.py).
 
 #include <cstdint>
 #include <cstdlib>
@@ -47,17 +48,20 @@ template <typename T> struct Buffer : std::unique_ptr<T, Freed> {
     explicit Buffer(i64 count) : std::unique_ptr<T, Freed>((T *)std::aligned_alloc(64, ceiling(count * (i64)sizeof(T), 64) * 64)) {}
 };
 
+// Images of all slices d of volumes b, pixel by pixel: (B, H, W, D, C).
 struct Image {
-    i64 B, H, W, C;
+    i64 B, H, W, D, C;
     i64 rows() const { return (H + 1) / 2; }
     i64 columns() const { return (W + 1) / 2; }
-    i64 tiles() const { return B * rows() * columns(); }
+    i64 tiles() const { return B * rows() * D * columns(); }
+    i64 step() const { return D * C; }  // from pixel to pixel
+    i64 at(i64 b, i64 h, i64 w, i64 d) const { return (((b * H + h) * W + w) * D + d) * C; }
 };
 
-struct Corner { i64 b, h, w; };  // of a tile's 2x2 output pixels
+struct Corner { i64 b, h, w, d; };  // of a tile's 2x2 output pixels
 static Corner corner(const Image &image, i64 tile) {
-    const i64 columns = image.columns(), rest = tile / columns;
-    return {rest / image.rows(), 2 * (rest % image.rows()), 2 * (tile % columns)};
+    const i64 row = tile / image.columns(), rest = row / image.D;
+    return {rest / image.rows(), 2 * (rest % image.rows()), 2 * (tile % image.columns()), row % image.D};
 }
 
 // ---- vectors ----
@@ -139,20 +143,20 @@ INLINE void transform_back(__m512 (&u)[4][4]) {
 // The 4x4 pixels of a tile, zeros outside the image.
 INLINE void read_input(const bf16 *x, const Image &image, const Corner &at, i64 c, __m512 (&d)[4][4]) {
     const __mmask16 lanes = first_lanes(image.C - c);
-    const bf16 *first = x + ((at.b * image.H + at.h - 1) * image.W + at.w - 1) * image.C + c;
+    const bf16 *first = x + image.at(at.b, at.h - 1, at.w - 1, at.d) + c;
     for (i64 i = 0; i < 4; i++)
         for (i64 j = 0; j < 4; j++) {
             const bool inside = (uint64_t)(at.h - 1 + i) < (uint64_t)image.H && (uint64_t)(at.w - 1 + j) < (uint64_t)image.W;
-            d[i][j] = load(first + (i * image.W + j) * image.C, inside ? lanes : (__mmask16)0);
+            d[i][j] = load(first + (i * image.W + j) * image.step(), inside ? lanes : (__mmask16)0);
         }
 }
 
 INLINE void read_gradient(const bf16 *g, const Image &image, const Corner &at, i64 c, __m512 (&y)[4][4]) {
     const __mmask16 lanes = first_lanes(image.C - c);
-    const bf16 *first = g + ((at.b * image.H + at.h) * image.W + at.w) * image.C + c;
+    const bf16 *first = g + image.at(at.b, at.h, at.w, at.d) + c;
     for (i64 i = 0; i < 2; i++)
         for (i64 j = 0; j < 2; j++)
-            y[i][j] = load(first + (i * image.W + j) * image.C, at.h + i < image.H && at.w + j < image.W ? lanes : (__mmask16)0);
+            y[i][j] = load(first + (i * image.W + j) * image.step(), at.h + i < image.H && at.w + j < image.W ? lanes : (__mmask16)0);
 }
 
 // ---- matrix products of pairs: c[r][n] (+)= sum over lines, steps and both halves of a[r] * b[n] ----
@@ -237,6 +241,7 @@ static void pack_kernels(const float *w, i64 O, i64 I, bool turned, bf16 *u, int
 
 VECTORS static void forward_tiles(const bf16 *x, const Image &in, i64 N, const bf16 *u, const float *bias, const bf16 *residual, bool relu, bf16 *y,
                                   i64 first, i64 last, bf16 *v, i64 next_v, float *m, i64 next_m) {
+    const Image out = {in.B, in.H, in.W, in.D, N};
     const i64 Kp = padded(in.C), tiles = last - first;
     for (i64 t = 0; t < tiles; t++) {
         const Corner at = corner(in, first + t);
@@ -264,7 +269,7 @@ VECTORS static void forward_tiles(const bf16 *x, const Image &in, i64 N, const b
                 const __m512 more = bias ? _mm512_maskz_loadu_ps(lanes, bias + n + c) : _mm512_setzero_ps();
                 for (int i = 0; i < 2 && at.h + i < in.H; i++)
                     for (int j = 0; j < 2 && at.w + j < in.W; j++) {
-                        const i64 to = ((at.b * in.H + at.h + i) * in.W + at.w + j) * N + n + c;
+                        const i64 to = out.at(at.b, at.h + i, at.w + j, at.d) + n + c;
                         __m512 value = s[i][j] + more;
                         if (residual) value = value + load(residual + to, lanes);
                         // In this order of its operands the maximum passes on what is no number.
@@ -331,7 +336,7 @@ VECTORS static void gradient_back(const float *sums, i64 next, i64 K, float *w) 
 }
 
 static void kernel_gradient(const bf16 *x, const bf16 *g, const Image &in, i64 N, float *w, int threads) {
-    const Image out = {in.B, in.H, in.W, N};
+    const Image out = {in.B, in.H, in.W, in.D, N};
     const i64 Kp = padded(in.C), Np = padded(N), all = in.tiles(), tiles = all < MANY_TILES ? all + all % 2 : MANY_TILES;
     const i64 next_v = tiles * Kp + 2 * LANES, next_z = tiles * Np + 2 * LANES, next_sums = N * Kp;
     Buffer<bf16> v(POINTS * next_v), z(POINTS * next_z);
@@ -357,48 +362,129 @@ static void kernel_gradient(const bf16 *x, const bf16 *g, const Image &in, i64 N
     for (i64 n = 0; n < N; n++) gradient_back(sums.get() + n * Kp, next_sums, in.C, w + n * 9 * in.C);
 }
 
-// ---- the first convolution in use, with bias, ReLU and 3x3x3 max pooling, of which only what was pooled is written ----
+// ---- few channels: of each row of the kernel, what it looks at is one run of neighbours in memory ----
 
-// A row of the kernel over all slices is one run of neighbours in memory. Kernels: [block of N][row][pair of values][N of the block][2],
-// where N are depths times channels. A pooled row needs three rows of the convolution; the last of them serves the next one as well.
-struct Stem { i64 B, H, W, D, side, stride, padding, depth, C; };  // `depth` slices of C channels come of D slices
+// A square kernel for images x of (B, H, W, C). Kernels: [block of N][row][pair of neighbours][N of the block][2].
+struct Few {
+    i64 B, H, W, C, side, stride, padding, N;
+    i64 rows() const { return (H + 2 * padding - side) / stride + 1; }
+    i64 columns() const { return (W + 2 * padding - side) / stride + 1; }
+    i64 run() const { return side * C; }
+    i64 pitch() const { return (W + 2 * padding) * C + 2; }  // of rows with their padding
+};
 
-static i64 outputs(i64 size, const Stem &stem) { return (size + 2 * stem.padding - stem.side) / stem.stride + 1; }
+// The rows that the kernel looks at for row h of the output, with zeros for the padding.
+static void look_at(const bf16 *x, const Few &few, i64 b, i64 h, bf16 *lines) {
+    const i64 top = h * few.stride - few.padding, width = few.W * few.C;
+    std::memset(lines, 0, few.side * few.pitch() * sizeof(bf16));
+    for (i64 i = 0; i < few.side; i++)
+        if (top + i >= 0 && top + i < few.H)
+            std::memcpy(lines + i * few.pitch() + few.padding * few.C, x + (b * few.H + top + i) * width, width * sizeof(bf16));
+}
 
-// Behind a ReLU, bfloat16 values have the order of their bits. What is no number has to win, whichever sign it has.
+// Of all that is no number, that whose bits come after those of any number: for pooling, which compares them.
 INLINE __m256i comparable(__m512 x) {
     return rounded(_mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_ps(__builtin_nanf(""))));
 }
 
-// One row of the convolution, (W', depth * C), where it is inside; otherwise zeros, which never win.
-VECTORS static void stem_row(const bf16 *x, const Stem &stem, const bf16 *u, const float *bias, i64 b, i64 h, bf16 *lines, float *sums, bf16 *row) {
-    const i64 width_in = stem.W * stem.D, pitch = width_in + 2 * stem.padding * stem.D + 2, N = stem.depth * stem.C;
-    const i64 pairs = ceiling(stem.side * stem.D, 2), columns = outputs(stem.W, stem), top = h * stem.stride - stem.padding;
-    if (h < 0 || h >= outputs(stem.H, stem)) {
-        std::memset(row, 0, columns * N * sizeof(bf16));
-        return;
-    }
-    std::memset(lines, 0, stem.side * pitch * sizeof(bf16));
-    for (i64 i = 0; i < stem.side; i++)
-        if (top + i >= 0 && top + i < stem.H)
-            std::memcpy(lines + i * pitch + stem.padding * stem.D, x + (b * stem.H + top + i) * width_in, width_in * sizeof(bf16));
-    for (i64 n = 0; n < N; n += BLOCK) {
-        const i64 wide = width(N, n);
+// Row h of the output of image b, to pixels that lie `step` apart.
+VECTORS static void few_row(const bf16 *x, const Few &few, const bf16 *u, const float *bias, bool relu, i64 b, i64 h, bf16 *lines, float *sums, bf16 *y,
+                            i64 step) {
+    const i64 pairs = ceiling(few.run(), 2), columns = few.columns(), stride = few.stride * few.C;
+    look_at(x, few, b, h, lines);
+    for (i64 n = 0; n < few.N; n += BLOCK) {
+        const i64 wide = width(few.N, n);
         for (i64 w = 0; w < columns; w += STRETCH) {
             const i64 count = columns - w < STRETCH ? columns - w : STRETCH;
-            PRODUCTS[wide / LANES](lines + w * stem.stride * stem.D, count, {stem.stride * stem.D, 2, pitch, stem.side},
-                                   u + n * stem.side * pairs * 2, 2 * wide, pairs, sums, wide, false);
+            PRODUCTS[wide / LANES](lines + w * stride, count, {stride, 2, few.pitch(), few.side}, u + n * few.side * pairs * 2, 2 * wide, pairs, sums,
+                                   wide, false);
             for (i64 c = 0; c < wide; c += LANES) {
-                const __m512 more = _mm512_loadu_ps(bias + n + c);
-                for (i64 t = 0; t < count; t++)
-                    _mm256_storeu_si256((__m256i *)(row + (w + t) * N + n + c), comparable(_mm512_loadu_ps(sums + t * wide + c) + more));
+                const __mmask16 lanes = first_lanes(few.N - n - c);
+                const __m512 more = bias ? _mm512_maskz_loadu_ps(lanes, bias + n + c) : _mm512_setzero_ps();
+                for (i64 t = 0; t < count; t++) {
+                    __m512 value = _mm512_loadu_ps(sums + t * wide + c) + more;
+                    if (relu) value = _mm512_max_ps(_mm512_setzero_ps(), value);
+                    _mm256_mask_storeu_epi16(y + (w + t) * step + n + c, lanes, comparable(value));
+                }
             }
         }
     }
 }
 
-// The largest of each 3x3 of columns and slices of a row, (W', depth * C) to (ceil(W' / 2), ceil(depth / 2) * C), and no less than zero.
-VECTORS static void pool_stem_row(const bf16 *row, i64 columns, i64 depth, i64 C, bf16 *to) {
+// Images are slices of volumes: y is (B / slices, H', W', slices, N).
+static void few_forward(const bf16 *x, const Few &few, i64 slices, const bf16 *u, const float *bias, bool relu, bf16 *y, int threads) {
+    const Image out = {few.B / slices, few.rows(), few.columns(), slices, few.N};
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<bf16> lines(few.side * few.pitch());
+        Buffer<float> sums(STRETCH * BLOCK);
+#pragma omp for schedule(dynamic, 4)
+        for (i64 r = 0; r < few.B * out.H; r++) {
+            // Slices of one row beside each other, whose pixels are neighbours.
+            const i64 d = r % slices, h = r / slices % out.H, b = r / slices / out.H;
+            few_row(x, few, u, bias, relu, b * slices + d, h, lines.get(), sums.get(), y + out.at(b, h, 0, d), out.step());
+        }
+    }
+}
+
+// Sums over a row of g times what the kernel looked at: (N, taps), of which those of two pixels are multiplied at a time.
+VECTORS static void few_gradient_row(const bf16 *g, const Few &few, i64 step, bf16 *lines, bf16 *taps, bf16 *looked, bf16 *given, float *sums) {
+    const i64 columns = few.columns(), pairs = ceiling(columns, 2), all = few.side * few.run(), Tp = padded(all), Np = padded(few.N);
+    for (i64 p = 0; p < pairs; p++) {
+        for (i64 half = 0; half < 2; half++) {
+            bf16 *to = taps + half * Tp;
+            if (2 * p + half >= columns) {
+                std::memset(to, 0, all * sizeof(bf16));
+                continue;
+            }
+            for (i64 i = 0; i < few.side; i++)
+                std::memcpy(to + i * few.run(), lines + i * few.pitch() + (2 * p + half) * few.stride * few.C, few.run() * sizeof(bf16));
+        }
+        const __mmask16 everything = 0xffff;
+        for (i64 t = 0; t < Tp; t += LANES)
+            _mm512_storeu_si512(looked + (p * Tp + t) * 2, pair(load(taps + t, everything), load(taps + Tp + t, everything)));
+        const bf16 *first = g + 2 * p * step;
+        for (i64 n = 0; n < few.N; n += LANES) {
+            const __mmask16 lanes = first_lanes(few.N - n), second = 2 * p + 1 < columns ? lanes : (__mmask16)0;
+            _mm512_storeu_si512(given + (p * Np + n) * 2, pair(load(first + n, lanes), load(first + step + n, second)));
+        }
+    }
+    for (i64 t = 0; t < Tp; t += BLOCK) {
+        const i64 wide = width(Tp, t);
+        PRODUCTS[wide / LANES](given, few.N, {2, 2 * Np, 0, 1}, looked + 2 * t, 2 * Tp, pairs, sums + t, Tp, true);
+    }
+}
+
+static void few_gradient(const bf16 *x, const bf16 *g, const Few &few, i64 slices, float *w, int threads) {
+    const Image out = {few.B / slices, few.rows(), few.columns(), slices, few.N};
+    const i64 all = few.side * few.run(), Tp = padded(all), Np = padded(few.N), pairs = ceiling(few.columns(), 2), size = few.N * Tp;
+    Buffer<float> parts(threads * size);
+    std::memset(parts.get(), 0, threads * size * sizeof(float));
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<bf16> lines(few.side * few.pitch()), taps(2 * Tp), looked(pairs * Tp * 2), given(pairs * Np * 2);
+        std::memset(taps.get(), 0, 2 * Tp * sizeof(bf16));
+        float *sums = parts.get() + omp_get_thread_num() * size;
+#pragma omp for schedule(static)
+        for (i64 r = 0; r < few.B * out.H; r++) {
+            const i64 d = r % slices, h = r / slices % out.H, b = r / slices / out.H;
+            look_at(x, few, b * slices + d, h, lines.get());
+            few_gradient_row(g + out.at(b, h, 0, d), few, out.step(), lines.get(), taps.get(), looked.get(), given.get(), sums);
+        }
+    }
+    for (i64 n = 0; n < few.N; n++)
+        for (i64 t = 0; t < all; t++) {
+            float sum = 0.0f;
+            for (i64 thread = 0; thread < threads; thread++) sum += parts.get()[thread * size + n * Tp + t];
+            w[n * all + t] = sum;
+        }
+}
+
+// ---- the stem in use, with bias, ReLU and 3x3x3 max pooling, of which only what was pooled is written ----
+
+// The largest of each 3x3 of columns and slices of a row, (W', depth * C) to (ceil(W' / 2), ceil(depth / 2) * C). Behind a ReLU bfloat16
+// values have the order of their bits.
+VECTORS static void pool_row(const bf16 *row, i64 columns, i64 depth, i64 C, bf16 *to) {
     for (i64 w = 0; w < columns; w += 2)
         for (i64 d = 0; d < depth; d += 2)
             for (i64 c = 0; c < C; c += LANES, to += LANES) {
@@ -417,20 +503,25 @@ VECTORS static void largest_of_rows(const bf16 *a, const bf16 *b, const bf16 *c,
     }
 }
 
-static void stem_and_pool(const bf16 *x, const Stem &stem, const bf16 *u, const float *bias, bf16 *y, int threads) {
-    const i64 columns = outputs(stem.W, stem), rows = ceiling(outputs(stem.H, stem), 2), N = stem.depth * stem.C;
-    const i64 pooled = ceiling(columns, 2) * ceiling(stem.depth, 2) * stem.C;
+// N are depths times channels. A pooled row needs three rows of the convolution; the last of them serves the next one as well.
+static void stem_and_pool(const bf16 *x, const Few &few, i64 depth, const bf16 *u, const float *bias, bf16 *y, int threads) {
+    const i64 C = few.N / depth, rows = ceiling(few.rows(), 2), pooled = ceiling(few.columns(), 2) * ceiling(depth, 2) * C;
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<bf16> lines(stem.side * (stem.W + 2 * stem.padding + 2) * stem.D), row(columns * N), kept(3 * pooled);
+        Buffer<bf16> lines(few.side * few.pitch()), row(few.columns() * few.N), kept(3 * pooled);
         Buffer<float> sums(STRETCH * BLOCK);
         bf16 *above = kept.get(), *middle = above + pooled, *below = middle + pooled;
         const auto make = [&](i64 b, i64 h, bf16 *to) {
-            stem_row(x, stem, u, bias, b, h, lines.get(), sums.get(), row.get());
-            pool_stem_row(row.get(), columns, stem.depth, stem.C, to);
+            if (h >= 0 && h < few.rows()) {
+                few_row(x, few, u, bias, true, b, h, lines.get(), sums.get(), row.get(), few.N);
+                pool_row(row.get(), few.columns(), depth, C, to);
+            } else {
+                // Outside, zeros never win.
+                std::memset(to, 0, pooled * sizeof(bf16));
+            }
         };
-        const i64 all = stem.B * rows, threads_here = omp_get_num_threads(), mine = omp_get_thread_num();
-        const i64 first = all * mine / threads_here, last = all * (mine + 1) / threads_here;
+        const i64 all = few.B * rows, crew = omp_get_num_threads(), mine = omp_get_thread_num();
+        const i64 first = all * mine / crew, last = all * (mine + 1) / crew;
         for (i64 r = first; r < last; r++) {
             const i64 b = r / rows, h = r % rows * 2;
             if (r == first || h == 0) make(b, h - 1, above);
@@ -451,17 +542,24 @@ static bool multiplies_bfloat16_in_vectors() {
 
 extern "C" int convolutions_supported() { return multiplies_bfloat16_in_vectors(); }
 extern "C" void winograd_pack(const float *w, i64 O, i64 I, int turned, bf16 *u, int threads) { pack_kernels(w, O, I, turned, u, threads); }
-extern "C" void winograd_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 K, i64 N, const bf16 *u, const float *bias,
+extern "C" void winograd_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N, const bf16 *u, const float *bias,
                                  const bf16 *residual, int relu, bf16 *y, int threads) {
-    forward(x, {B, H, W, K}, N, u, bias, residual, relu, y, threads);
+    forward(x, {B, H, W, D, K}, N, u, bias, residual, relu, y, threads);
 }
-extern "C" void winograd_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 K, i64 N, float *w, int threads) {
-    kernel_gradient(x, g, {B, H, W, K}, N, w, threads);
+extern "C" void winograd_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N, float *w, int threads) {
+    kernel_gradient(x, g, {B, H, W, D, K}, N, w, threads);
 }
-
-extern "C" void stem_and_pool(const bf16 *x, i64 B, i64 H, i64 W, i64 D, i64 side, i64 stride, i64 padding, i64 depth, i64 C, const bf16 *u,
+extern "C" void few_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices, const bf16 *u,
+                            const float *bias, int relu, bf16 *y, int threads) {
+    few_forward(x, {B, H, W, C, side, stride, padding, N}, slices, u, bias, relu, y, threads);
+}
+extern "C" void few_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices,
+                             float *w, int threads) {
+    few_gradient(x, g, {B, H, W, C, side, stride, padding, N}, slices, w, threads);
+}
+extern "C" void stem_and_pool(const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 depth, const bf16 *u,
                               const float *bias, bf16 *y, int threads) {
-    stem_and_pool(x, {B, H, W, D, side, stride, padding, depth, C}, u, bias, y, threads);
+    stem_and_pool(x, {B, H, W, C, side, stride, padding, N}, depth, u, bias, y, threads);
 }
 
 #else

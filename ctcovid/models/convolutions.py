@@ -5,22 +5,29 @@ its forms: forward, gradient of the input, gradient of the kernel. Its sums are 
 behind the transforms, not before them, and so its results are up to three times as far from the exact ones as those of a direct
 convolution in bfloat16: no further than the rounding of activations is in any case. It is used in that precision only.
 
-In use, the stem is done together with the ReLU and the pooling behind it.
+Convolutions with few input channels, as those of the stem, are direct ones. In use, the stem is done together with the ReLU and the pooling
+behind it.
+
+Volumes are (B, H, W, D, C) here, in this order in memory, and a 2D kernel goes over each slice.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
 from ctcovid.models import kernels
 
 # With fewer channels or pixels than these, the transforms take longer than what they save.
 CHANNELS, PIXELS = 32, 64
+# Up to so many, libraries have no fast kernel for the gradient, or give slices back in an order that has to be undone.
+FEW = 16
 
 supported = kernels.compiled is not None and bool(kernels.compiled.convolutions_supported())
 
@@ -46,33 +53,71 @@ def convolve(x: Tensor, kernel: Tensor, packed: Tensor, bias: Tensor | None) -> 
 
     Parameters
     ----------
-    x : bfloat16 (B, H, W, I), dense
+    x : bfloat16 (B, H, W, D, I), dense
     kernel : float32 (O, 3, 3, I), dense; the gradient goes to it
     packed : the same, as :func:`pack` makes it
     bias : float32 (O,)
 
     Returns
     -------
-    bfloat16 (B, H, W, O)
+    bfloat16 (B, H, W, D, O)
     """
-    result: Tensor = _Convolution.apply(x, kernel, packed, bias)
+    result: Tensor = _Winograd.apply(x, kernel, packed, bias)
     return result
 
 
 def convolve_relu(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, outputs: int) -> Tensor:
-    """The same without gradients, plus `residual`, bfloat16 (B, H, W, O) and dense, and then the ReLU, where wanted."""
-    y = x.new_empty((*x.shape[:3], outputs))
+    """The same without gradients, plus `residual`, bfloat16 (B, H, W, D, O) and dense, and then the ReLU, where wanted."""
+    assert x.is_contiguous() and (residual is None or residual.is_contiguous())
+    y = x.new_empty((*x.shape[:4], outputs))
     kernels.call("winograd_forward", x, *x.shape, outputs, packed, bias, residual, relu, y)
     return y
 
 
-def stem(x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int, depth: int) -> Tensor:
+@dataclass(frozen=True)
+class Few:
+    """A convolution with few input channels: a square kernel (O, I, side, side), `stride` and `padding` in both directions."""
+
+    side: int
+    stride: int
+    padding: int
+
+    @staticmethod
+    def of(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Few | None:
+        """That of a weight (O, I, kh, kw), or None where it is of another kind."""
+        outputs, inputs, high, wide = weight.shape
+        square = high == wide > 1 and stride[0] == stride[1] and padding[0] == padding[1]
+        return Few(high, stride[0], padding[0]) if square and inputs <= FEW <= outputs else None
+
+    def size(self, pixels: int) -> int:
+        """Pixels of a side of the output."""
+        return (pixels + 2 * self.padding - self.side) // self.stride + 1
+
+
+def convolve_few(x: Tensor, kernel: Tensor, bias: Tensor | None, few: Few, slices: int) -> Tensor:
+    """A convolution with few input channels.
+
+    Parameters
+    ----------
+    x : bfloat16 (B * slices, H, W, I), dense
+    kernel : bfloat16 (O, I, side, side)
+    bias : (O,)
+
+    Returns
+    -------
+    bfloat16 (B, H', W', slices, O)
+    """
+    result: Tensor = _Few.apply(x, kernel, bias, few, slices)
+    return result
+
+
+def stem(x: Tensor, kernel: Tensor, bias: Tensor, few: Few, depth: int) -> Tensor:
     """Convolution, ReLU, and 3x3x3 max pooling with stride 2 and padding 1, without gradients.
 
     Parameters
     ----------
-    x : bfloat16 (B, H, W, D), dense
-    kernel : bfloat16 (depth * C, D, k, k), of which C is a multiple of 16
+    x : bfloat16 (B, H, W, I), dense
+    kernel : bfloat16 (depth * C, I, side, side), of which C is a multiple of 16
     bias : (depth * C,)
     depth : slices of the convolution's output
 
@@ -80,14 +125,18 @@ def stem(x: Tensor, kernel: Tensor, bias: Tensor, stride: int, padding: int, dep
     -------
     bfloat16 (B, H', W', ceil(depth / 2), C)
     """
-    side, channels = kernel.shape[2], len(kernel) // depth
-    # The compiled function wants blocks of 64 outputs, in them rows of the kernel, in them pairs of neighbours of all outputs.
-    rows = F.pad(kernel.permute(0, 2, 3, 1).flatten(2), (0, side * x.shape[3] % 2))
-    packed = torch.cat([block.unflatten(2, (-1, 2)).permute(1, 2, 0, 3).flatten() for block in rows.split(64)])
-    sizes = [-(-((size + 2 * padding - side) // stride + 1) // 2) for size in x.shape[1:3]]
-    y = x.new_empty((len(x), *sizes, -(-depth // 2), channels))
-    kernels.call("stem_and_pool", x, *x.shape, side, stride, padding, depth, channels, packed, bias.float(), y)
+    assert x.is_contiguous()
+    sizes = [-(-few.size(pixels) // 2) for pixels in x.shape[1:3]]
+    y = x.new_empty((len(x), *sizes, -(-depth // 2), len(kernel) // depth))
+    kernels.call("stem_and_pool", x, *x.shape, few.side, few.stride, few.padding, len(kernel), depth, _pack_few(kernel), bias.float(), y)
     return y
+
+
+def _pack_few(kernel: Tensor) -> Tensor:
+    """In blocks of 64 outputs, in them rows of the kernel, in them pairs of neighbours of all outputs, which fill whole vectors."""
+    outputs, inputs, side, _ = kernel.shape
+    rows = F.pad(kernel.permute(0, 2, 3, 1).flatten(2), (0, side * inputs % 2, 0, 0, 0, -outputs % 16))
+    return torch.cat([block.unflatten(2, (-1, 2)).permute(1, 2, 0, 3).flatten() for block in rows.split(64)])
 
 
 def _pack(kernel: Tensor, turned: bool) -> Tensor:
@@ -103,7 +152,7 @@ def _whole_vectors(channels: int) -> int:
     return -(-channels // 16) * 16
 
 
-class _Convolution(torch.autograd.Function):
+class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, kernel)
@@ -120,4 +169,35 @@ class _Convolution(torch.autograd.Function):
         if for_kernel:
             gk = torch.empty_like(kernel)
             kernels.call("winograd_gradient", x, g, *x.shape, len(kernel), gk)
-        return gx, gk, None, g.sum((0, 1, 2), dtype=torch.float32) if for_bias else None
+        return gx, gk, None, g.sum((0, 1, 2, 3), dtype=torch.float32) if for_bias else None
+
+
+class _Few(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, few: Few, slices: int) -> Tensor:
+        ctx.save_for_backward(x, kernel)
+        ctx.few, ctx.slices = few, slices
+        assert x.is_contiguous()
+        y = x.new_empty((len(x) // slices, few.size(x.shape[1]), few.size(x.shape[2]), slices, len(kernel)))
+        added = None if bias is None else bias.float()
+        kernels.call("few_forward", x, *x.shape, few.side, few.stride, few.padding, len(kernel), slices, _pack_few(kernel), added, False, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel = ctx.saved_tensors
+        few, slices = ctx.few, ctx.slices
+        for_x, for_kernel, for_bias, _, _ = ctx.needs_input_grad
+        g, gx, gk = gradient.contiguous(), None, None
+        if for_x:
+            # Nobody trains what stands before the stem, so that its input's gradient need not be fast.
+            images, strides = g.movedim(3, 1).flatten(0, 1).permute(0, 3, 1, 2), (few.stride, few.stride)
+            like = x.permute(0, 3, 1, 2)
+            gx = conv2d_input(like.shape, kernel.float(), images.float(), strides, (few.padding, few.padding))
+            gx = gx.permute(0, 2, 3, 1).to(x.dtype)
+        if for_kernel:
+            found = torch.empty((len(kernel), few.side, few.side, x.shape[3]), dtype=torch.float32)
+            kernels.call("few_gradient", x, g, *x.shape, few.side, few.stride, few.padding, len(kernel), slices, found)
+            gk = found.permute(0, 3, 1, 2).to(kernel.dtype)
+        return gx, gk, g.sum((0, 1, 2, 3)) if for_bias else None, None, None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ctcovid.models import convolutions
+from ctcovid.models.convolutions import Few
 
 Triple = tuple[int, int, int]
 
@@ -91,7 +92,7 @@ def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
     k, kh, kw = weight.shape[2:]
     depth, pixels = x.shape[2], x.shape[3] * x.shape[4]
     chosen, out = way(depth, (k, kh, kw), padding), depth_out(depth, k, stride[0], padding[0])
-    fast = convolutions.usable(x) and chosen in ("folded", "slices")
+    fast = convolutions.usable(x) and (chosen == "folded" or (chosen == "slices" and stride[0] == 1))
     fast = fast and convolutions.pays(weight[:, :, 0], stride[1:], padding[1:], pixels)
     dtype = torch.float32 if fast else x.dtype
     if chosen in ("folded", "band"):
@@ -123,9 +124,9 @@ def convolve(x: Tensor, kernel: Prepared, relu: bool = False, residual: Tensor |
     float (B, O, D', H', W'), dense with adjacent channels
     """
     if kernel.packed is not None and not _differentiated(x, kernel.weight, kernel.bias, residual):
-        added = None if residual is None else _as_images(residual, kernel.way)
-        y = convolutions.convolve_relu(_inputs(x, kernel), kernel.packed, kernel.bias, added, relu, len(kernel.weight))
-        return _from_images(y, kernel, len(x))
+        added = None if residual is None else _volumes(residual, kernel.way)
+        y = convolutions.convolve_relu(_volumes(x, kernel.way), kernel.packed, kernel.bias, added, relu, len(kernel.weight))
+        return _back(y, kernel)
     y = _convolve(x, kernel)
     if residual is not None:
         y = y + residual
@@ -134,44 +135,41 @@ def convolve(x: Tensor, kernel: Prepared, relu: bool = False, residual: Tensor |
 
 def stem(x: Tensor, kernel: Prepared) -> Tensor | None:
     """Convolution, ReLU and 3x3x3 max pooling with stride 2 in one pass, as :func:`convolve`; None where that is not to be had."""
-    (_, s, across), (_, p, beside) = kernel.stride, kernel.padding
-    outputs, _, side, wide = kernel.weight.shape if kernel.way == "folded" else (0, 0, 0, 0)
-    square = outputs and (s, p, side) == (across, beside, wide) and outputs // kernel.depth_out % 16 == 0
-    if not square or kernel.bias is None or not convolutions.usable(x) or _differentiated(x, kernel.weight, kernel.bias):
+    if kernel.way != "folded" or kernel.bias is None or not convolutions.usable(x) or _differentiated(x, kernel.weight, kernel.bias):
         return None
-    return convolutions.stem(folded(x).flatten(3), kernel.weight, kernel.bias, s, p, kernel.depth_out).permute(FOLDED_BACK)
+    few = Few.of(kernel.weight, kernel.stride[1:], kernel.padding[1:])
+    if few is None or len(kernel.weight) // kernel.depth_out % 16:
+        return None
+    return convolutions.stem(folded(x).flatten(3), kernel.weight, kernel.bias, few, kernel.depth_out).permute(FOLDED_BACK)
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _as_images(x: Tensor, way: str) -> Tensor:
-    """Logical (B, C, D, H, W) as the dense images (B', H, W, C') of a 2D convolution."""
-    return folded(x).flatten(3) if way == "folded" else by_slices(x).flatten(0, 1)
+def _volumes(x: Tensor, way: str) -> Tensor:
+    """Logical (B, C, D, H, W) as dense (B, H, W, D, C), or, where slices are folded, (B, H, W, 1, D * C)."""
+    return folded(x).flatten(3).unsqueeze(3) if way == "folded" else folded(x)
 
 
-def _inputs(x: Tensor, kernel: Prepared) -> Tensor:
-    return _as_images(x if kernel.way == "folded" else x[:, :, :: kernel.stride[0]], kernel.way)
-
-
-def _from_images(y: Tensor, kernel: Prepared, batch: int) -> Tensor:
-    """Undoes :func:`_as_images` on the convolution's output."""
-    if kernel.way == "folded":
-        return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
-    return y.unflatten(0, (batch, -1)).permute(BY_SLICES_BACK)
+def _back(y: Tensor, kernel: Prepared) -> Tensor:
+    """Undoes :func:`_volumes` on the convolution's output."""
+    return (y.squeeze(3).unflatten(3, (kernel.depth_out, -1)) if kernel.way == "folded" else y).permute(FOLDED_BACK)
 
 
 def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
     s, plane = kernel.stride[0], kernel.stride[1:]
     if kernel.way in ("folded", "slices"):
-        images = _inputs(x, kernel)
         if kernel.packed is not None:
-            y = convolutions.convolve(images, kernel.weight, kernel.packed, kernel.bias)
-        else:
-            y = F.conv2d(images.permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, kernel.padding[1:])
-            y = y.permute(0, 2, 3, 1).contiguous()
-        return _from_images(y, kernel, len(x))
+            return _back(convolutions.convolve(_volumes(x, kernel.way), kernel.weight, kernel.packed, kernel.bias), kernel)
+        images = folded(x).flatten(3) if kernel.way == "folded" else by_slices(x[:, :, ::s]).flatten(0, 1)
+        few = Few.of(kernel.weight, plane, kernel.padding[1:]) if convolutions.usable(images) else None
+        if few is not None:
+            return _back(convolutions.convolve_few(images, kernel.weight, kernel.bias, few, len(images) // len(x)), kernel)
+        y = F.conv2d(images.permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, kernel.padding[1:]).permute(0, 2, 3, 1).contiguous()
+        if kernel.way == "folded":
+            return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
+        return y.unflatten(0, (len(x), -1)).permute(BY_SLICES_BACK)
     if kernel.way == "plain":
         return _plain(x.contiguous(memory_format=torch.channels_last_3d), kernel)
     if kernel.way == "points":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -22,10 +24,14 @@ def whole(*shape: int, seed: int, step: int = 1) -> Tensor:
     return step * torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-def all_of_it(x: Tensor, kernel: Tensor, bias: Tensor | None, g: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Output, input gradient, kernel gradient, and bias gradient, of torch's own convolution."""
+def all_of_it(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, g: Tensor, dtype: torch.dtype, stride: int = 1, padding: int = 1
+) -> list[Tensor]:
+    """Output, input gradient, kernel gradient and bias gradient of torch's own convolution, slice by slice, of (B, H, W, D, C)."""
     x, kernel, *rest = (t.detach().to(dtype).requires_grad_() for t in (x, kernel, bias) if t is not None)
-    y = F.conv2d(x.permute(0, 3, 1, 2), kernel.permute(0, 3, 1, 2), *rest, padding=1).permute(0, 2, 3, 1)
+    images = x.permute(0, 3, 4, 1, 2).flatten(0, 1)
+    y = F.conv2d(images, kernel.permute(0, 3, 1, 2), *rest, stride=stride, padding=padding)
+    y = y.unflatten(0, (len(x), -1)).permute(0, 3, 4, 1, 2)
     y.backward(g.to(dtype))
     return [y.detach(), *(t.grad for t in (x, kernel, *rest) if t.grad is not None)]
 
@@ -37,33 +43,78 @@ def ours(x: Tensor, kernel: Tensor, bias: Tensor | None, g: Tensor) -> list[Tens
     return [y.detach(), *(t.grad for t in (x, kernel, *rest) if t.grad is not None)]
 
 
+def require_exact(found: list[Tensor], expected: list[Tensor]) -> None:
+    for one, truth in zip(found, expected, strict=True):
+        assert torch.equal(one, truth.to(one.dtype))
+
+
+@contextlib.contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @settings(max_examples=80, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 19), st.integers(1, 19), st.integers(1, 150)),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 19), st.integers(1, 19), st.integers(1, 3), st.integers(1, 150)),
     outputs=st.integers(1, 150),
     biased=st.booleans(),
     threads=st.integers(1, 3),
 )
-def test_whole_numbers_are_convolved_without_any_error(shape: tuple[int, int, int, int], outputs: int, biased: bool, threads: int) -> None:
+def test_whole_numbers_are_convolved_without_any_error(
+    shape: tuple[int, int, int, int, int], outputs: int, biased: bool, threads: int
+) -> None:
     """Every sum and product is exact here, so that a wrong index anywhere shows. Only the results are rounded, once."""
-    x, kernel = whole(*shape, seed=1), whole(outputs, 3, 3, shape[3], seed=2, step=4)
-    bias, g = whole(outputs, seed=3) if biased else None, whole(*shape[:3], outputs, seed=4)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    x, kernel = whole(*shape, seed=1), whole(outputs, 3, 3, shape[4], seed=2, step=4)
+    bias, g = whole(outputs, seed=3) if biased else None, whole(*shape[:4], outputs, seed=4)
+    with computing_with(threads):
         found = ours(x, kernel, bias, g)
-    finally:
-        torch.set_num_threads(before)
-    for one, expected in zip(found, all_of_it(x, kernel, bias, g, torch.float64), strict=True):
-        assert torch.equal(one, expected.to(one.dtype))
+    require_exact(found, all_of_it(x, kernel, bias, g, torch.float64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    slices=st.integers(1, 4),
+    height=st.integers(7, 40),
+    width=st.integers(7, 120),
+    channels=st.integers(1, 16),
+    outputs=st.integers(16, 130),
+    few=st.builds(convolutions.Few, st.integers(2, 7), st.integers(1, 3), st.integers(0, 3)),
+    biased=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_whole_numbers_of_few_channels_are_convolved_without_any_error(
+    batch: int, slices: int, height: int, width: int, channels: int, outputs: int, few: convolutions.Few, biased: bool, threads: int
+) -> None:
+    x, kernel = whole(batch, height, width, slices, channels, seed=1), whole(outputs, few.side, few.side, channels, seed=2)
+    bias = whole(outputs, seed=3) if biased else None
+    g = whole(batch, few.size(height), few.size(width), slices, outputs, seed=4)
+    images = x.movedim(3, 1).flatten(0, 1).contiguous().bfloat16().requires_grad_()
+    weight = kernel.permute(0, 3, 1, 2).bfloat16().requires_grad_()
+    assert convolutions.Few.of(weight, (few.stride,) * 2, (few.padding,) * 2) == few
+    added = None if bias is None else bias.requires_grad_()
+    with computing_with(threads):
+        y = convolutions.convolve_few(images, weight, added, few, slices)
+        y.backward(g.bfloat16())
+    assert images.grad is not None and weight.grad is not None
+    found = [y.detach(), images.grad.unflatten(0, (batch, slices)).movedim(1, 3), weight.grad.permute(0, 2, 3, 1)]
+    expected = all_of_it(x, kernel, None if bias is None else bias.detach(), g, torch.float64, few.stride, few.padding)
+    require_exact(found, expected[:3])
+    if added is not None:
+        assert added.grad is not None and torch.allclose(added.grad.double(), expected[3], rtol=0.01, atol=1)
 
 
 @pytest.mark.parametrize(("channels", "outputs", "side"), [(64, 144, 16), (128, 128, 32), (512, 512, 8)])
 def test_it_is_nearly_as_exact_as_a_direct_convolution_in_bfloat16(channels: int, outputs: int, side: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, side, side, channels, generator=generator).relu().bfloat16()
+    x = torch.randn(2, side, side, 1, channels, generator=generator).relu().bfloat16()
     kernel = torch.randn(outputs, 3, 3, channels, generator=generator) * (2 / 9 / channels) ** 0.5
-    g = torch.randn(2, side, side, outputs, generator=generator).bfloat16()
+    g = torch.randn(2, side, side, 1, outputs, generator=generator).bfloat16()
     exact = all_of_it(x, kernel, None, g, torch.float64)
     direct = all_of_it(x, kernel, None, g, torch.bfloat16)
     for one, other, truth in zip(ours(x, kernel, None, g), direct, exact, strict=True):
@@ -107,12 +158,8 @@ def test_the_stem_in_use_is_convolution_relu_and_pooling_to_the_last_digit(depth
     x, weight = whole(2, 1, depth, height, width, seed=1), whole(48, 1, 7, 7, 7, seed=2)
     bias, geometry = whole(48, seed=3), ((1, 2, 2), (3, 3, 3))
     kernel = depthfold.prepare(weight, bias, *geometry, x.bfloat16())
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with computing_with(threads):
         found = depthfold.stem(x.bfloat16(), kernel)
-    finally:
-        torch.set_num_threads(before)
     assert found is not None
     expected = F.max_pool3d(F.conv3d(x.double(), weight.double(), bias.double(), *geometry).relu(), 3, 2, 1)
     assert torch.equal(found, expected.bfloat16())
@@ -164,6 +211,15 @@ def test_the_rule_takes_large_convolutions_of_stride_1_alone() -> None:
     assert not convolutions.pays(kernel, (1, 1), (0, 0), 64)
     assert not convolutions.pays(kernel[:, :31], (1, 1), (1, 1), 64)
     assert not convolutions.pays(torch.empty(64, 32, 5, 5), (1, 1), (1, 1), 64)
+
+
+def test_few_are_square_kernels_of_at_most_sixteen_channels() -> None:
+    few = convolutions.Few(7, 2, 3)
+    assert convolutions.Few.of(torch.empty(64, 16, 7, 7), (2, 2), (3, 3)) == few
+    for other in ((64, 17, 7, 7), (15, 4, 7, 7), (64, 4, 7, 5), (64, 4, 1, 1)):
+        assert convolutions.Few.of(torch.empty(other), (2, 2), (3, 3)) is None
+    assert convolutions.Few.of(torch.empty(64, 4, 7, 7), (2, 1), (3, 3)) is None
+    assert convolutions.Few.of(torch.empty(64, 4, 7, 7), (2, 2), (3, 0)) is None
 
 
 def test_float32_and_float64_are_left_alone() -> None:
