@@ -97,10 +97,7 @@ def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
     dtype = torch.float32 if fast else x.dtype
     if chosen in ("folded", "band"):
         kernel = _Band.apply(weight, depth, out, stride[0], padding[0], dtype)  # (out, O, kh, kw, depth, I)
-        if chosen == "folded":
-            kernel = kernel.flatten(4).flatten(0, 1).permute(0, 3, 1, 2)
-        else:
-            kernel = kernel.flatten(2).flatten(0, 1)
+        kernel = kernel.flatten(4).flatten(0, 1).permute(0, 3, 1, 2)
         bias = None if bias is None else bias.repeat(out)
     else:
         kernel = {"points": weight.flatten(3), "slices": weight.squeeze(2), "columns": weight.flatten(3)}.get(chosen, weight).to(dtype)
@@ -159,17 +156,17 @@ def _back(y: Tensor, kernel: Prepared) -> Tensor:
 
 def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
     s, plane = kernel.stride[0], kernel.stride[1:]
-    if kernel.way in ("folded", "slices"):
+    if kernel.way in ("folded", "band", "slices"):
         if kernel.packed is not None:
             return _back(convolutions.convolve(_volumes(x, kernel.way), kernel.weight, kernel.packed, kernel.bias), kernel)
-        images = folded(x).flatten(3) if kernel.way == "folded" else by_slices(x[:, :, ::s]).flatten(0, 1)
+        images = by_slices(x[:, :, ::s]).flatten(0, 1) if kernel.way == "slices" else folded(x).flatten(3)
         few = Few.of(kernel.weight, plane, kernel.padding[1:]) if convolutions.usable(images) else None
         if few is not None:
             return _back(convolutions.convolve_few(images, kernel.weight, kernel.bias, few, len(images) // len(x)), kernel)
         y = F.conv2d(images.permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, kernel.padding[1:]).permute(0, 2, 3, 1).contiguous()
-        if kernel.way == "folded":
-            return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
-        return y.unflatten(0, (len(x), -1)).permute(BY_SLICES_BACK)
+        if kernel.way == "slices":
+            return y.unflatten(0, (len(x), -1)).permute(BY_SLICES_BACK)
+        return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
     if kernel.way == "plain":
         return _plain(x.contiguous(memory_format=torch.channels_last_3d), kernel)
     if kernel.way == "points":
@@ -178,9 +175,6 @@ def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
         points = kept.permute(order).contiguous()
         y = F.linear(points, kernel.weight.flatten(1), kernel.bias)
         return y.permute(back)
-    if kernel.way == "band":
-        y = F.linear(folded(x[:, :, :, :: plane[0], :: plane[1]]).flatten(3), kernel.weight, kernel.bias)
-        return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
     # A kernel without extent in the plane sees a volume as an image whose height is the depth and whose width is all pixels of a slice.
     columns = by_slices(x[:, :, :, :: plane[0], :: plane[1]])
     y = F.conv2d(columns.flatten(2, 3).permute(0, 3, 1, 2), kernel.weight, kernel.bias, (s, 1), (kernel.padding[0], 0))
