@@ -11,11 +11,12 @@ import numpy as np
 from safetensors.torch import load_file
 
 from ctcovid.base.console import Console
+from ctcovid.base.errors import counted
 from ctcovid.base.signals import StopRequest
 from ctcovid.models.calibration import calibrated
 from ctcovid.models.features import QUANTILE, Familiar, distances, familiarise, probabilities_and_features
 from ctcovid.models.network import Network
-from ctcovid.training.calibration import LEAST, MOST, fit_temperature, log_loss
+from ctcovid.training.calibration import LEAST, MOST, fit_temperature, scan_losses, trusted_temperature
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.layout import ScanRow
 
@@ -46,24 +47,32 @@ def close(
     with console.progress(len(valid_set) + len(chosen), "Calibrating") as advance:
         probabilities, features = _through(network, valid_set, range(len(valid_set)), workers, stop, advance)
         learnt = _through(network, train_set, chosen.tolist(), workers, stop, advance)[1] if features is not None else None
-    temperature = fit_temperature(probabilities, valid_set.labels)
-    if not 1.01 * LEAST < temperature < 0.99 * MOST:
+    scans, patients = ([getattr(volume.scan, key) for volume in valid_set.volumes] for key in ("first_slice", "patient"))
+    fitted = fit_temperature(probabilities, valid_set.labels, scans)
+    temperature = trusted_temperature(probabilities, valid_set.labels, scans, patients, fitted)
+    if temperature != fitted:
+        who = counted(len(set(patients)), "validation patient")
+        console.say(f"Probabilities stay as the softmax gives them: {who} do not show that a temperature makes them better.")
+    elif not 1.01 * LEAST < temperature < 0.99 * MOST:
         console.warn(
             f"no temperature from {LEAST:g} to {MOST:g} makes the probabilities as sure as they are right, so {temperature:.3g} was taken: "
-            f"do not rely on them. Train longer, or validate on more than {len(valid_set):,} volumes."
+            f"do not rely on them. Train longer, or validate on more than {counted(len(set(scans)), 'scan')}."
         )
+    before, after = (float(scan_losses(calibrated(probabilities, used), valid_set.labels, scans).mean()) for used in (1.0, temperature))
     about["calibration"] = {
         "temperature": temperature,
+        "fitted": fitted,
         "volumes": len(valid_set),
-        "log_loss": log_loss(probabilities, valid_set.labels),
-        "log_loss_calibrated": log_loss(calibrated(probabilities, temperature), valid_set.labels),
+        "scans": len(set(scans)),
+        "patients": len(set(patients)),
+        "log_loss": before,
+        "log_loss_calibrated": after,
     }
     statistics = None if learnt is None else familiarise(learnt, train_set.labels[chosen])
     if statistics is None or features is None:
         return about, None
     each = distances(features, *statistics)
-    scans = np.array([volume.scan.first_slice for volume in valid_set.volumes])
-    of_scans = [each[scans == scan].mean() for scan in np.unique(scans)]
+    of_scans = [each[np.array(scans) == scan].mean() for scan in set(scans)]
     return about, Familiar(*statistics, float(np.quantile(of_scans, QUANTILE)))
 
 
