@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -13,6 +11,7 @@ from itertools import islice
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
+from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.errors import CtcovidError
 from ctcovid.base.signals import held_back, ignore_stopping
 
@@ -20,22 +19,14 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-# Parameters of glibc's mallopt, as in malloc.h, and the values that they get here.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-HELD, LARGE = 256 << 20, 32 << 20
+# Bytes of the blocks that slices take, and of all that a worker keeps for the next.
+LARGE, HELD = 32 << 20, 256 << 20
 
 
 def _begin_worker() -> None:
     ignore_stopping()
-    _hold_memory()
+    keep_freed_memory(LARGE, HELD)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _hold_memory() -> None:
-    """glibc would give the memory of each slice back to the system and take it again page by page, which takes a fifth of the time."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_TRIM_THRESHOLD, HELD)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _end_with_parent() -> None:

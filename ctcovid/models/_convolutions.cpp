@@ -7,12 +7,13 @@
 // (A Y A')]G. Transforms are sums of four and nine terms in float32; factors of products are bfloat16, their sums float32. With AMX a
 // processor multiplies so much faster that the transforms would cost more than they save.
 //
-// Those with few channels, as of the stem, without a slow way round for slices; and the stem in use with all that follows up to the pooling:
-// its output is the largest of all, and then is not even written.
+// Direct ones with few channels, as of the stem; and the stem in use with all that follows up to the pooling: its output is the largest
+// of all, and then is not even written.
 //
 // Loaded through ctypes (convolutions.py).
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -45,7 +46,12 @@ struct Freed {
     void operator()(void *memory) const { std::free(memory); }
 };
 template <typename T> struct Buffer : std::unique_ptr<T, Freed> {
-    explicit Buffer(i64 count) : std::unique_ptr<T, Freed>((T *)std::aligned_alloc(64, ceiling(count * (i64)sizeof(T), 64) * 64)) {}
+    explicit Buffer(i64 count) : std::unique_ptr<T, Freed>((T *)std::aligned_alloc(64, ceiling(count * (i64)sizeof(T), 64) * 64)) {
+        if (this->get()) return;
+        // Of some hundred kilobytes; no exception may leave a parallel region.
+        std::fputs("ctcovid: no memory is left for a convolution.\n", stderr);
+        std::abort();
+    }
 };
 
 // Images of all slices d of volumes b, pixel by pixel: (B, H, W, D, C).
@@ -335,31 +341,43 @@ VECTORS static void gradient_back(const float *sums, i64 next, i64 K, float *w) 
     }
 }
 
-static void kernel_gradient(const bf16 *x, const bf16 *g, const Image &in, i64 N, float *w, int threads) {
+// What the gradient works in: transformed pixels, transformed gradients, and the sums of their products, point by point.
+struct Scratch {
+    i64 tiles, next_v, next_z, next_sums;
+    Scratch(const Image &in, i64 N) {
+        const i64 all = in.tiles();
+        tiles = all < MANY_TILES ? all + all % 2 : MANY_TILES;
+        next_v = tiles * padded(in.C) + 2 * LANES, next_z = tiles * padded(N) + 2 * LANES, next_sums = N * padded(in.C);
+    }
+    i64 bytes() const { return POINTS * (next_sums * (i64)sizeof(float) + (next_v + next_z) * (i64)sizeof(bf16)); }
+};
+
+static void kernel_gradient(const bf16 *x, const bf16 *g, const Image &in, i64 N, float *w, void *scratch, int threads) {
     const Image out = {in.B, in.H, in.W, in.D, N};
-    const i64 Kp = padded(in.C), Np = padded(N), all = in.tiles(), tiles = all < MANY_TILES ? all + all % 2 : MANY_TILES;
-    const i64 next_v = tiles * Kp + 2 * LANES, next_z = tiles * Np + 2 * LANES, next_sums = N * Kp;
-    Buffer<bf16> v(POINTS * next_v), z(POINTS * next_z);
-    Buffer<float> sums(POINTS * next_sums);
+    const Scratch size(in, N);
+    const i64 Kp = padded(in.C), Np = padded(N), all = in.tiles(), tiles = size.tiles;
+    const i64 next_v = size.next_v, next_z = size.next_z, next_sums = size.next_sums;
+    float *sums = (float *)scratch;
+    bf16 *v = (bf16 *)(sums + POINTS * next_sums), *z = v + POINTS * next_v;
     const i64 blocks = ceiling(in.C, BLOCK);
 #pragma omp parallel num_threads(threads)
     for (i64 first = 0; first < all; first += tiles) {
         const i64 last = first + tiles < all ? first + tiles : all, pairs = ceiling(last - first, 2);
 #pragma omp for schedule(static)
         for (i64 p = 0; p < pairs; p++) {
-            two_tiles(x, in, first + 2 * p, last, false, v.get() + p * 2 * Kp, next_v);
-            two_tiles(g, out, first + 2 * p, last, true, z.get() + p * 2 * Np, next_z);
+            two_tiles(x, in, first + 2 * p, last, false, v + p * 2 * Kp, next_v);
+            two_tiles(g, out, first + 2 * p, last, true, z + p * 2 * Np, next_z);
         }
 #pragma omp for schedule(static) collapse(2)
         for (i64 point = 0; point < POINTS; point++)
             for (i64 block = 0; block < blocks; block++) {
                 const i64 k = block * BLOCK, wide = width(in.C, k);
-                PRODUCTS[wide / LANES](z.get() + point * next_z, N, {2, 2 * Np, 0, 1}, v.get() + point * next_v + 2 * k, 2 * Kp, pairs,
-                                       sums.get() + point * next_sums + k, Kp, first > 0);
+                PRODUCTS[wide / LANES](z + point * next_z, N, {2, 2 * Np, 0, 1}, v + point * next_v + 2 * k, 2 * Kp, pairs,
+                                       sums + point * next_sums + k, Kp, first > 0);
             }
     }
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 n = 0; n < N; n++) gradient_back(sums.get() + n * Kp, next_sums, in.C, w + n * 9 * in.C);
+    for (i64 n = 0; n < N; n++) gradient_back(sums + n * Kp, next_sums, in.C, w + n * 9 * in.C);
 }
 
 // ---- few channels: of each row of the kernel, what it looks at is one run of neighbours in memory ----
@@ -504,7 +522,7 @@ VECTORS static void largest_of_rows(const bf16 *a, const bf16 *b, const bf16 *c,
 }
 
 // N are depths times channels. A pooled row needs three rows of the convolution; the last of them serves the next one as well.
-static void stem_and_pool(const bf16 *x, const Few &few, i64 depth, const bf16 *u, const float *bias, bf16 *y, int threads) {
+static void few_pooled(const bf16 *x, const Few &few, i64 depth, const bf16 *u, const float *bias, bf16 *y, int threads) {
     const i64 C = few.N / depth, rows = ceiling(few.rows(), 2), pooled = ceiling(few.columns(), 2) * ceiling(depth, 2) * C;
 #pragma omp parallel num_threads(threads)
     {
@@ -546,20 +564,22 @@ extern "C" void winograd_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 D, i64 
                                  const bf16 *residual, int relu, bf16 *y, int threads) {
     forward(x, {B, H, W, D, K}, N, u, bias, residual, relu, y, threads);
 }
-extern "C" void winograd_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N, float *w, int threads) {
-    kernel_gradient(x, g, {B, H, W, D, K}, N, w, threads);
+extern "C" void winograd_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N, float *w, void *scratch,
+                                  int threads) {
+    kernel_gradient(x, g, {B, H, W, D, K}, N, w, scratch, threads);
 }
-extern "C" void few_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices, const bf16 *u,
+extern "C" i64 winograd_scratch(i64 B, i64 H, i64 W, i64 D, i64 K, i64 N) { return Scratch({B, H, W, D, K}, N).bytes(); }
+extern "C" void few_channels_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices, const bf16 *u,
                             const float *bias, int relu, bf16 *y, int threads) {
     few_forward(x, {B, H, W, C, side, stride, padding, N}, slices, u, bias, relu, y, threads);
 }
-extern "C" void few_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices,
+extern "C" void few_channels_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices,
                              float *w, int threads) {
     few_gradient(x, g, {B, H, W, C, side, stride, padding, N}, slices, w, threads);
 }
 extern "C" void stem_and_pool(const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 depth, const bf16 *u,
                               const float *bias, bf16 *y, int threads) {
-    stem_and_pool(x, {B, H, W, C, side, stride, padding, N}, depth, u, bias, y, threads);
+    few_pooled(x, {B, H, W, C, side, stride, padding, N}, depth, u, bias, y, threads);
 }
 
 #else

@@ -6,13 +6,14 @@ behind the transforms, not before them, and so its results are up to three times
 convolution in bfloat16: no further than the rounding of activations is in any case. It is used in that precision only.
 
 Convolutions with few input channels, as those of the stem, are direct ones. In use, the stem is done together with the ReLU and the pooling
-behind it.
+behind it. What is infinite comes out as no number, or spreads to a neighbour; what is no number stays so.
 
 Volumes are (B, H, W, D, C) here, in this order in memory, and a 2D kernel goes over each slice.
 """
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from ctcovid.models import kernels
 
 # With fewer channels or pixels than these, the transforms take longer than what they save.
 CHANNELS, PIXELS = 32, 64
-# Up to so many, libraries have no fast kernel for the gradient, or give slices back in an order that has to be undone.
+# With more input channels than these, libraries are as fast in both directions, and give results in the order in which they are wanted.
 FEW = 16
 
 supported = kernels.compiled is not None and bool(kernels.compiled.convolutions_supported())
@@ -34,7 +35,7 @@ supported = kernels.compiled is not None and bool(kernels.compiled.convolutions_
 
 def usable(x: Tensor) -> bool:
     """Whether the compiled functions are there, the processor is one that they are for, and they take this tensor."""
-    return supported and x.dtype == torch.bfloat16 and kernels.usable(x)
+    return supported and x.dtype == torch.bfloat16 and x.numel() > 0 and kernels.usable(x)
 
 
 def pays(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], pixels: int) -> bool:
@@ -68,14 +69,16 @@ def convolve(x: Tensor, kernel: Tensor, packed: Tensor, bias: Tensor | None) -> 
 
 def convolve_relu(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None, relu: bool, outputs: int) -> Tensor:
     """The same without gradients, plus `residual`, bfloat16 (B, H, W, D, O) and dense, and then the ReLU, where wanted."""
-    assert x.is_contiguous() and (residual is None or residual.is_contiguous())
     y = x.new_empty((*x.shape[:4], outputs))
+    if residual is not None and (residual.shape != y.shape or residual.dtype != y.dtype or not residual.is_contiguous()):
+        raise ValueError(f"A {residual.dtype} residual of shape {tuple(residual.shape)} cannot be added to one of {tuple(y.shape)}.")
+    assert x.is_contiguous()
     kernels.call("winograd_forward", x, *x.shape, outputs, packed, bias, residual, relu, y)
     return y
 
 
 @dataclass(frozen=True)
-class Few:
+class FewChannels:
     """A convolution with few input channels: a square kernel (O, I, side, side), `stride` and `padding` in both directions."""
 
     side: int
@@ -83,18 +86,20 @@ class Few:
     padding: int
 
     @staticmethod
-    def of(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Few | None:
+    def of(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> FewChannels | None:
         """That of a weight (O, I, kh, kw), or None where it is of another kind."""
         outputs, inputs, high, wide = weight.shape
         square = high == wide > 1 and stride[0] == stride[1] and padding[0] == padding[1]
-        return Few(high, stride[0], padding[0]) if square and inputs <= FEW <= outputs else None
+        return FewChannels(high, stride[0], padding[0]) if square and inputs <= FEW <= outputs else None
 
     def size(self, pixels: int) -> int:
-        """Pixels of a side of the output."""
+        """Pixels of a side of the output. Raises ValueError where the kernel does not fit."""
+        if pixels + 2 * self.padding < self.side:
+            raise ValueError(f"A kernel of {self.side} pixels does not fit into {pixels} and {self.padding} of padding on each side.")
         return (pixels + 2 * self.padding - self.side) // self.stride + 1
 
 
-def convolve_few(x: Tensor, kernel: Tensor, bias: Tensor | None, few: Few, slices: int) -> Tensor:
+def convolve_few(x: Tensor, kernel: Tensor, bias: Tensor | None, few: FewChannels, slices: int) -> Tensor:
     """A convolution with few input channels.
 
     Parameters
@@ -107,11 +112,11 @@ def convolve_few(x: Tensor, kernel: Tensor, bias: Tensor | None, few: Few, slice
     -------
     bfloat16 (B, H', W', slices, O)
     """
-    result: Tensor = _Few.apply(x, kernel, bias, few, slices)
+    result: Tensor = _FewChannels.apply(x, kernel, bias, few, slices)
     return result
 
 
-def stem(x: Tensor, kernel: Tensor, bias: Tensor, few: Few, depth: int) -> Tensor:
+def stem(x: Tensor, kernel: Tensor, bias: Tensor, few: FewChannels, depth: int) -> Tensor:
     """Convolution, ReLU, and 3x3x3 max pooling with stride 2 and padding 1, without gradients.
 
     Parameters
@@ -152,6 +157,13 @@ def _whole_vectors(channels: int) -> int:
     return -(-channels // 16) * 16
 
 
+def _gradient_scratch(x: Tensor, outputs: int) -> int:
+    """Bytes that the kernel's gradient works in."""
+    assert kernels.compiled is not None
+    kernels.compiled.winograd_scratch.restype = ctypes.c_int64
+    return int(kernels.compiled.winograd_scratch(*map(ctypes.c_int64, (*x.shape, outputs))))
+
+
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -168,19 +180,23 @@ class _Winograd(torch.autograd.Function):
             gx = convolve_relu(g, _pack(kernel, turned=True), None, None, False, kernel.shape[3])
         if for_kernel:
             gk = torch.empty_like(kernel)
-            kernels.call("winograd_gradient", x, g, *x.shape, len(kernel), gk)
+            # Memory from torch, whose want of it is an error that somebody can read.
+            scratch = torch.empty(_gradient_scratch(x, len(kernel)), dtype=torch.uint8)
+            kernels.call("winograd_gradient", x, g, *x.shape, len(kernel), gk, scratch)
         return gx, gk, None, g.sum((0, 1, 2, 3), dtype=torch.float32) if for_bias else None
 
 
-class _Few(torch.autograd.Function):
+class _FewChannels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, few: Few, slices: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, few: FewChannels, slices: int) -> Tensor:
         ctx.save_for_backward(x, kernel)
         ctx.few, ctx.slices = few, slices
         assert x.is_contiguous()
         y = x.new_empty((len(x) // slices, few.size(x.shape[1]), few.size(x.shape[2]), slices, len(kernel)))
         added = None if bias is None else bias.float()
-        kernels.call("few_forward", x, *x.shape, few.side, few.stride, few.padding, len(kernel), slices, _pack_few(kernel), added, False, y)
+        kernels.call(
+            "few_channels_forward", x, *x.shape, few.side, few.stride, few.padding, len(kernel), slices, _pack_few(kernel), added, False, y
+        )
         return y
 
     @staticmethod
@@ -198,6 +214,6 @@ class _Few(torch.autograd.Function):
             gx = gx.permute(0, 2, 3, 1).to(x.dtype)
         if for_kernel:
             found = torch.empty((len(kernel), few.side, few.side, x.shape[3]), dtype=torch.float32)
-            kernels.call("few_gradient", x, g, *x.shape, few.side, few.stride, few.padding, len(kernel), slices, found)
+            kernels.call("few_channels_gradient", x, g, *x.shape, few.side, few.stride, few.padding, len(kernel), slices, found)
             gk = found.permute(0, 3, 1, 2).to(kernel.dtype)
         return gx, gk, g.sum((0, 1, 2, 3)) if for_bias else None, None, None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ctcovid.models import convolutions
-from ctcovid.models.convolutions import Few
+from ctcovid.models.convolutions import FewChannels
 
 Triple = tuple[int, int, int]
 
@@ -134,7 +134,7 @@ def stem(x: Tensor, kernel: Prepared) -> Tensor | None:
     """Convolution, ReLU and 3x3x3 max pooling with stride 2 in one pass, as :func:`convolve`; None where that is not to be had."""
     if kernel.way != "folded" or kernel.bias is None or not convolutions.usable(x) or _differentiated(x, kernel.weight, kernel.bias):
         return None
-    few = Few.of(kernel.weight, kernel.stride[1:], kernel.padding[1:])
+    few = FewChannels.of(kernel.weight, kernel.stride[1:], kernel.padding[1:])
     if few is None or len(kernel.weight) // kernel.depth_out % 16:
         return None
     return convolutions.stem(folded(x).flatten(3), kernel.weight, kernel.bias, few, kernel.depth_out).permute(FOLDED_BACK)
@@ -160,12 +160,12 @@ def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
         if kernel.packed is not None:
             return _back(convolutions.convolve(_volumes(x, kernel.way), kernel.weight, kernel.packed, kernel.bias), kernel)
         images = by_slices(x[:, :, ::s]).flatten(0, 1) if kernel.way == "slices" else folded(x).flatten(3)
-        few = Few.of(kernel.weight, plane, kernel.padding[1:]) if convolutions.usable(images) else None
+        few = FewChannels.of(kernel.weight, plane, kernel.padding[1:]) if convolutions.usable(images) else None
         if few is not None:
             return _back(convolutions.convolve_few(images, kernel.weight, kernel.bias, few, len(images) // len(x)), kernel)
         y = F.conv2d(images.permute(0, 3, 1, 2), kernel.weight, kernel.bias, plane, kernel.padding[1:]).permute(0, 2, 3, 1).contiguous()
         if kernel.way == "slices":
-            return y.unflatten(0, (len(x), -1)).permute(BY_SLICES_BACK)
+            return y.unflatten(0, (len(x), -(-x.shape[2] // s))).permute(BY_SLICES_BACK)
         return y.unflatten(3, (kernel.depth_out, -1)).permute(FOLDED_BACK)
     if kernel.way == "plain":
         return _plain(x.contiguous(memory_format=torch.channels_last_3d), kernel)

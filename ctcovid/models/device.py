@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from ctcovid.base.errors import UsageError
@@ -11,9 +9,6 @@ from ctcovid.base.launch import place
 from ctcovid.models.catalog import Architecture
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-
-# mallopt(3): M_MMAP_THRESHOLD, blocks below 1 GiB are cut from the heap; M_TRIM_THRESHOLD, which never shrinks.
-KEEPING = ((-3, 1 << 30), (-1, -1))
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -72,20 +67,6 @@ def choose_precision(wanted: str, device: torch.device, architecture: Architectu
     if wanted == "bfloat16" and not fast:
         raise UsageError(f"--precision bfloat16 is not to be had for {architecture.name} on {device}. Use --precision auto.")
     return torch.bfloat16 if fast else torch.float32
-
-
-def keep_freed_memory() -> bool:
-    """Have glibc keep what a layer frees for the next layer, in this process; False where the C library is another one or refuses.
-
-    As it comes, it gives every large block back to the system, whose pages are then made and cleared again one by one for the next: up to a
-    quarter of a training step on a CPU (tests/benchmarks/RESULTS.md).
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  other libraries have no such tunables
-    except (OSError, TypeError, AttributeError):
-        return False
-    return all(libc.mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in KEEPING)
 
 
 def device_name(device: torch.device) -> str:

@@ -126,6 +126,8 @@ class _worked_out:  # noqa: N801
             # With so little left there is nothing to choose.
             self.each = math.inf
         network.module.zero_grad(set_to_none=True)
+        # What these steps have left behind is free, though the process may still hold it.
+        _hand_back()
         self.room = SHARE * free_memory() / processes
 
     def __call__(self, network: Network, size: int, shape: tuple[int, int, int]) -> bool:

@@ -32,11 +32,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.errors import CtcovidError
 from ctcovid.base.files import claim_file, write_json
 from ctcovid.models import kernels, registry
 from ctcovid.models.catalog import ARCHITECTURES
-from ctcovid.models.device import device_name, keep_freed_memory
+from ctcovid.models.device import device_name
+from ctcovid.models.network import LARGEST_KEPT
 from ctcovid.models.plan import plan
 
 CLASSES = ["NCP", "CP", "Normal"]
@@ -50,8 +52,6 @@ VARIANTS = (
     "torchvision r3d_18",
     "MONAI resnet18",
 )
-# mallopt(3), see models/device.py
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 # Takes minutes to compile: with --compile only.
 COMPILED = f"{OURS} torch.compile"
 
@@ -129,13 +129,10 @@ def _wait(device: torch.device) -> None:
 
 def allocate_as_usual(usual: bool) -> None:
     """Treat memory that is freed as glibc does by itself, at the thresholds at which it arrives; otherwise as ctcovid has it."""
-    keeps = keep_freed_memory()
-    if not usual or not keeps:
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
-    libc.malloc_trim(0)
+    if not usual:
+        keep_freed_memory(LARGEST_KEPT)
+    elif keep_freed_memory(32 << 20, 64 << 20):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def matrix_peak(device: torch.device, precision: torch.dtype, rounds: int = 5) -> float:

@@ -84,19 +84,19 @@ def test_whole_numbers_are_convolved_without_any_error(
     width=st.integers(7, 120),
     channels=st.integers(1, 16),
     outputs=st.integers(16, 130),
-    few=st.builds(convolutions.Few, st.integers(2, 7), st.integers(1, 3), st.integers(0, 3)),
+    few=st.builds(convolutions.FewChannels, st.integers(2, 7), st.integers(1, 3), st.integers(0, 3)),
     biased=st.booleans(),
     threads=st.integers(1, 3),
 )
 def test_whole_numbers_of_few_channels_are_convolved_without_any_error(
-    batch: int, slices: int, height: int, width: int, channels: int, outputs: int, few: convolutions.Few, biased: bool, threads: int
+    batch: int, slices: int, height: int, width: int, channels: int, outputs: int, few: convolutions.FewChannels, biased: bool, threads: int
 ) -> None:
     x, kernel = whole(batch, height, width, slices, channels, seed=1), whole(outputs, few.side, few.side, channels, seed=2)
     bias = whole(outputs, seed=3) if biased else None
     g = whole(batch, few.size(height), few.size(width), slices, outputs, seed=4)
     images = x.movedim(3, 1).flatten(0, 1).contiguous().bfloat16().requires_grad_()
     weight = kernel.permute(0, 3, 1, 2).bfloat16().requires_grad_()
-    assert convolutions.Few.of(weight, (few.stride,) * 2, (few.padding,) * 2) == few
+    assert convolutions.FewChannels.of(weight, (few.stride,) * 2, (few.padding,) * 2) == few
     added = None if bias is None else bias.requires_grad_()
     with computing_with(threads):
         y = convolutions.convolve_few(images, weight, added, few, slices)
@@ -214,12 +214,44 @@ def test_the_rule_takes_large_convolutions_of_stride_1_alone() -> None:
 
 
 def test_few_are_square_kernels_of_at_most_sixteen_channels() -> None:
-    few = convolutions.Few(7, 2, 3)
-    assert convolutions.Few.of(torch.empty(64, 16, 7, 7), (2, 2), (3, 3)) == few
+    few = convolutions.FewChannels(7, 2, 3)
+    assert convolutions.FewChannels.of(torch.empty(64, 16, 7, 7), (2, 2), (3, 3)) == few
     for other in ((64, 17, 7, 7), (15, 4, 7, 7), (64, 4, 7, 5), (64, 4, 1, 1)):
-        assert convolutions.Few.of(torch.empty(other), (2, 2), (3, 3)) is None
-    assert convolutions.Few.of(torch.empty(64, 4, 7, 7), (2, 1), (3, 3)) is None
-    assert convolutions.Few.of(torch.empty(64, 4, 7, 7), (2, 2), (3, 0)) is None
+        assert convolutions.FewChannels.of(torch.empty(other), (2, 2), (3, 3)) is None
+    assert convolutions.FewChannels.of(torch.empty(64, 4, 7, 7), (2, 1), (3, 3)) is None
+    assert convolutions.FewChannels.of(torch.empty(64, 4, 7, 7), (2, 2), (3, 0)) is None
+
+
+@pytest.mark.parametrize("arch", ["r3d18", "r2plus1d18"])
+def test_no_volumes_give_no_logits(arch: str) -> None:
+    network = registry.place(arch, ["a", "b", "c"], "cpu", "bfloat16")
+    assert network.logits(torch.zeros(0, 4, 64, 64, dtype=torch.uint8)).shape == (0, 3)
+
+
+def test_a_residual_that_does_not_fit_is_refused() -> None:
+    x, kernel = torch.zeros(1, 8, 8, 1, 32).bfloat16(), torch.zeros(32, 3, 3, 32)
+    for residual in (torch.zeros(1, 8, 8, 1, 32), torch.zeros(1, 8, 4, 1, 32).bfloat16()):
+        with pytest.raises(ValueError, match="residual"):
+            convolutions.convolve_relu(x, convolutions.pack(kernel), None, residual, True, 32)
+
+
+def test_a_kernel_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        convolutions.convolve_few(
+            torch.zeros(1, 6, 9, 1).bfloat16(), torch.zeros(16, 1, 7, 7).bfloat16(), None, convolutions.FewChannels(7, 2, 0), 1
+        )
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, kernel = (torch.randn(shape, generator=generator) for shape in ((2, 21, 30, 2, 64), (80, 3, 3, 64)))
+    g = torch.randn(2, 21, 30, 2, 80, generator=generator)
+    found = []
+    for threads in (1, 2, 5):
+        with computing_with(threads):
+            found.append(ours(x, kernel, None, g))
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
 
 def test_float32_and_float64_are_left_alone() -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -70,29 +66,3 @@ def test_on_a_cpu_networks_that_do_not_fold_stay_in_float32(name: str) -> None:
     assert choose_precision("auto", CPU, architecture(name)) == torch.float32
     with pytest.raises(UsageError, match=f"bfloat16.*{name}"):
         choose_precision("bfloat16", CPU, architecture(name))
-
-
-LAYERS = """
-import resource, sys, torch
-from ctcovid.models.device import keep_freed_memory
-if sys.argv[1] == "kept":
-    assert keep_freed_memory()
-def layer():
-    return torch.zeros(1 << 24)
-for _ in range(10):
-    layer()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    layer()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has such tunables")
-def test_memory_that_one_layer_frees_is_the_next_ones_without_a_page_made_anew() -> None:
-    """Ten times 64 MiB are 163,840 pages of 4 KiB."""
-    made = {}
-    for way in ("usual", "kept"):
-        done = subprocess.run([sys.executable, "-c", LAYERS, way], capture_output=True, text=True, check=True)
-        made[way] = int(done.stdout)
-    assert made["kept"] < 100 < made["usual"]

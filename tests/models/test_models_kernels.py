@@ -1,0 +1,25 @@
+"""kernels.py: the compiled library is taken only where it is the one that is meant."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from ctcovid.models import kernels
+
+SOURCES = [Path(kernels.__file__).with_name(name) for name in ("_kernels.cpp", "_convolutions.cpp")]
+# The compiled functions, by the interface number that they were given.
+FUNCTIONS = {3: "5ede2cf42e23fad2"}
+
+
+def test_functions_that_change_get_another_interface_number() -> None:
+    """An editable installation is not compiled again by itself, and a function that is called in an old way writes where it should not."""
+    declared = re.findall(r'extern "C" ([^{]*)\{', "".join(source.read_text() for source in SOURCES))
+    together = " ".join(" ".join(declared).replace("\\", "").split())
+    digest = hashlib.sha256(together.encode()).hexdigest()[:16]
+    assert FUNCTIONS == {kernels._INTERFACE: digest}, "raise the interface number, in kernels.py and _kernels.cpp, and pin it here"
+
+
+def test_the_number_is_the_same_on_both_sides() -> None:
+    assert f"int interface() {{ return {kernels._INTERFACE}; }}" in SOURCES[0].read_text()
