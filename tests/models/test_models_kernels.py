@@ -18,7 +18,7 @@ def test_functions_that_change_get_another_interface_number() -> None:
     declared = re.findall(r'extern "C" ([^{]*)\{', "".join(source.read_text() for source in SOURCES))
     together = " ".join(" ".join(declared).replace("\\", "").split())
     digest = hashlib.sha256(together.encode()).hexdigest()[:16]
-    assert FUNCTIONS == {kernels._INTERFACE: digest}, "raise the interface number, in kernels.py and _kernels.cpp, and pin it here"
+    assert {kernels._INTERFACE: digest} == FUNCTIONS, "raise the interface number, in kernels.py and _kernels.cpp, and pin it here"
 
 
 def test_the_number_is_the_same_on_both_sides() -> None:
