@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 
 # Parameters of glibc's mallopt, as in malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# Larger blocks were always given back before glibc 2.33 or so.
+# The largest that older releases of glibc take.
 OLDER = 32 << 20
 
 
@@ -15,7 +16,7 @@ def keep_freed_memory(largest: int, most: int = -1) -> bool:
     """Have glibc keep what is freed for what is asked for next, in the whole process; False where the C library refuses, or is another one.
 
     As it comes, it gives every large block back to the system, whose pages are then made and cleared again one by one for the next:
-    a sixth of a forward pass of a network on a CPU, a fifth of what a slice takes (tests/benchmarks/RESULTS.md).
+    on a CPU a tenth of a training step of r3d18, a quarter of one of r2plus1d18 (tests/benchmarks/RESULTS.md).
 
     Parameters
     ----------
@@ -31,3 +32,9 @@ def keep_freed_memory(largest: int, most: int = -1) -> bool:
     if not kept:
         libc.mallopt(M_MMAP_THRESHOLD, OLDER)
     return libc.mallopt(M_TRIM_THRESHOLD, most) == 1 and kept
+
+
+def hand_back() -> None:
+    """Give what is free back to the system, where the C library is glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -430,7 +430,7 @@ VECTORS static void few_row(const bf16 *x, const Few &few, const bf16 *u, const 
 }
 
 // Images are slices of volumes: y is (B / slices, H', W', slices, N).
-static void few_forward(const bf16 *x, const Few &few, i64 slices, const bf16 *u, const float *bias, bool relu, bf16 *y, int threads) {
+static void few_forward(const bf16 *x, const Few &few, i64 slices, const bf16 *u, const float *bias, bf16 *y, int threads) {
     const Image out = {few.B / slices, few.rows(), few.columns(), slices, few.N};
 #pragma omp parallel num_threads(threads)
     {
@@ -440,7 +440,7 @@ static void few_forward(const bf16 *x, const Few &few, i64 slices, const bf16 *u
         for (i64 r = 0; r < few.B * out.H; r++) {
             // Slices of one row beside each other, whose pixels are neighbours.
             const i64 d = r % slices, h = r / slices % out.H, b = r / slices / out.H;
-            few_row(x, few, u, bias, relu, b * slices + d, h, lines.get(), sums.get(), y + out.at(b, h, 0, d), out.step());
+            few_row(x, few, u, bias, false, b * slices + d, h, lines.get(), sums.get(), y + out.at(b, h, 0, d), out.step());
         }
     }
 }
@@ -570,8 +570,8 @@ extern "C" void winograd_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i6
 }
 extern "C" i64 winograd_scratch(i64 B, i64 H, i64 W, i64 D, i64 K, i64 N) { return Scratch({B, H, W, D, K}, N).bytes(); }
 extern "C" void few_channels_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices, const bf16 *u,
-                            const float *bias, int relu, bf16 *y, int threads) {
-    few_forward(x, {B, H, W, C, side, stride, padding, N}, slices, u, bias, relu, y, threads);
+                            const float *bias, bf16 *y, int threads) {
+    few_forward(x, {B, H, W, C, side, stride, padding, N}, slices, u, bias, y, threads);
 }
 extern "C" void few_channels_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices,
                              float *w, int threads) {

@@ -195,7 +195,7 @@ class _FewChannels(torch.autograd.Function):
         y = x.new_empty((len(x) // slices, few.size(x.shape[1]), few.size(x.shape[2]), slices, len(kernel)))
         added = None if bias is None else bias.float()
         kernels.call(
-            "few_channels_forward", x, *x.shape, few.side, few.stride, few.padding, len(kernel), slices, _pack_few(kernel), added, False, y
+            "few_channels_forward", x, *x.shape, few.side, few.stride, few.padding, len(kernel), slices, _pack_few(kernel), added, y
         )
         return y
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # Raised with every change of a function's name or parameters, here and there: a checkout may have moved on since it was last compiled.
-_INTERFACE = 3
+_INTERFACE = 4
 
 
 class _Grid(ctypes.Structure):

@@ -28,13 +28,13 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, scans: Sequen
     labels : int (N,)
     scans : (N,), which scan each is of
     """
-    classes, truth = probabilities.shape[1], _of_scans(labels, scans).astype(int)
+    classes, truth = probabilities.shape[1], of_scans(labels, scans).astype(int)
     count = np.bincount(truth, minlength=classes)[truth]
     targets = np.repeat(1 / (count + classes)[:, None], classes, axis=1)
     targets[np.arange(len(truth)), truth] = (count + 1) / (count + classes)
 
     def loss(exponent: float) -> float:
-        means = _of_scans(calibrated(probabilities, float(np.exp(exponent))), scans)
+        means = of_scans(calibrated(probabilities, float(np.exp(exponent))), scans)
         return float(-(targets * _logarithms(means)).sum(1).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(LEAST), np.log(MOST)), method="bounded").x))
@@ -62,13 +62,13 @@ def trusted_temperature(
 
 def scan_losses(probabilities: np.ndarray, labels: np.ndarray, scans: Sequence[int]) -> np.ndarray:
     """Negative logarithm of the true class's mean probability for each scan, in the order of their names, float (S,)."""
-    truth = _of_scans(labels, scans).astype(int)
-    found: np.ndarray = -_logarithms(_of_scans(probabilities, scans))[np.arange(len(truth)), truth]
+    truth = of_scans(labels, scans).astype(int)
+    found: np.ndarray = -_logarithms(of_scans(probabilities, scans))[np.arange(len(truth)), truth]
     return found
 
 
-def _of_scans(values: np.ndarray, scans: Sequence[int]) -> np.ndarray:
-    """Means over the volumes of each scan, of (N, ...)."""
+def of_scans(values: np.ndarray, scans: Sequence[int]) -> np.ndarray:
+    """Means over the volumes of each scan, of (N, ...), in the order of the scans' names."""
     _, which, count = np.unique(np.array(scans), return_inverse=True, return_counts=True)
     total = np.zeros((len(count), *values.shape[1:]))
     np.add.at(total, which, values)

@@ -16,7 +16,7 @@ from ctcovid.base.signals import StopRequest
 from ctcovid.models.calibration import calibrated
 from ctcovid.models.features import QUANTILE, Familiar, distances, familiarise, probabilities_and_features
 from ctcovid.models.network import Network
-from ctcovid.training.calibration import LEAST, MOST, fit_temperature, scan_losses, trusted_temperature
+from ctcovid.training.calibration import LEAST, MOST, fit_temperature, of_scans, scan_losses, trusted_temperature
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.layout import ScanRow
 
@@ -28,7 +28,7 @@ AT_ONCE = 32
 def close(
     weights: Path, network: Network, train_set: VolumeSet, valid_set: VolumeSet, workers: int, stop: StopRequest, console: Console
 ) -> tuple[dict[str, Any], Familiar | None]:
-    """What model.json shall say about use: the temperature from the validation volumes, and kind of image and spacing of the training
+    """What model.json shall say about use: the temperature from the validation scans, and kind of image and spacing of the training
     scans; and what these look like, with the distance in feature space from which on a scan is unlike them. Nothing is written.
 
     Parameters
@@ -72,8 +72,7 @@ def close(
     if statistics is None or features is None:
         return about, None
     each = distances(features, *statistics)
-    of_scans = [each[np.array(scans) == scan].mean() for scan in set(scans)]
-    return about, Familiar(*statistics, float(np.quantile(of_scans, QUANTILE)))
+    return about, Familiar(*statistics, float(np.quantile(of_scans(each, scans), QUANTILE)))
 
 
 def learnt_from(rows: Sequence[ScanRow]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import math
 import re
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ctcovid.base.allocation import hand_back
 from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError
 from ctcovid.models.device import device_name
@@ -113,11 +113,11 @@ class _worked_out:  # noqa: N801
         few, more = 2, 6
         try:
             with _unchanged(network.module), alone(network.module):
-                _hand_back()
+                hand_back()
                 _forget_the_peak()
                 _step(network, few, shape, moments=False)
                 before = _peak()
-                _hand_back()
+                hand_back()
                 _step(network, more, shape, moments=False)
                 self.each = (_peak() - before) / (more - few)
         except (RuntimeError, MemoryError) as error:
@@ -127,7 +127,7 @@ class _worked_out:  # noqa: N801
             self.each = math.inf
         network.module.zero_grad(set_to_none=True)
         # What these steps have left behind is free, though the process may still hold it.
-        _hand_back()
+        hand_back()
         self.room = SHARE * free_memory() / processes
 
     def __call__(self, network: Network, size: int, shape: tuple[int, int, int]) -> bool:
@@ -163,12 +163,6 @@ def _forget_the_peak() -> None:
     """What came before, such as the reading of the file, may have taken more than a small step does, and would hide it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _hand_back() -> None:
-    """What is free and still the process's, which a step may be given or may not, as glibc hands it back on request."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak() -> float:

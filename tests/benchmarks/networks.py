@@ -13,7 +13,6 @@ Nothing is downloaded; MONAI is compared where it is installed.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import importlib.util
 import json
@@ -32,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctcovid.base.allocation import keep_freed_memory
+from ctcovid.base.allocation import hand_back, keep_freed_memory
 from ctcovid.base.errors import CtcovidError
 from ctcovid.base.files import claim_file, write_json
 from ctcovid.models import kernels, registry
@@ -132,7 +131,7 @@ def allocate_as_usual(usual: bool) -> None:
     if not usual:
         keep_freed_memory(LARGEST_KEPT)
     elif keep_freed_memory(32 << 20, 64 << 20):
-        ctypes.CDLL(None).malloc_trim(0)
+        hand_back()
 
 
 def matrix_peak(device: torch.device, precision: torch.dtype, rounds: int = 5) -> float:
