@@ -193,7 +193,7 @@ def _slab(path: Path, first: int, last: int) -> np.ndarray:
 
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
-    with silenced():
+    with silenced(f"values of {path.suffix}"):
         reader.ReadImageInformation()
         size = list(reader.GetSize())
         if len(size) > 2:
@@ -242,7 +242,7 @@ def _header(path: Path) -> Any:
     _require_own_data(path)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
-    with silenced():
+    with silenced(f"header of {path.suffix}"):
         reader.ReadImageInformation()
     return reader
 

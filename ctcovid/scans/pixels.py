@@ -105,7 +105,7 @@ def _by_gdcm(dataset: Any, syntax: str, frame: bytes) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.dcm"
         pydicom.dcmwrite(path, bare, enforce_file_format=True)
-        with silenced():
+        with silenced(f"frame of {syntax}"):
             values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO"))
     return values.reshape(int(dataset.Rows), int(dataset.Columns))
 
