@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base import cpus
+from ctcovid.base.choices import PLAIN
 from ctcovid.base.console import Console
 from ctcovid.base.errors import StoppedError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder
@@ -22,13 +23,13 @@ from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.explanation.faithfulness import with_random_weights
-from ctcovid.explanation.gradcam import PLAIN
 from ctcovid.explanation.methods import TITLES, map_cells, saliency_maps
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
 from ctcovid.models.network import Network
 from ctcovid.models.store import read_card
+from ctcovid.options.demo import Options
 from ctcovid.phantom.dataset import MOST_SCANS, Parameters, plan, write_dataset
 from ctcovid.phantom.defects import Defects
 from ctcovid.phantom.lesions import DIFFICULTY
@@ -46,47 +47,6 @@ DEPTH = 4
 RECIPE: dict[str, Any] = {"epochs": 9, "batch": 16, "learning_rate": 3e-4, "schedule": "cosine", "augment": True}
 PATIENTS, SIZE, SLICES, SCANS, EASY = 72, 96, "16-18", 1, 0.0
 DATA = "CC-CCII"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `ctcovid demo` was asked for; `sources` says where each value came from.
-
-    `patients` of each class, `size`, `slices` of a scan ("20-40") and `difficulty` of the lesions that are not given are 72, 96, "16-18"
-    and 0, with `data_only` 20, 512, as in CC-CCII and 0.2. The defects are shares of the scans.
-    """
-
-    folder: Path = Path("ctcovid-demo")
-    data_only: bool = False
-    patients: int = 0
-    size: int = 0
-    slices: str = ""
-    difficulty: float | None = None
-    repeated: float = 0.0
-    shuffled: float = 0.0
-    reversed: float = 0.0
-    masked: float = 0.0
-    corrupt: float = 0.0
-    odd_size: float = 0.0
-    device: str = "auto"
-    seed: int = 0
-    workers: int = 0
-    overwrite: bool = False
-    sources: dict[str, str] = field(default_factory=dict)
-
-    def parameters(self) -> Parameters:
-        """What the data set is like. Raises UsageError where that cannot be."""
-        defects = {item.name: getattr(self, item.name) for item in fields(Defects)}
-        slices = self.slices or ("" if self.data_only else SLICES)
-        limits = _limits(slices) if slices else None
-        patients, size, scans, usual = (20, 512, MOST_SCANS, DIFFICULTY) if self.data_only else (PATIENTS, SIZE, SCANS, EASY)
-        difficulty = usual if self.difficulty is None else self.difficulty
-        try:
-            return Parameters(
-                self.patients or patients, self.size or size, self.seed, difficulty, limits, scans, defects=Defects(**defects)
-            )
-        except ValueError as error:
-            raise UsageError(f"No such data set can be made: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -124,7 +84,7 @@ class Data:
 def run(options: Options, console: Console) -> Summary | Data:
     """Make the data, then run each command with the line that a person would type."""
     folder = options.folder
-    parameters = options.parameters()
+    parameters = data_parameters(options)
     claim_folder(folder, options.overwrite, "demo")
     data = folder if options.data_only else folder / DATA
     for earlier in (data / name for name in (*CLASS_ORDER, TRUTH)):
@@ -173,16 +133,16 @@ def _five_commands(options: Options, data: Path, size: int, console: Console) ->
     for name, value in RECIPE.items():
         words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
     _show(console, "train", "--arch", ARCH, "--data", volumes, "--runs", runs, *words)
-    training = train.Options(volumes, ARCH, runs=runs, workers=options.workers, **RECIPE, **machine, **common)
+    training = train.Options(data=volumes, arch=ARCH, runs=runs, workers=options.workers, **RECIPE, **machine, **common)
     trained = train.run(training, inner)
     _show(console, "evaluate", "--runs", runs)
     evaluated = evaluate.run(evaluate.Options(runs=runs, workers=options.workers, **machine, **common), inner)
     unseen = _unseen_lesions(data, trained.folder)
     _show(console, "predict", unseen[0].folder, "--runs", runs)
-    predicted = predict.run(predict.Options((unseen[0].folder,), runs=runs, **machine), inner)
+    predicted = predict.run(predict.Options([unseen[0].folder], runs=runs, **machine), inner)
     console.say(predicted.table().text())
     _show(console, "explain", unseen[0].folder, "--method", METHOD, "--layer", LAYER, "--runs", runs, "--output", explanations)
-    explaining = explain.Options((unseen[0].folder,), method=METHOD, layer=LAYER, runs=runs, output=explanations, **machine, **common)
+    explaining = explain.Options([unseen[0].folder], method=METHOD, layer=LAYER, runs=runs, output=explanations, **machine, **common)
     explained = explain.run(explaining, inner)
     points = _pointing(options, unseen, trained.folder, console)
 
@@ -200,6 +160,21 @@ def _five_commands(options: Options, data: Path, size: int, console: Console) ->
 
 def _show(console: Console, command: str, *words: object) -> None:
     console.say(f"\n$ ctcovid {command} {shlex.join(map(str, words))}")
+
+
+def data_parameters(options: Options) -> Parameters:
+    """What the data set is like. Raises UsageError where that cannot be."""
+    defects = {item.name: getattr(options, item.name) for item in fields(Defects)}
+    slices = options.slices or ("" if options.data_only else SLICES)
+    limits = _limits(slices) if slices else None
+    patients, size, scans, usual = (20, 512, MOST_SCANS, DIFFICULTY) if options.data_only else (PATIENTS, SIZE, SCANS, EASY)
+    difficulty = usual if options.difficulty is None else options.difficulty
+    try:
+        return Parameters(
+            options.patients or patients, options.size or size, options.seed, difficulty, limits, scans, defects=Defects(**defects)
+        )
+    except ValueError as error:
+        raise UsageError(f"No such data set can be made: {error}.") from error
 
 
 def _limits(slices: str) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ctcovid.evaluation.subgroups import KIND, SLICES, Grouping, by_number, by_p
 from ctcovid.models import registry
 from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks, together
+from ctcovid.options.evaluate import Options
 from ctcovid.reports import evaluation_report as report
 from ctcovid.reports.evaluation_tables import full_numbers
 from ctcovid.reports.latex import latex
@@ -30,31 +31,6 @@ from ctcovid.scans.discover import class_order, positive_class
 from ctcovid.volumes.batches import VolumeSet
 
 MODEL_CARD = "MODEL_CARD.md"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `ctcovid evaluate` was asked for; `sources` says where each value came from."""
-
-    models: tuple[str, ...] = ()
-    data: Path | None = None
-    part: str = "test"
-    positive: str | None = None
-    level: str = "volume"
-    join: str = "mean"
-    bootstrap: int = 1000
-    resample: str = "volume"
-    ci: str = "percentile"
-    sensitivity: float | None = None
-    subgroups: Path | None = None
-    output: Path | None = None
-    runs: Path = registry.RUNS
-    device: str = "auto"
-    precision: str = "auto"
-    seed: int = 0
-    workers: int = 0
-    overwrite: bool = False
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +71,7 @@ def run(options: Options, console: Console) -> Summary:
     if options.sensitivity is not None and options.part == "valid":
         raise UsageError("--sensitivity chooses a threshold on the validation part, and says nothing there. Evaluate another --part.")
     with together(console, options.device, "Run the line again.") as ranks:
-        sources = [_source(model, options.runs) for model in options.models or (None,)]
+        sources = [_source(model, options.runs) for model in options.models] or [registry.find(None, options.runs)]
         _require_names_apart(sources)
         if all(map(is_csv, sources)) and options.part != "test" and ranks.first:
             console.warn(f"--part {options.part} says nothing of predictions in a CSV: all of its rows are scored.")
@@ -282,11 +258,9 @@ def is_csv(source: Path) -> bool:
     return source.suffix.lower() == ".csv"
 
 
-def _source(model: str | None, runs: Path) -> Path:
+def _source(model: str, runs: Path) -> Path:
     """The predictions file or the run directory that is meant."""
-    if model is not None and is_csv(Path(model)):
-        return Path(model)
-    return registry.find(model, runs)
+    return Path(model) if is_csv(Path(model)) else registry.find(model, runs)
 
 
 def _default_output(sources: list[Path]) -> Path:

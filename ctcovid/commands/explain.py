@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ctcovid.base import cpus
+from ctcovid.base.choices import OCCLUSION, SMOOTH
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError, counted, did_you_mean, listing
 from ctcovid.base.files import RUN_CARD, atomic, claim_folder, fresh_folder, write_json
@@ -19,9 +20,7 @@ from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.explanation.activations import find_layer
 from ctcovid.explanation.cells import Cells
 from ctcovid.explanation.faithfulness import CAUTION, Faithfulness, faithfulness, with_random_weights
-from ctcovid.explanation.gradcam import SMOOTH
 from ctcovid.explanation.methods import TITLES, map_cells, saliency_maps
-from ctcovid.explanation.occlusion import OCCLUSION
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import telling_slices, to_scan, to_slices
 from ctcovid.models import registry
@@ -31,6 +30,7 @@ from ctcovid.models.doubts import doubts, sentence
 from ctcovid.models.features import probabilities_and_features
 from ctcovid.models.network import Network
 from ctcovid.models.registry import TrainedModel
+from ctcovid.options.explain import Options
 from ctcovid.reports.nifti import save_nifti
 from ctcovid.reports.overlays import montage, save_overlay
 from ctcovid.reports.tables import Table
@@ -43,30 +43,6 @@ from ctcovid.scans.scan import Scan
 from ctcovid.volumes.judged import read_judged
 
 MONTAGE_SLICES = 4
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `ctcovid explain` was asked for; `sources` says where each value came from."""
-
-    scans: tuple[Path, ...]
-    model: str | None = None
-    series: str | None = None
-    method: str = SMOOTH
-    layer: str | None = None
-    target: str | None = None
-    samples: int = 10
-    noise_std: float = 0.1
-    check: bool = False
-    mask: Path | None = None
-    output: Path = Path("explanations")
-    runs: Path = registry.RUNS
-    device: str = "auto"
-    precision: str = "auto"
-    seed: int = 0
-    workers: int = 0
-    overwrite: bool = False
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +98,7 @@ def run(options: Options, console: Console) -> Summary:
         raise InputError("No scan could be explained; the reasons are above.")
     summary = Summary(model.name, explained, failed)
     console.result(summary.table(), summary.document())
-    if options.check or options.mask:
+    if options.faithfulness or options.mask:
         console.say(_figures_table(explained).text())
     if options.method != OCCLUSION:
         _say_resolution(explained, model, console)
@@ -189,7 +165,7 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     pointed = pointing(saliency, lesions[: len(slices)]) if lesions is not None and highest > lowest else None
     saliency = unit_range(saliency)
     checked = None
-    if options.check and highest > lowest:
+    if options.faithfulness and highest > lowest:
         checked = _check(volumes, native[:, target], cells, model, layer, target, options, console)
     smooth = options.method == SMOOTH
     mapped = list(judged.names[: len(slices)])
@@ -313,7 +289,7 @@ def _figures(checked: Faithfulness | None, pointed: Pointing | None) -> dict[str
 
 
 def _figures_table(explained: list[dict[str, Any]]) -> Table:
-    """What --check and --mask measured; the manifests have it whole."""
+    """What --faithfulness and --mask measured; the manifests have it whole."""
     names: dict[str, tuple[str, ...]] = {}
     names["faithfulness"] = ("deletion_area", "deletion_random_area", "insertion_area", "insertion_random_area", "randomised_correlation")
     names["pointing"] = ("hits", "energy", "chance")

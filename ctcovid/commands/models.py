@@ -8,17 +8,8 @@ from typing import Any
 
 from ctcovid.base.console import Console
 from ctcovid.models.catalog import ARCHITECTURES, DEFAULT, architecture
+from ctcovid.options.models import Options
 from ctcovid.reports.tables import Cell, Table
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `ctcovid models` was asked for: the lists, or the plan of one architecture for volumes of `depth` slices of `size` pixels."""
-
-    runs: Path = Path("runs")
-    plan: str = ""
-    depth: int = 4
-    size: int = 512
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class Plan:
     def document(self) -> dict[str, Any]:
         options = self.options
         return {
-            "architecture": options.plan,
+            "architecture": options.cost,
             "depth": options.depth,
             "size": options.size,
             "counted": "convolutions",
@@ -93,12 +84,12 @@ class Plan:
         rows.append(["all", "", "", *map(_gmac, self.totals.values()), f"{1:.1%}"])
         depth, size = self.options.depth, self.options.size
         left_out = "Convolutions alone are counted"
-        if "transformer" in architecture(self.options.plan).family:
-            left_out += f"; most of the work of {self.options.plan} is in linear layers and attention"
+        if "transformer" in architecture(self.options.cost).family:
+            left_out += f"; most of the work of {self.options.cost} is in linear layers and attention"
         return Table(
             ("layer", "output", "chosen", "GMAC plain", "GMAC folded", "GMAC chosen", "share"),
             rows,
-            f"{self.options.plan} on one {depth}×{size}×{size} volume",
+            f"{self.options.cost} on one {depth}×{size}×{size} volume",
             text_columns=3,
             notes=[f"{left_out}."],
         )
@@ -110,13 +101,13 @@ def _gmac(value: float | None) -> str:
 
 def run(options: Options, console: Console) -> Summary | Plan:
     """List what can be trained and what is trained, or show what an architecture's layers cost."""
-    return _plan(options, console) if options.plan else _lists(options, console)
+    return _plan(options, console) if options.cost else _lists(options, console)
 
 
 def _plan(options: Options, console: Console) -> Plan:
     from ctcovid.models.plan import plan
 
-    costs = plan(options.plan, options.depth, options.size)
+    costs = plan(options.cost, options.depth, options.size)
     folded = [layer.folded for layer in costs if layer.folded is not None]
     total = sum(layer.cost for layer in costs)
     layers = [

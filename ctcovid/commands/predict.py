@@ -23,8 +23,9 @@ from ctcovid.models.classify import classify
 from ctcovid.models.device import device_name
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.registry import TrainedModel
+from ctcovid.options.predict import STDOUT, Options
 from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
-from ctcovid.reports.rows import STDOUT, Row, RowFile, read_rows
+from ctcovid.reports.rows import Row, RowFile, read_rows
 from ctcovid.reports.tables import CsvText
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.findings import warn_of
@@ -32,32 +33,6 @@ from ctcovid.scans.scan import Scan
 
 # Scans that each of several processes classifies before they exchange rows.
 ROUND = 8
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `ctcovid predict` was asked for; `sources` says where each value came from."""
-
-    scans: tuple[Path, ...]
-    model: tuple[str, ...] = ()
-    series: str | None = None
-    output: Path | None = None
-    volumes: Path | None = None
-    raw: bool = False
-    strict: bool = False
-    shard: str = ""
-    resume: bool = False
-    runs: Path = registry.RUNS
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int = 0
-    overwrite: bool = False
-    sources: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def outputs(self) -> list[Path]:
-        """Files to write."""
-        return [path for path in (self.output, self.volumes) if path is not None and path != STDOUT]
 
 
 @dataclass(frozen=True)

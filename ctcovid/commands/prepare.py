@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base import cpus
-from ctcovid.base.choices import ImagesChoice
 from ctcovid.base.cluster import PROCESSES, cluster_workers
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError, counted, listing
@@ -18,7 +17,8 @@ from ctcovid.base.files import claim_file, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.base.workers import Workers
-from ctcovid.commands.prepare_options import Options, Summary, records, require_sense
+from ctcovid.commands.prepare_options import Summary, records, require_sense
+from ctcovid.options.prepare import Options
 from ctcovid.reports.dataset_table import dataset_table
 from ctcovid.reports.preparation import say_choice, say_what_was_packed, warn_of_several_classes
 from ctcovid.reports.quality_table import findings_table, summary_table
@@ -46,7 +46,7 @@ def run(options: Options, console: Console) -> Summary:
     base = _base(options) if options.append else None
     if base:
         options = replace(options, **carried_over(base, {name: getattr(options, name) for name in options.given if hasattr(options, name)}))
-        shares = parse_shares(options.split)
+        shares = parse_shares(options.split, recorded=True)
     if options.executor != PROCESSES:
         # Workers elsewhere have another working folder.
         options = replace(options, dataset=options.dataset.absolute())
@@ -175,7 +175,7 @@ def _plan(options: Options, shares: tuple[float, float, float], console: Console
     listed = len(rows)
     excluded = read_exclusions(options.exclude) if options.exclude else set()
     rows = [row for row in rows if not excluded & {(row.label, row.patient, row.id), ("", row.patient, row.id)}]
-    of_kind = [row for row in rows if options.images in (row.image_kind, ImagesChoice.ALL)]
+    of_kind = [row for row in rows if options.images in (row.image_kind, "all")]
     console.say(f"{listed:,} scans are listed, {listed - len(rows):,} excluded, {len(rows) - len(of_kind):,} of the other kind of images.")
     usable = [row for row in of_kind if row.slice_count]
     if not usable:

@@ -1,61 +1,16 @@
-"""What ctcovid prepare is asked for, what of that goes together, and what comes of it."""
+"""Which options of ctcovid prepare go together, and what comes of a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctcovid.base.cluster import PROCESSES, require_engine
+from ctcovid.base.cluster import require_engine
 from ctcovid.base.errors import UsageError
+from ctcovid.options.prepare import Options
 from ctcovid.reports.tables import Table
 from ctcovid.volumes.split import parse_shares
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `ctcovid prepare` was asked for; `sources` says where each value came from."""
-
-    dataset: Path
-    depth: int = 4
-    size: int = 512
-    output: Path = Path("volumes.h5")
-    split: str = "60/20/20"
-    split_file: Path | None = None
-    positive: str | None = None
-    images: str = "complete"
-    on_problem: str = "repair"
-    exclude: Path | None = None
-    lesions: Path | None = None
-    balance: bool = False
-    same_as: Path | None = None
-    check: bool = False
-    plan: bool = False
-    defects: Path | None = None
-    window: str = "-600/1500"
-    series: str | None = None
-    keep_ids: bool = False
-    seed: int = 0
-    workers: int = 0
-    executor: str = PROCESSES
-    overwrite: bool = False
-    append: bool = False
-    sources: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def given(self) -> set[str]:
-        """Names of the options that the user has given, in whichever way."""
-        return {name for name, source in self.sources.items() if source != "default"}
-
-    @property
-    def salt(self) -> Path:
-        """Where the salt of pseudonyms lies."""
-        return self.output.with_name(self.output.name + ".salt")
-
-    @property
-    def quality(self) -> Path:
-        """Where the findings go: quality.csv beside volumes.h5, other.quality.csv beside other.h5."""
-        return self.output.with_name("quality.csv" if self.output.stem == "volumes" else f"{self.output.stem}.quality.csv")
 
 
 @dataclass(frozen=True)

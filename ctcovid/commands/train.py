@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.commands.train_record import Record
 from ctcovid.models import kernels, registry, store
-from ctcovid.models.catalog import DEFAULT, architecture
+from ctcovid.models.catalog import architecture
 from ctcovid.models.device import device_kind, device_name
 from ctcovid.models.network import Network
 from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.syncnorm import synchronise
+from ctcovid.options.recipe import RecipeOptions
+from ctcovid.options.train import Options
 from ctcovid.reports.tables import Cell, Table
 from ctcovid.training import scalars
 from ctcovid.training.beginning import begin_with, require_weights
@@ -53,47 +55,8 @@ from ctcovid.volumes.resident import resident
 # What makes two runs the same training; a resumed run takes these from its checkpoint and refuses others.
 IDENTITY = (
     *("arch", "depth", "batch", "learning_rate", "sync_batchnorm", "seed", "precision"),
-    *("augment", "balance", "label_smoothing", "weight_decay", "schedule", "warmup", "ema", "clip_gradient", "freeze"),
+    *("augment", "class_balance", "label_smoothing", "weight_decay", "schedule", "warmup", "ema", "clip_gradient", "freeze"),
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `ctcovid train` was asked for; `sources` says where each value came from. `depth` 0 is that of the volumes file.
-
-    `micro_batch` is a number, 0 for the whole batch, or "auto"; `checkpoint_every` is in minutes.
-    """
-
-    data: Path = Path("volumes.h5")
-    arch: str = DEFAULT
-    depth: int = 0
-    epochs: int = 20
-    batch: int = 32
-    micro_batch: int | str = 0
-    learning_rate: float = 1e-3
-    sync_batchnorm: bool = False
-    pretrained: Path | None = None
-    augment: bool = False
-    balance: str = "none"
-    label_smoothing: float = 0.0
-    weight_decay: float = 0.0
-    schedule: str = "step"
-    warmup: float = 0.0
-    ema: float = 0.0
-    patience: int = 0
-    clip_gradient: float = 0.0
-    freeze: str = ""
-    tensorboard: bool = False
-    name: str = ""
-    runs: Path = registry.RUNS
-    resume: bool = False
-    checkpoint_every: float = 10
-    device: str = "auto"
-    precision: str = "auto"
-    seed: int = 0
-    workers: int = 0
-    overwrite: bool = False
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -297,11 +260,10 @@ def _recipe(options: Options) -> Recipe:
 
     Raises UsageError where its parts do not fit together.
     """
-    asked = asdict(options)
-    if options.micro_batch == "auto":
-        # Found by trial later.
-        del asked["micro_batch"]
-    return Recipe(**{field.name: asked[field.name] for field in fields(Recipe) if field.name in asked})
+    # What --micro-batch auto comes to is found by trial later.
+    volumes = 0 if options.micro_batch in (None, "auto") else options.micro_batch
+    asked = {field.name: getattr(options, field.name) for field in fields(RecipeOptions)}
+    return Recipe(**asked, seed=options.seed, micro_batch=volumes)
 
 
 def _summary(folder: Path, progress: Progress, console: Console) -> Summary:

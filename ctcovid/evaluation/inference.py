@@ -99,7 +99,7 @@ def _own_file(model: TrainedModel, file: VolumesFile, trained_on: Path) -> tuple
     return found, ""
 
 
-def predict(model: TrainedModel, volume_set: VolumeSet, part: str, workers: int, ranks: Ranks, console: Console) -> Predictions:
+def predict(model: TrainedModel, volume_set: VolumeSet, part: str, workers: int | None, ranks: Ranks, console: Console) -> Predictions:
     """The model's predictions on all volumes of a part, each made by one of the processes; the same in all of them."""
     console.say(f"Evaluating {model.name} on the {part} part of {volume_set.file.path}, {device_name(model.network.device)}.")
     probabilities = _probabilities(model, volume_set, workers or ranks.readers, ranks, console)

@@ -34,7 +34,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SMOOTH, PLUS, PLAIN = "smooth-gradcam++", "gradcam++", "gradcam"
+from ctcovid.base.choices import PLAIN
 
 
 class Gathered:

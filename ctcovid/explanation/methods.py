@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ctcovid.base.choices import OCCLUSION, PLAIN, PLUS, SMOOTH
 from ctcovid.explanation.activations import Activations
 from ctcovid.explanation.cells import Cells, boxes, cells_of
-from ctcovid.explanation.gradcam import PLAIN, PLUS, SMOOTH, Gathered
+from ctcovid.explanation.gradcam import Gathered
 from ctcovid.explanation.noise import Noise
-from ctcovid.explanation.occlusion import OCCLUSION, occlusion_maps
+from ctcovid.explanation.occlusion import occlusion_maps
 from ctcovid.models.network import Network
 
 TITLES = {SMOOTH: "Smooth Grad-CAM++", PLAIN: "Grad-CAM", PLUS: "Grad-CAM++", OCCLUSION: "Occlusion"}

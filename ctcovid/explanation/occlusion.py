@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ctcovid.models.network import Network
 
-OCCLUSION = "occlusion"
 # Cells along a side of the map, and cells along a side of the patch: a patch is a sixth of the side, and patches overlap by half.
 CELLS, PATCH = 12, 2
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ctcovid.base.choices import PRECISIONS
 from ctcovid.base.errors import UsageError
 from ctcovid.base.launch import place
 from ctcovid.models.catalog import Architecture
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -51,7 +51,8 @@ def checklist_table(card: dict[str, Any], known: Known) -> Table:
     tests = "tests with Holm's correction, in the report of the evaluation" if known.tests else "no test against another model"
     images = "repeated images" if known.images else "repeated images could not be looked for"
     robustness = f"{images}; majority class{', regression on global image features' if known.regression else ''}"
-    balance = str(recipe.get("balance", NOT_SAID))
+    # Called "balance" in models of earlier versions.
+    balance = str(recipe.get("class_balance", recipe.get("balance", NOT_SAID)))
     rows = [
         ["Data source, dates, eligibility, de-identification", "5a, 5b, 6a–c", "7, 8, 12", f"file and fingerprint above; {AUTHORS}"],
         ["Preparation of the images", "7", "9", f"see Data and split; volumes of {card['depth']} slices"],

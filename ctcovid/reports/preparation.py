@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ctcovid.base.choices import ImagesChoice
 from ctcovid.base.console import Console
 from ctcovid.base.errors import counted, listing
 from ctcovid.reports.dataset_table import missing_classes
@@ -64,7 +63,7 @@ def _say_kinds(file: VolumesFile, images: str, quality: Table, console: Console)
     for code, _, _, scans, _ in other:
         console.say(f"Left out {counted(int(scans), f'{code} scan')}; --images all takes both kinds.")
     masked = {label: sum(row.label == label and row.image_kind == SEGMENTED for row in file.rows) for label in file.classes}
-    if any(masked.values()) and images == ImagesChoice.ALL:
+    if any(masked.values()) and images == "all":
         counts = ", ".join(f"{label} {masked[label]:,} of {sum(row.label == label for row in file.rows):,}" for label in file.classes)
         console.warn(
             f"segmented scans (black outside the lungs) among the scans: {counts}. "

@@ -14,10 +14,11 @@ from typing import Any, TextIO
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.files import json_text, write_text
+from ctcovid.options.predict import STDOUT
 
 # Lists, as of flags, in one field of a CSV.
 BETWEEN = ";"
-STDOUT = Path("-")
+
 Row = dict[str, Any]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-BALANCES = ("none", "weights", "sampler")
-
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     """A weight per class in inverse proportion to its frequency, 1 in the mean over all volumes; 0 for a class without any.

@@ -22,6 +22,8 @@ CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
 WRITTEN = (store.CARD, store.WEIGHTS, FEATURES, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
 # Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
 FREE = ("pretrained", "ranks", "device", "micro_batch")
+# Settings whose names have changed; checkpoints of earlier versions have the old ones.
+RENAMED = {"balance": "class_balance"}
 RESEMBLES = "From here on the result resembles that of an undisturbed run, and is not equal to it bit by bit."
 
 
@@ -87,6 +89,7 @@ def require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Pat
 
     `console` hears what may change, and changes the result.
     """
+    before = {RENAMED.get(name, name): value for name, value in before.items()}
     if before.get("data") != now_wanted["data"]:
         raise InputError(
             f"{folder} cannot be resumed: the volumes file was {before.get('data')} when the run began and is {now_wanted['data']}. "

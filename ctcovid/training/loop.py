@@ -106,7 +106,7 @@ def _train_epoch(
     network, recipe = stepper.network, stepper.recipe
     learn(network.module)
     weights = None
-    if recipe.balance == "weights":
+    if recipe.class_balance == "weights":
         weights = torch.tensor(class_weights(train_set.labels, len(network.classes)), dtype=torch.float32, device=network.device)
     entire = recipe.order(len(train_set), progress.epoch, train_set.labels)
     order = entire[progress.step :]

@@ -8,48 +8,33 @@ import numpy as np
 import torch
 from torch import nn
 
+from ctcovid.base.choices import CLASS_BALANCES, SCHEDULES
 from ctcovid.base.errors import UsageError
-from ctcovid.training.balance import BALANCES, balanced_draw
-from ctcovid.training.schedule import SCHEDULES, cosine, warm_up
+from ctcovid.options.recipe import RecipeOptions
+from ctcovid.training.balance import balanced_draw
+from ctcovid.training.schedule import cosine, warm_up
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to train (Li et al. 2021, Sec. 2.3; batch size from Table 6).
+class Recipe(RecipeOptions):
+    """How to train, as chosen by options, with what else a training needs to know.
 
-    Adam at `learning_rate`, which falls by `decay` every `decay_every` epochs, `epochs` in all, `batch` volumes to a step, of which at
-    most `micro_batch` are in memory at a time (0: all of them).
-
-    The rest goes beyond the paper, and is off: `augment` training volumes (augment.py); `balance` classes of unequal size by ``weights``
-    or a ``sampler`` (balance.py); `label_smoothing` and decoupled `weight_decay` (AdamW); a ``cosine`` `schedule` in place of the
-    steps, and a `warmup` of so many epochs before either; the decay of an average of the weights, `ema` (ema.py); `patience`, the
-    epochs to wait for a better one; `clip_gradient` to this norm; `freeze` up to this layer (freeze.py).
+    At most `micro_batch` volumes are in memory at a time (0: the whole batch). The learning rate falls by the factor `decay` every
+    `decay_every` epochs.
 
     Raises UsageError where the values do not fit together.
     """
 
-    epochs: int = 20
-    batch: int = 32
     micro_batch: int = 0
-    learning_rate: float = 1e-3
     decay: float = 0.1
     decay_every: int = 10
     seed: int = 0
-    augment: bool = False
-    balance: str = "none"
-    label_smoothing: float = 0.0
-    weight_decay: float = 0.0
-    schedule: str = "step"
-    warmup: float = 0.0
-    ema: float = 0.0
-    patience: int = 0
-    clip_gradient: float = 0.0
-    freeze: str = ""
 
     def __post_init__(self) -> None:
-        for name, known in (("balance", BALANCES), ("schedule", SCHEDULES)):
+        for name, known in (("class_balance", CLASS_BALANCES), ("schedule", SCHEDULES)):
             if getattr(self, name) not in known:
-                raise UsageError(f"--{name} {getattr(self, name)}: no such {name}. Use {', '.join(known)}.")
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} {getattr(self, name)}: no such choice. Use {', '.join(known)}.")
         if self.epochs and self.warmup >= self.epochs:
             raise UsageError(f"--warmup {self.warmup:g} takes up all of the {self.epochs} epochs. Warm up for fewer, or train for more.")
 
@@ -131,7 +116,7 @@ class Recipe:
         labels : int (volumes,), which the sampler needs
         """
         generator = np.random.default_rng([self.seed, epoch])
-        if self.balance == "sampler":
+        if self.class_balance == "sampler":
             assert labels is not None
             shuffled = balanced_draw(labels, generator).tolist()
         else:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-SCHEDULES = ("step", "cosine")
-
 
 def warm_up(step: int, steps: int) -> float:
     """A factor that rises evenly over the first `steps` steps, from 1 / `steps`, and then is 1 (Goyal et al. 2017, Sec. 2.2)."""

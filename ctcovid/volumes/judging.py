@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ctcovid.base.choices import ImagesChoice, ProblemChoice
 from ctcovid.base.errors import InputError, counted
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, Finding
 from ctcovid.scans.kind import SEGMENTED
@@ -76,12 +75,12 @@ def _numbered(scan: Scan, place: int, slice_: Look | Unusable) -> Look | Unusabl
 
 def _as_wished(scan: Scan, verdict: Verdict, wishes: Wishes) -> Verdict:
     needy = [finding for finding in verdict.findings if finding.action != KEPT]
-    if needy and wishes.on_problem == ProblemChoice.STOP:
+    if needy and wishes.on_problem == "stop":
         what = needy[0].message.rstrip(".")
         raise InputError(f"{scan.folder}: {needy[0].code}: {what}. Mend it, list the scan for --exclude, or pass --on-problem repair.")
-    if wishes.on_problem == ProblemChoice.DROP:
+    if wishes.on_problem == "drop":
         verdict = dropped_instead(verdict)
-    if verdict.kept and wishes.images not in (verdict.kind, ImagesChoice.ALL):
+    if verdict.kept and wishes.images not in (verdict.kind, "all"):
         others = tuple(finding for finding in verdict.findings if finding.code != SEGMENTED)
         message = f"A {verdict.kind} scan, where {wishes.images} ones were asked for."
         return replace(verdict, findings=(*others, Finding(verdict.kind, INFO, message, SCAN_DROPPED)), kept=())

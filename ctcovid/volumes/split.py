@@ -69,10 +69,12 @@ def _count(share: float, members: int, needed: int) -> int:
     return max(round(share * members), 1 if members >= needed else 0)
 
 
-def parse_shares(text: str) -> tuple[float, float, float]:
-    """Shares from text such as ``60/20/20``.
+def parse_shares(text: str, recorded: bool = False) -> tuple[float, float, float]:
+    """Shares of train, valid and test, summing to 1, from per cent such as ``60/20/20``.
 
-    Raises UsageError unless there are three non-negative numbers, the first above zero.
+    recorded : the text stands in a volumes file; earlier versions scaled numbers of any sum
+
+    Raises UsageError unless there are three non-negative numbers, the first above zero, which sum to 100 within rounding.
     """
     try:
         train, valid, test = (float(word) for word in text.split("/"))
@@ -81,6 +83,9 @@ def parse_shares(text: str) -> tuple[float, float, float]:
     except ValueError as error:
         raise UsageError(f"--split {text}: give the shares of train, valid and test like 60/20/20.") from error
     total = train + valid + test
+    # Three thirds may be written as 33/33/33.
+    if abs(total - 100) > 1 and not recorded:
+        raise UsageError(f"--split {text}: the three sum to {total:g}. Give per cent that sum to 100, like 60/20/20.")
     return train / total, valid / total, test / total
 
 

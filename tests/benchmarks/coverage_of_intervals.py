@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from ctcovid.base.choices import Interval
+from ctcovid.base.choices import INTERVALS
 from ctcovid.evaluation.bootstrap import resampled, summarised
 from ctcovid.evaluation.metrics import Sample
 
@@ -77,7 +77,7 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"| volumes | resampled by | interval | {' | '.join(METRICS)} |\n| --- | --- | --- |{' ---: |' * len(METRICS)}")
     designs = [
-        ("independent", 1, ("volume",), tuple(one.value for one in Interval)),
+        ("independent", 1, ("volume",), INTERVALS),
         ("10 of each patient", 10, ("volume", "patient"), ("percentile", "normal")),
     ]
     for name, each, units, kinds in designs:

@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).save(scan / f"{number:04d}.png")
     prepare.run(prepare.Options(folder / "data", 4, 32, folder / "volumes.h5"), SILENT)
     for depth in (2, 4):
-        options = train.Options(folder / "volumes.h5", "r3d18", depth=depth, epochs=1, batch=8, runs=folder / "runs")
+        options = train.Options(data=folder / "volumes.h5", arch="r3d18", depth=depth, epochs=1, batch=8, runs=folder / "runs")
         train.run(options, SILENT)
     return folder
 
@@ -145,7 +145,7 @@ def test_an_image_that_stands_in_training_too_is_counted_and_warned_about(
 ) -> None:
     """make_dataset gives patients of one class and one number of slices the same pixels."""
     prepare.run(prepare.Options(make_dataset(tmp_path / "data"), 4, 32, tmp_path / "volumes.h5"), SILENT)
-    train.run(train.Options(tmp_path / "volumes.h5", "r3d18", epochs=1, batch=8, runs=tmp_path / "runs"), SILENT)
+    train.run(train.Options(data=tmp_path / "volumes.h5", arch="r3d18", epochs=1, batch=8, runs=tmp_path / "runs"), SILENT)
     summary = run(Options(bootstrap=20, runs=tmp_path / "runs", output=tmp_path / "out"), SILENT)
     count = summary.study.checks[0].repeated_volumes
     file = VolumesFile(tmp_path / "volumes.h5")

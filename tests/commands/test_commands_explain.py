@@ -121,7 +121,7 @@ def test_figures_of_the_check_and_the_mask_are_in_the_manifest_and_the_page(runs
     masks.mkdir()
     for number in range(10):
         Image.fromarray(np.full((32, 32), 255 * (number < 4), np.uint8)).save(masks / f"{number}.png")
-    manifest, folder = explained(runs, scan, method="gradcam", layer="layer1", check=True, mask=masks)
+    manifest, folder = explained(runs, scan, method="gradcam", layer="layer1", faithfulness=True, mask=masks)
     # Lesions that fill their slices are always hit, by chance as well.
     assert manifest["pointing"] == {"hits": 1.0, "energy": pytest.approx(1), "chance": 1.0, "slices": 4}
     checked = manifest["faithfulness"]
@@ -135,14 +135,14 @@ def test_an_empty_map_is_said_to_be_empty_and_gets_no_figures(
 ) -> None:
     seer = registered(tmp_path / "seer", brightness("r3d18", monkeypatch).module)
     # Nothing speaks for this class: its weights are 0.
-    manifest, folder = explained(seer, scan, method="gradcam", target="CP", check=True, mask=scan)
+    manifest, folder = explained(seer, scan, method="gradcam", target="CP", faithfulness=True, mask=scan)
     assert manifest["maximum"] == 0 and manifest["faithfulness"] is None and manifest["pointing"] is None
     assert "The map of CP is the same everywhere" in capsys.readouterr().err
     assert "The map of CP is the same everywhere" in (folder / "viewer.html").read_text()
 
 
 def test_figures_of_all_scans_are_told(runs: Path, scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", method="gradcam", check=True, mask=scan)
+    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", method="gradcam", faithfulness=True, mask=scan)
     explain.run(asked, Console(results=False))
     said = capsys.readouterr().err
     assert "deletion area" in said and "randomised correlation" in said and " hits " in said

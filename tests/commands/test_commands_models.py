@@ -14,7 +14,7 @@ GMAC = ("GMAC plain", "GMAC folded", "GMAC chosen")
 
 
 def plan(name: str, depth: int) -> models.Plan:
-    made = models.run(models.Options(plan=name, depth=depth, size=64), Console(quiet=True, results=False))
+    made = models.run(models.Options(cost=name, depth=depth, size=64), Console(quiet=True, results=False))
     assert isinstance(made, models.Plan)
     return made
 
@@ -39,7 +39,7 @@ def test_a_stem_that_runs_plain_is_counted_with_one_channel_of_three() -> None:
 
 
 def test_the_document_holds_the_totals(capsys: pytest.CaptureFixture[str]) -> None:
-    models.run(models.Options(plan="r3d18"), Console(quiet=True, json=True))
+    models.run(models.Options(cost="r3d18"), Console(quiet=True, json=True))
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert document["totals"] == pytest.approx({"gmac_plain": 50.785, "gmac_folded": 19.596, "gmac_chosen": 19.596}, abs=1e-3)
     assert document["totals"]["gmac_chosen"] == pytest.approx(sum(layer["gmac_chosen"] for layer in document["layers"]))

@@ -264,7 +264,7 @@ def test_resuming_with_other_settings_is_refused(volumes: Path, undisturbed: Pat
 def test_volumes_that_batch_norm_cannot_learn_from_alone_are_refused_before_anything_is_written(
     volumes: Path, tmp_path: Path, alone: dict[str, int]
 ) -> None:
-    options = train.Options(volumes, epochs=1, runs=tmp_path / "runs", workers=1, **alone)
+    options = train.Options(data=volumes, epochs=1, runs=tmp_path / "runs", workers=1, **alone)
     with pytest.raises(UsageError, match="--micro-batch"):
         train.run(options, Console(quiet=True, results=False))
     assert not (tmp_path / "runs").exists()
@@ -280,7 +280,7 @@ def begun(volumes: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFac
 
 def _run(volumes: Path, runs: Path, console: Console | None = None, **options: Any) -> train.Summary:
     settings = {"epochs": 1, "batch": 4, "name": "run", "workers": 1, "runs": runs} | options
-    return train.run(train.Options(volumes, **settings), console or Console(quiet=True, results=False))
+    return train.run(train.Options(data=volumes, **settings), console or Console(quiet=True, results=False))
 
 
 def test_what_public_weights_gave_is_on_record(undisturbed: Path, begun: Path) -> None:
@@ -375,7 +375,7 @@ def test_precisions_are_told_by_the_words_of_the_option(volumes: Path, undisturb
 
 
 def test_another_depth_restacks_the_same_file(volumes: Path, tmp_path: Path) -> None:
-    options = train.Options(volumes, depth=2, epochs=1, batch=4, runs=tmp_path, workers=1)
+    options = train.Options(data=volumes, depth=2, epochs=1, batch=4, runs=tmp_path, workers=1)
     summary = train.run(options, Console(quiet=True, results=False))
     assert summary.folder.name == "r3d18-d2-b4"
     assert load("r3d18-d2-b4", runs=tmp_path).depth == 2

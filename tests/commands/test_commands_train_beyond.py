@@ -29,7 +29,7 @@ from ctcovid.volumes.reader import VolumesFile
 
 EVERYTHING: dict[str, Any] = {
     "augment": True,
-    "balance": "sampler",
+    "class_balance": "sampler",
     "label_smoothing": 0.1,
     "weight_decay": 0.01,
     "schedule": "cosine",
@@ -67,7 +67,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _train(volumes: Path, runs: Path, **settings: Any) -> train.Summary:
     plain = {"epochs": 3, "batch": 4, "name": "run", "workers": 1, "device": "cpu"}
-    return train.run(train.Options(volumes, runs=runs, **{**plain, **settings}), Console(quiet=True, results=False))
+    return train.run(train.Options(data=volumes, runs=runs, **{**plain, **settings}), Console(quiet=True, results=False))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,17 @@ def test_with_everything_on_a_stopped_and_resumed_run_equals_an_undisturbed_one(
     _assert_same(tmp_path / "run", undisturbed)
 
 
+def test_a_checkpoint_of_a_version_that_called_it_balance_goes_on(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / undisturbed.name
+    shutil.copytree(undisturbed, run)
+    content = torch.load(run / "last.pt", weights_only=True)
+    content["settings"]["balance"] = content["settings"].pop("class_balance")
+    torch.save(content, run / "last.pt")
+    with pytest.raises(UsageError, match="--class-balance was sampler and is weights"):
+        _train(volumes, tmp_path, **{**EVERYTHING, "class_balance": "weights"}, name=run.name, resume=True)
+    assert _train(volumes, tmp_path, **EVERYTHING, name=run.name, resume=True).folder == run
+
+
 def test_the_model_remembers_its_recipe(undisturbed: Path) -> None:
     recipe = json.loads((undisturbed / "model.json").read_text())["recipe"]
     assert {name: recipe[name] for name in EVERYTHING} == EVERYTHING
@@ -128,7 +139,7 @@ def test_the_model_remembers_its_recipe(undisturbed: Path) -> None:
     ("setting", "value"),
     [
         ("augment", False),
-        ("balance", "weights"),
+        ("class_balance", "weights"),
         ("label_smoothing", 0.0),
         ("weight_decay", 0.1),
         ("schedule", "step"),
@@ -178,7 +189,7 @@ def test_weights_of_the_classes_are_those_of_the_training_volumes(volumes: Path,
     used: list[torch.Tensor] = []
     summed_loss = step.summed_loss
     monkeypatch.setattr(step, "summed_loss", lambda *given: used.append(given[3]) or summed_loss(*given))
-    _train(volumes, tmp_path, epochs=1, balance="weights")
+    _train(volumes, tmp_path, epochs=1, class_balance="weights")
     file = VolumesFile(volumes)
     labels = [file.classes.index(volume.scan.label) for volume in file.volumes("train", 4)]
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)

@@ -16,7 +16,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from ctcovid.base.choices import Interval
+from ctcovid.base.choices import INTERVALS
 from ctcovid.evaluation import bootstrap
 from ctcovid.evaluation.bootstrap import estimates, left_out, resampled, units_of
 from ctcovid.evaluation.intervals import Estimate, estimate
@@ -186,13 +186,13 @@ def test_the_percentile_interval_is_that_of_the_resamples() -> None:
 
 def test_a_perfect_model_has_no_spread() -> None:
     labels = np.repeat([0, 1, 2], 20)
-    for interval in [one.value for one in Interval]:
+    for interval in INTERVALS:
         found = estimates(labels, np.eye(3)[labels], 0, 100, 0, interval)
         best = {name: 0.0 if name in ("brier", "log_loss", "ece") else 1.0 for name in found}
         assert found == {name: Estimate(value, value, value, value) for name, value in best.items()}
 
 
-@pytest.mark.parametrize("interval", [one.value for one in Interval])
+@pytest.mark.parametrize("interval", INTERVALS)
 def test_metrics_that_are_not_defined_have_no_estimate_and_the_others_have(interval: str) -> None:
     labels = np.repeat([1, 2], 10)
     found = estimates(labels, np.eye(3)[(labels + np.arange(20) // 18) % 3], 0, 100, 0, interval)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ctcovid.base.choices import Join
+from ctcovid.base.choices import JOINS
 from ctcovid.base.errors import InputError
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.evaluation.comparing import pair
@@ -34,7 +34,7 @@ def test_the_rules_are_their_definitions() -> None:
     assert join(VOLUMES, "vote") == pytest.approx((np.array([2, 1, 0]) + VOLUMES.mean(0) / 2) / 3.5)
 
 
-@pytest.mark.parametrize("rule", [one.value for one in Join])
+@pytest.mark.parametrize("rule", JOINS)
 def test_probabilities_of_the_whole_sum_to_one_and_one_certain_volume_stays_what_it_is(rule: str) -> None:
     assert join(VOLUMES, rule).sum() == pytest.approx(1)
     assert join(np.array([[0.0, 1.0, 0.0]]), rule) == pytest.approx([0, 1, 0])

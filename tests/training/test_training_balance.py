@@ -41,15 +41,15 @@ def test_a_balanced_draw_has_equal_classes_and_repeats_no_volume_too_early(label
 
 
 def test_over_the_epochs_a_balanced_draw_sees_every_volume() -> None:
-    seen = {index for epoch in range(20) for batch in Recipe(batch=8, balance="sampler").order(30, epoch, LABELS) for index in batch}
+    seen = {index for epoch in range(20) for batch in Recipe(batch=8, class_balance="sampler").order(30, epoch, LABELS) for index in batch}
     assert seen == set(range(30))
 
 
 def test_the_sampler_depends_on_seed_and_epoch_alone() -> None:
-    recipe = Recipe(batch=8, balance="sampler", seed=1)
+    recipe = Recipe(batch=8, class_balance="sampler", seed=1)
     assert recipe.order(30, 3, LABELS) == recipe.order(30, 3, LABELS)
     assert recipe.order(30, 3, LABELS) != recipe.order(30, 4, LABELS)
-    assert recipe.order(30, 3, LABELS) != Recipe(batch=8, balance="sampler", seed=2).order(30, 3, LABELS)
+    assert recipe.order(30, 3, LABELS) != Recipe(batch=8, class_balance="sampler", seed=2).order(30, 3, LABELS)
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:

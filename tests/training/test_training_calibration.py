@@ -125,7 +125,7 @@ def test_scans_of_one_patient_count_once() -> None:
 
 
 def test_the_last_step_of_training_stores_how_to_use_the_model(volumes_file: Path, tmp_path: Path) -> None:
-    options = train.Options(volumes_file, epochs=1, batch=4, runs=tmp_path / "runs", name="run", device="cpu", workers=1)
+    options = train.Options(data=volumes_file, epochs=1, batch=4, runs=tmp_path / "runs", name="run", device="cpu", workers=1)
     train.run(options, Console(quiet=True, results=False))
     folder = tmp_path / "runs" / "run"
     card = json.loads((folder / "model.json").read_text())

@@ -336,7 +336,7 @@ def test_commands_of_one_process_refuse_to_run_in_several(data: Path, tmp_path: 
 
 
 def test_two_processes_train_beyond_the_paper_and_one_goes_on(data: Path, tmp_path: Path) -> None:
-    beyond = ["--augment", "--balance", "sampler", "--ema", 0.9, "--clip-gradient", 1, "--warmup", 0.5, "--label-smoothing", 0.1]
+    beyond = ["--augment", "--class-balance", "sampler", "--ema", 0.9, "--clip-gradient", 1, "--warmup", 0.5, "--label-smoothing", 0.1]
     line = [*train_line(data, tmp_path), *beyond, "--micro-batch", "auto"]
     codes, outputs, errors = end(srun(2, *line, "--epochs", 1))
     assert codes == [0, 0], errors

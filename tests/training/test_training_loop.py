@@ -55,7 +55,7 @@ def make_step(network: Network, optimiser: torch.optim.Optimizer, recipe: Recipe
 
 def step(micro_batch: int, normed: bool, **beyond: Any) -> tuple[dict[str, Tensor], float, int]:
     network, recipe = small(normed), Recipe(batch=7, micro_batch=micro_batch, **beyond)
-    weights = torch.tensor([0.5, 1.0, 3.0]) if recipe.balance == "weights" else None
+    weights = torch.tensor([0.5, 1.0, 3.0]) if recipe.class_balance == "weights" else None
     outcome = make_step(network, recipe.optimiser(network.module), recipe, BATCH, 5, weights).look()
     return dict(network.module.state_dict()), outcome.loss, outcome.correct
 
@@ -68,7 +68,7 @@ def small(normed: bool) -> Network:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 6])
-@pytest.mark.parametrize("beyond", [{}, {"augment": True, "balance": "weights", "label_smoothing": 0.1, "clip_gradient": 0.01}])
+@pytest.mark.parametrize("beyond", [{}, {"augment": True, "class_balance": "weights", "label_smoothing": 0.1, "clip_gradient": 0.01}])
 def test_without_batch_norm_a_step_in_pieces_is_the_step_of_the_whole_batch(micro_batch: int, beyond: dict[str, Any]) -> None:
     whole, loss, correct = step(0, normed=False, **beyond)
     pieces, found, as_many = step(micro_batch, normed=False, **beyond)

@@ -51,9 +51,10 @@ def test_a_warm_up_that_never_ends_is_refused() -> None:
         Recipe(epochs=5, warmup=5)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("balance", "wieghts"), ("schedule", "cosin")])
+@pytest.mark.parametrize(("setting", "value"), [("class_balance", "wieghts"), ("schedule", "cosin")])
 def test_an_unknown_word_is_refused_with_those_that_are_known(setting: str, value: str) -> None:
-    with pytest.raises(UsageError, match=f"--{setting} {value}.*Use"):
+    option = setting.replace("_", "-")
+    with pytest.raises(UsageError, match=f"--{option} {value}.*Use"):
         Recipe(**{setting: value})  # type: ignore[arg-type]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +24,22 @@ NOT_IN_FILE = {"config", "help"}
 NO_SETTING = {"CTCOVID_SAMPLE_DATA"}
 
 
-def name_environment(command: Any) -> None:
-    """Let every option be set by CTCOVID_<COMMAND>_<OPTION> or, for all commands, by CTCOVID_<OPTION>."""
-    for name, subcommand in command.commands.items():
-        for parameter in _options(subcommand):
-            parameter.envvar = [f"CTCOVID_{name}_{parameter.name}".upper(), f"CTCOVID_{parameter.name}".upper()]
-            parameter.show_envvar = False
-
-
 def slips(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each variable that is named like a setting and is none, so that a slip in a batch script is seen.
 
     Raises UsageError where an argument is empty: as a path it would be the current folder.
     """
     if "" in sys.argv[1:]:
-        raise UsageError("An argument is empty; perhaps a variable of the script is unset. Give it a value, or leave it away.")
+        raise UsageError("An argument is empty; perhaps a variable of the script is unset. Give it a value, or omit it.")
     commands: dict[str, Any] = ctx.find_root().command.commands  # type: ignore[attr-defined]
     known = {name for command in commands.values() for parameter in _options(command) for name in parameter.envvar or ()} | NO_SETTING
     strange = sorted(name for name in environment if name.startswith("CTCOVID_") and name not in known)
     return [f"{name} in the environment is no setting and does nothing.{did_you_mean(name, known)}" for name in strange]
 
 
-def sources(ctx: typer.Context) -> dict[str, str]:
-    """Where each parameter of the running command came from: "option", "environment", "file" or "default"."""
-    found = {name: ctx.get_parameter_source(name) for name in ctx.params}
+def sources(ctx: typer.Context, names: Iterable[str]) -> dict[str, str]:
+    """Where each of the running command's values came from: "option", "environment", "file" or "default"."""
+    found = {name: ctx.get_parameter_source(name) for name in names}
     return {name: WORDS.get(source.name, "default") if source else "default" for name, source in found.items()}
 
 
@@ -86,15 +78,6 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     chosen = {name: [value] if name in several and isinstance(value, str) else value for name, value in defaults.items() if name in here}
     ctx.default_map = {**(ctx.default_map or {}), **chosen}
     return path
-
-
-def micro_batch(value: Any) -> int | str:
-    """A number of volumes, or "auto"."""
-    if value == "auto":
-        return "auto"
-    if not str(value).isdigit() or int(value) < 1:
-        raise typer.BadParameter(f"{value} is neither a number of volumes from 1 nor auto.")
-    return int(value)
 
 
 def _known(path: Path, table: str, key: str, names: set[str]) -> str:

@@ -1,0 +1,56 @@
+"""ctcovid manual: the reference, a page at a time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import UsageError, did_you_mean
+from ctcovid.options.commands import COMMANDS
+from ctcovid.options.manual import Options, pages
+from ctcovid.options.messages import Messages
+from ctcovid.options.signature import options_table
+
+# Where a page shows the options of a command, as the command line declares them.
+OPTIONS = re.compile(r"^<!-- options: (\w+) -->$", re.M)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the manual, or the list of all pages, as Markdown."""
+
+    topic: str
+    markdown: str
+
+    def document(self) -> dict[str, Any]:
+        return {"topic": self.topic, "markdown": self.markdown}
+
+    def terminal(self) -> Any:
+        from rich.markdown import Markdown
+
+        return Markdown(self.markdown)
+
+    def text(self) -> str:
+        return self.markdown.rstrip("\n")
+
+
+def run(options: Options, console: Console) -> Page:
+    """Print a page, with the tables of options in their places."""
+    known = pages()
+    if options.topic and options.topic not in known:
+        raise UsageError(f"The manual has no page '{options.topic}'.{did_you_mean(options.topic, known)} `ctcovid manual` lists them all.")
+    page = Page(options.topic, with_tables(known[options.topic]) if options.topic else _contents(known))
+    console.result(page, page.document())
+    return page
+
+
+def with_tables(text: str) -> str:
+    """A page whose marks are replaced by the tables of options that they stand for."""
+    return OPTIONS.sub(lambda found: options_table(COMMANDS[found[1]].options, Messages), text)
+
+
+def _contents(known: dict[str, str]) -> str:
+    titles = [(topic, text.partition("\n")[0].removeprefix("# ")) for topic, text in known.items()]
+    return "# Pages of the manual\n\n" + "\n".join(f"- `ctcovid manual {topic}`: {title}" for topic, title in titles) + "\n"

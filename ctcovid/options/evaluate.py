@@ -1,0 +1,52 @@
+"""Options of ctcovid evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctcovid.base import choices
+from ctcovid.options import shared
+
+
+@dataclass(frozen=True)
+class Options(shared.Options):
+    """Score models on the test part, and compare them."""
+
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Runs by name or path, or predictions as CSV; the first is the reference. By default the newest run.",
+            autocompletion=shared.complete_model,
+        ),
+    ] = field(default_factory=list)
+    data: Annotated[Path | None, typer.Option(help="Volumes file; by default the one the model was trained with.")] = None
+    part: Annotated[choices.Part, typer.Option(help="Part of the data.")] = "test"
+    positive: Annotated[str | None, typer.Option(help="Class that precision and recall are about; by default the model's.")] = None
+    level: Annotated[choices.Level, typer.Option(help="What is scored: each volume as in the paper, each scan, or each patient.")] = (
+        "volume"
+    )
+    join: Annotated[choices.Join, typer.Option(help="How volume probabilities are aggregated to scans or patients.")] = "mean"
+    bootstrap: Annotated[int, typer.Option(min=1, help="Bootstrap samples.")] = 1000
+    resample: Annotated[choices.Level, typer.Option(help="What is drawn in them: volumes as in the paper, whole scans, or patients.")] = (
+        "volume"
+    )
+    ci: Annotated[choices.Interval, typer.Option(help="Bootstrap percentiles, mean ± 1.96 s.d. as in the paper's tables, or BCa.")] = (
+        "percentile"
+    )
+    sensitivity: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Choose a threshold for this sensitivity on the validation part.")
+    ] = None
+    subgroups: Annotated[
+        Path | None, typer.Option(help="CSV with the column patient or patient_id and others to group by, as metadata.csv.")
+    ] = None
+    output: Annotated[Path | None, shared.output_option("Folder to write; by default inside the run.")] = None
+    runs: shared.Runs = Path("runs")
+    device: shared.Device = "auto"
+    precision: shared.Precision = "auto"
+    seed: shared.Seed = 0
+    workers: shared.Workers = None
+    overwrite: shared.Overwrite = False

@@ -1,0 +1,35 @@
+"""Options of ctcovid explain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctcovid.base import choices
+from ctcovid.options import shared
+
+
+@dataclass(frozen=True)
+class Options(shared.Options):
+    """Show where a network looks, with Smooth Grad-CAM++ or another method."""
+
+    scans: shared.Scans
+    model: Annotated[str | None, shared.model_option("Trained model, by name or path; by default the newest.")] = None
+    series: shared.Series = None
+    method: Annotated[choices.Method, typer.Option(help="How the maps are made; all but occlusion look at a layer.")] = "smooth-gradcam++"
+    layer: Annotated[str | None, typer.Option(help="Layer to look at; by default the last convolution's.")] = None
+    target: Annotated[str | None, typer.Option(help="Class to explain; by default the one predicted.")] = None
+    samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each volume.")] = 10
+    noise_std: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise, as a share of the grey range.")] = 0.1
+    faithfulness: Annotated[bool, typer.Option(help="Measure whether the maps are faithful to the model. Takes minutes.")] = False
+    mask: Annotated[Path | None, typer.Option(help="Lesions of the scan, as a folder of PNG or NIfTI, to compare the maps with.")] = None
+    output: Annotated[Path, shared.output_option("Folder to write a folder per scan into.")] = Path("explanations")
+    runs: shared.Runs = Path("runs")
+    device: shared.Device = "auto"
+    precision: shared.Precision = "auto"
+    seed: shared.Seed = 0
+    workers: shared.Workers = None
+    overwrite: shared.Overwrite = False

@@ -1,0 +1,26 @@
+"""Options of every command that say what it prints, and where else its settings come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctcovid.options.settings import read_config
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What a command prints, and the file of its further settings."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of settings, in a table named after the command or above all tables.", is_eager=True, callback=read_config
+        ),
+    ] = None
+    json: Annotated[bool, typer.Option(help="Print one JSON document on stdout.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also the traceback of an unexpected error.")] = False

@@ -1,0 +1,78 @@
+"""Options that several commands have: one declaration, so that a name means the same in all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctcovid.base import choices
+from ctcovid.models.catalog import ARCHITECTURES
+
+# No volume is thicker than the thickest scans.
+MOST_SLICES = 1024
+LEAST_SIDE, MOST_SIDE = 16, 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the options of every command have in common; `sources` says where each value came from.
+
+    A subclass declares a command's arguments and options as fields: type, default, help, limits and panel (typer's metadata). Everything
+    else is made from them: the function that Typer calls, help, environment, settings files, completion, run card and the manual's tables.
+    The first sentence of the subclass's docstring is the command's help.
+    """
+
+    sources: dict[str, str] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def given(self) -> set[str]:
+        """Names of the options that the user has given, in whichever way."""
+        return {name for name, source in self.sources.items() if source != "default"}
+
+
+def complete_architecture(incomplete: str) -> list[str]:
+    """Architectures that begin so, for completion."""
+    return [name for name in ARCHITECTURES if name.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Trained models in the folder runs/ that begin so, for completion."""
+    return sorted(path.parent.name for path in Path("runs").glob("*/model.json") if path.parent.name.startswith(incomplete))
+
+
+def architecture_option(what: str, **further: Any) -> Any:
+    """An option that names an architecture."""
+    return typer.Option(help=what, autocompletion=complete_architecture, **further)
+
+
+def depth_option(what: str) -> Any:
+    """An option that gives the slices of a volume."""
+    return typer.Option(min=1, max=MOST_SLICES, help=what)
+
+
+def size_option(what: str, **further: Any) -> Any:
+    """An option that gives the pixels along a side of a slice."""
+    return typer.Option(min=LEAST_SIDE, max=MOST_SIDE, help=what, **further)
+
+
+def output_option(what: str) -> Any:
+    """The option that names what is written."""
+    return typer.Option("--output", "-o", help=what)
+
+
+def model_option(what: str) -> Any:
+    """The option that names a trained model."""
+    return typer.Option("--model", "-m", help=what, autocompletion=complete_model)
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[choices.Precision, typer.Option(help="auto takes bfloat16 where the device is faster with it.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="How many slices are read at a time; by default one per CPU of the job.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace an existing result.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the trained models.")]
+Scans = Annotated[list[Path], typer.Argument(help="Folders of slices, trees of them, scan files, or a CSV of paths.")]
+Series = Annotated[str | None, typer.Option(help="DICOM series, by UID, number or description, of each study.")]

@@ -1,0 +1,58 @@
+"""Options of ctcovid train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctcovid.models.catalog import DEFAULT
+from ctcovid.options import shared
+from ctcovid.options.recipe import RecipeOptions
+
+
+def volumes_or_auto(value: Any) -> int | str:
+    """A number of volumes, or "auto".
+
+    Raises typer.BadParameter for anything else.
+    """
+    if value == "auto":
+        return "auto"
+    if not str(value).isdigit() or int(value) < 1:
+        raise typer.BadParameter(f"{value} is neither a number of volumes from 1 nor auto.")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class Options(RecipeOptions, shared.Options):
+    """Train a network with the paper's recipe."""
+
+    arch: Annotated[str, shared.architecture_option("Architecture; ctcovid models lists them.")] = DEFAULT
+    data: Annotated[Path, typer.Option(help="Volumes file that ctcovid prepare made.")] = Path("volumes.h5")
+    depth: Annotated[int | None, shared.depth_option("Slices per volume; by default the file's.")] = None
+    # Typer converts no union, so that the parser says the type: a number, "auto", or None for whole batches.
+    micro_batch: Annotated[
+        Any,
+        typer.Option(
+            parser=volumes_or_auto,
+            metavar="N|auto",
+            help="Volumes in memory at a time, where a batch does not fit; auto tries how many do.",
+        ),
+    ] = None
+    sync_batchnorm: Annotated[bool, typer.Option(help="Batch norm over the volumes of all processes, not of each for itself.")] = False
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run."),
+    ] = None
+    tensorboard: Annotated[bool, typer.Option(help="Write the curves for TensorBoard as well.")] = False
+    name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.")] = ""
+    runs: shared.Runs = Path("runs")
+    resume: Annotated[bool, typer.Option(help="Continue the run if there is one, else begin it.")] = False
+    checkpoint_every: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 for none.")] = 10
+    device: shared.Device = "auto"
+    precision: shared.Precision = "auto"
+    seed: shared.Seed = 0
+    workers: shared.Workers = None
+    overwrite: shared.Overwrite = False
