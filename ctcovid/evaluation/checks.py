@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base.errors import counted
-from ctcovid.evaluation.baselines import fit_logistic, majority_probabilities
+from ctcovid.evaluation.baselines import logistic_probabilities, majority_probabilities
 from ctcovid.evaluation.glance import Glance, repeated
 from ctcovid.evaluation.inference import Part
 from ctcovid.evaluation.predictions import Predictions
@@ -92,8 +92,8 @@ def baselines(predictions: Predictions, tested: Glance | None, trained: Glance |
     majority = majority_probabilities(labels, len(predictions.labels), len(classes))
     found = [replace(predictions, name=MAJORITY, probabilities=majority)]
     if tested is not None and trained is not None and len(set(trained.labels)) > 1:
-        model = fit_logistic(trained.features, _numbers(trained.labels, classes), len(classes))
-        found.append(replace(predictions, name=LOGISTIC, probabilities=model.probabilities(tested.features)))
+        regression = logistic_probabilities(trained.features, _numbers(trained.labels, classes), tested.features, len(classes))
+        found.append(replace(predictions, name=LOGISTIC, probabilities=regression))
     return found
 
 
