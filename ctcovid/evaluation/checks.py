@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ctcovid.base.errors import counted
 from ctcovid.evaluation.baselines import logistic_probabilities, majority_probabilities
 from ctcovid.evaluation.glance import Glance, repeated
-from ctcovid.evaluation.inference import Part
 from ctcovid.evaluation.predictions import Predictions
+
+if TYPE_CHECKING:
+    from ctcovid.evaluation.inference import Part
 
 WORDS = {"train": "training", "valid": "validation"}
 MAJORITY, LOGISTIC = "majority class", "logistic regression"
