@@ -22,7 +22,7 @@ from ctcovid.evaluation.significance import stars
 from ctcovid.models.catalog import ARCHITECTURES
 from ctcovid.reports.figures import figure, literal
 from ctcovid.reports.tables import Table, csv_text
-from ctcovid.scans.discover import class_order
+from ctcovid.scans.classes import class_order
 from ctcovid.volumes.reader import VolumesFile
 
 METRICS = {"accuracy": "Accuracy (95% CI)", "f1": "F1-score (95% CI)", "precision": "Precision (95% CI)", "recall": "Recall (95% CI)"}

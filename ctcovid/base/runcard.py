@@ -18,7 +18,7 @@ from typing import Any
 from ctcovid.base.errors import StoppedError
 from ctcovid.base.files import write_json
 
-PACKAGES = ("ctcovid", "torch", "torchvision", "numpy", "h5py", "pillow", "scipy", "pandas", "safetensors")
+PACKAGES = ("ctcovid", "torch", "torchvision", "numpy", "h5py", "pillow", "scipy", "scikit-learn", "pandas", "safetensors")
 
 
 class RunCard:

@@ -34,7 +34,8 @@ from ctcovid.phantom.dataset import MOST_SCANS, Parameters, plan, write_dataset
 from ctcovid.phantom.defects import Defects
 from ctcovid.phantom.lesions import DIFFICULTY
 from ctcovid.reports.tables import Table
-from ctcovid.scans.discover import CLASS_ORDER, TRUTH, find_dataset
+from ctcovid.scans.classes import CLASS_ORDER
+from ctcovid.scans.discover import TRUTH, find_dataset
 from ctcovid.scans.read import read_volumes
 from ctcovid.scans.scan import Scan
 

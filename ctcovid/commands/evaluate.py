@@ -27,7 +27,7 @@ from ctcovid.reports import evaluation_report as report
 from ctcovid.reports.evaluation_tables import full_numbers
 from ctcovid.reports.latex import latex
 from ctcovid.reports.tables import Table, file_name
-from ctcovid.scans.discover import class_order, positive_class
+from ctcovid.scans.classes import class_order, positive_class
 from ctcovid.volumes.batches import VolumeSet
 
 MODEL_CARD = "MODEL_CARD.md"

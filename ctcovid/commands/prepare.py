@@ -23,7 +23,8 @@ from ctcovid.reports.dataset_table import dataset_table
 from ctcovid.reports.preparation import say_choice, say_what_was_packed, warn_of_several_classes
 from ctcovid.reports.quality_table import findings_table, summary_table
 from ctcovid.reports.tables import Table
-from ctcovid.scans.discover import class_order, find_dataset, positive_class
+from ctcovid.scans.classes import class_order, positive_class
+from ctcovid.scans.discover import find_dataset
 from ctcovid.scans.findings import SCAN_DROPPED, warn_of
 from ctcovid.scans.manifest import is_manifest, manifest_parts, manifest_scans
 from ctcovid.scans.privacy import Pseudonyms

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
 
 FEATURES = ("mean", "s.d.", "5 %", "25 %", "50 %", "75 %", "95 %", "black", "white", "roughness")
 
@@ -30,47 +26,29 @@ def global_features(volume: np.ndarray) -> np.ndarray:
     return np.array([mean, spread, *percentiles, share[7], 1 - share[247], rough], dtype=float)
 
 
-@dataclass(frozen=True)
-class Logistic:
-    """Multinomial logistic regression on standardised features: `weights` (features + 1, classes), the last row the intercepts."""
+def logistic_probabilities(features: np.ndarray, labels: np.ndarray, tested: np.ndarray, classes: int) -> np.ndarray:
+    """What a multinomial logistic regression on standardised features predicts, float (M, classes).
 
-    mean: np.ndarray
-    spread: np.ndarray
-    weights: np.ndarray
+    It has the least log loss plus half the sum of squared weights; intercepts are not penalised. The probability of a class without a
+    training volume is 0.
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """float (N, classes) from float (N, features)."""
-        return np.asarray(softmax(_with_ones((features - self.mean) / self.spread) @ self.weights, axis=1))
-
-
-def fit_logistic(features: np.ndarray, labels: np.ndarray, classes: int, penalty: float = 1.0) -> Logistic:
-    """The multinomial logistic regression with the least log loss plus penalty / 2 times the sum of squared weights.
-
-    Intercepts are not penalised, as in scikit-learn with C = 1 / penalty.
-
-    features : float (N, features)
-    labels : int (N,); a class that is absent is never likely
+    features, labels : float (N, features) and int (N,) of the training volumes, of two classes or more
+    tested : float (M, features) of the volumes to classify
     """
-    mean, spread = features.mean(0), features.std(0)
-    spread = np.where(spread > 0, spread, 1.0)
-    inputs, truth = _with_ones((features - mean) / spread), np.eye(classes)[labels]
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weights = flat.reshape(-1, classes)
-        logits = inputs @ weights
-        penalised = np.vstack([weights[:-1], np.zeros((1, classes))])
-        value = -(truth * log_softmax(logits, axis=1)).sum() + penalty / 2 * (penalised**2).sum()
-        return float(value), (inputs.T @ (softmax(logits, axis=1) - truth) + penalty * penalised).ravel()
-
-    found = minimize(loss, np.zeros(inputs.shape[1] * classes), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "ftol": 1e-12})
-    return Logistic(mean, spread, found.x.reshape(-1, classes))
+    # For two classes scikit-learn fits the difference of their two weights. Its square is twice the sum of the two squares.
+    inverse_penalty = 1.0 if len(np.unique(labels)) > 2 else 2.0
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, solver="lbfgs", tol=1e-8, max_iter=10_000))
+    model.fit(features, labels)
+    found = np.zeros((len(tested), classes))
+    found[:, model.classes_] = model.predict_proba(tested)
+    return found
 
 
 def majority_probabilities(train_labels: np.ndarray, count: int, classes: int) -> np.ndarray:
     """The shares of the classes in training as everyone's probabilities, float (count, classes): always the commonest class."""
     shares = np.bincount(train_labels, minlength=classes) / len(train_labels)
     return np.tile(shares, (count, 1))
-
-
-def _with_ones(features: np.ndarray) -> np.ndarray:
-    return np.column_stack([features, np.ones(len(features))])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ctcovid.base.errors import counted
-from ctcovid.evaluation.baselines import fit_logistic, majority_probabilities
+from ctcovid.evaluation.baselines import logistic_probabilities, majority_probabilities
 from ctcovid.evaluation.glance import Glance, repeated
-from ctcovid.evaluation.inference import Part
 from ctcovid.evaluation.predictions import Predictions
+
+if TYPE_CHECKING:
+    from ctcovid.evaluation.inference import Part
 
 WORDS = {"train": "training", "valid": "validation"}
 MAJORITY, LOGISTIC = "majority class", "logistic regression"
@@ -92,8 +94,8 @@ def baselines(predictions: Predictions, tested: Glance | None, trained: Glance |
     majority = majority_probabilities(labels, len(predictions.labels), len(classes))
     found = [replace(predictions, name=MAJORITY, probabilities=majority)]
     if tested is not None and trained is not None and len(set(trained.labels)) > 1:
-        model = fit_logistic(trained.features, _numbers(trained.labels, classes), len(classes))
-        found.append(replace(predictions, name=LOGISTIC, probabilities=model.probabilities(tested.features)))
+        regression = logistic_probabilities(trained.features, _numbers(trained.labels, classes), tested.features, len(classes))
+        found.append(replace(predictions, name=LOGISTIC, probabilities=regression))
     return found
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctcovid.base.console import Console
 from ctcovid.evaluation.baselines import global_features
 from ctcovid.evaluation.overlap import slice_hash
-from ctcovid.volumes.batches import VolumeSet, in_order
-from ctcovid.volumes.limits import naming_limits
+
+if TYPE_CHECKING:
+    from ctcovid.volumes.batches import VolumeSet
 
 # Volumes that are read at a time.
 AT_ONCE = 8
@@ -30,6 +32,10 @@ def glance(volume_set: VolumeSet, workers: int, console: Console) -> Glance:
 
     Raises InputError where one cannot be read.
     """
+    # Not at the top: predictions in a CSV are checked without a volume, and without torch.
+    from ctcovid.volumes.batches import in_order
+    from ctcovid.volumes.limits import naming_limits
+
     features: list[np.ndarray] = []
     slices: list[tuple[bytes, ...]] = []
     with console.progress(len(volume_set), "Looking for images that stand in several parts") as advance, naming_limits(workers):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 TAIL = 0.025
 
@@ -56,6 +55,8 @@ def estimate(value: float, drawn: np.ndarray, ci: str, limits: tuple[float, floa
 
 def _bca_tails(value: float, drawn: np.ndarray, jackknife: np.ndarray) -> np.ndarray:
     """The percentiles to take in place of 2.5 and 97.5; these where the samples do not vary, or all lie on one side."""
+    from scipy.special import ndtr, ndtri
+
     usual = np.array([TAIL, 1 - TAIL])
     below = float(((drawn < value).mean() + (drawn <= value).mean()) / 2)
     if not 0 < below < 1:

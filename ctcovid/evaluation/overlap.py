@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctcovid.base.console import Console
-from ctcovid.volumes.layout import ScanRow
-from ctcovid.volumes.reader import VolumesFile
+
+if TYPE_CHECKING:
+    from ctcovid.volumes.layout import ScanRow
+    from ctcovid.volumes.reader import VolumesFile
 
 # Slices that are read at a time.
 AT_ONCE = 32

@@ -1,12 +1,13 @@
-"""Is one model better than another on the same test set? McNemar, DeLong, and Holm's correction over a table of tests."""
+"""Is one model better than another on the same test set? McNemar, DeLong, and Holm's correction over a table of tests.
+
+scipy is imported by the tests that use it, because scipy.stats takes a second, and a single model is compared with none.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
-from scipy.stats import binomtest, rankdata
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ def mcnemar(reference: np.ndarray, other: np.ndarray) -> McNemar:
 
     reference, other : bool (N,), whether each volume was classified correctly, the same volumes in the same order
     """
+    from scipy.stats import binomtest
+
     first, second = int((reference & ~other).sum()), int((other & ~reference).sum())
     p_value = float(binomtest(first, first + second).pvalue) if first + second else 1.0
     return McNemar(first, second, p_value)
@@ -47,6 +50,8 @@ def delong(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.nd
 
     first, second : the reference's and the other's bool (N,) positives and float (N,) scores
     """
+    from scipy.special import ndtr
+
     parts = [_placements(*one) for one in (first, second)]
     if any(min(len(placement) for placement in part) < 2 for part in parts):
         return DeLong(None, None, None)
@@ -64,6 +69,8 @@ def delong(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.nd
 
 def _placements(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The share of negatives below each positive, and of positives above each negative, ties counting half (Sun and Xu 2014)."""
+    from scipy.stats import rankdata
+
     of_positives, of_negatives = scores[positive], scores[~positive]
     ranks = rankdata(np.concatenate([of_positives, of_negatives]))
     count = len(of_positives)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ctcovid.base.errors import InputError
 
-PREFIX = "p_"
+COLUMNS, PREFIX = ("patient", "scan", "volume", "label"), "p_"
 NEEDED = "It needs the columns patient,scan,volume,label,p_<class>…."
 
 
@@ -57,12 +58,13 @@ class Predictions:
 
     def csv(self) -> str:
         """As CSV with the columns patient, scan, volume, label and p_<class>."""
-        table = pd.DataFrame(
-            {"patient": self.patients, "scan": self.scans, "volume": self.volumes, "label": [self.classes[i] for i in self.labels]}
-        )
-        for number, name in enumerate(self.classes):
-            table[PREFIX + name] = self.probabilities[:, number]
-        return str(table.to_csv(index=False, lineterminator="\n"))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*COLUMNS, *(PREFIX + name for name in self.classes)])
+        labels = [self.classes[label] for label in self.labels]
+        known = zip(self.patients, self.scans, self.volumes.tolist(), labels, self.probabilities.tolist(), strict=True)
+        writer.writerows([*row, *probabilities] for *row, probabilities in known)
+        return text.getvalue()
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -72,7 +74,7 @@ def read_predictions(path: Path) -> Predictions:
     """
     heading, rows, lines = _read_csv(path)
     classes = [name.removeprefix(PREFIX) for name in heading if name.startswith(PREFIX)]
-    missing = [name for name in ("patient", "scan", "volume", "label") if name not in heading]
+    missing = [name for name in COLUMNS if name not in heading]
     if missing or len(classes) < 2:
         lacking = ", ".join(missing) or "p_<class> for two classes or more"
         raise InputError(f"{path} lacks {lacking}. {NEEDED}")
@@ -80,16 +82,16 @@ def read_predictions(path: Path) -> Predictions:
         raise InputError(f"{path}: two columns have the same name. {NEEDED}")
     if not rows:
         raise InputError(f"{path} holds no predictions. Write one line per volume.")
-    table = pd.DataFrame(rows, columns=heading)
+    table = {name: list(column) for name, column in zip(heading, zip(*rows, strict=True), strict=True)}
+    numbers = np.array([[_number(text) for text in table[name]] for name in ("volume", *(PREFIX + name for name in classes))])
+    volumes, probabilities = numbers[0], numbers[1:].T.copy()
 
-    def require(good: np.ndarray, complaint: str) -> None:
-        if not good.all():
+    def require(good: np.ndarray | list[bool], complaint: str) -> None:
+        if not np.all(good):
             raise InputError(f"{path}, line {lines[int(np.argmin(good))]}: {complaint}. Mend the file.")
 
-    numbers = table[["volume", *(PREFIX + name for name in classes)]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    volumes, probabilities = numbers[:, 0], numbers[:, 1:]
-    require((table["patient"].str.strip() != "").to_numpy(), "the patient is missing")
-    require(np.isin(table["label"], classes), f"the label is none of {', '.join(classes)}")
+    require([patient.strip() != "" for patient in table["patient"]], "the patient is missing")
+    require([label in classes for label in table["label"]], f"the label is none of {', '.join(classes)}")
     for number, name in enumerate(classes):
         column = probabilities[:, number]
         # A missing value compares as false, and so is refused too.
@@ -97,9 +99,20 @@ def read_predictions(path: Path) -> Predictions:
     summed = " + ".join(PREFIX + name for name in classes)
     require(np.abs(probabilities.sum(1) - 1) < 0.01, f"the probabilities {summed} do not sum to 1")
     require((np.abs(volumes) < 1 << 53) & (volumes == np.rint(volumes)), "the volume is not a whole number")
-    require(~table.duplicated(["patient", "scan", "volume"]).to_numpy(), "the volume of that patient and scan stands there twice")
+    firsts: dict[tuple[str, str, str], int] = {}
+    keys = zip(table["patient"], table["scan"], table["volume"], strict=True)
+    once = [firsts.setdefault(key, row) == row for row, key in enumerate(keys)]
+    require(once, "the volume of that patient and scan stands there twice")
     labels = np.array([classes.index(label) for label in table["label"]])
-    return Predictions(path.stem, classes, table["patient"].tolist(), table["scan"].tolist(), volumes.astype(int), labels, probabilities)
+    return Predictions(path.stem, classes, table["patient"], table["scan"], volumes.astype(int), labels, probabilities)
+
+
+def _number(text: str) -> float:
+    """A field as a number, not-a-number where it is none. Python alone would also take ``1_000`` and the digits of other scripts."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return math.nan
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]], list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import fisher_exact
 
 from ctcovid.evaluation.metrics import binary_counts
 
@@ -22,6 +21,9 @@ def fisher_p_values(reference: np.ndarray, other: np.ndarray, positive: int) -> 
     which are the parts of the quotient that each metric is. It takes the two sets of volumes for independent samples; where both
     models were scored on the same ones, it is the paper's test but not the sharpest.
     """
+    # Not at the top: scipy.stats takes a second to import, and a single model is compared with none.
+    from scipy.stats import fisher_exact
+
     return {
         metric: float(fisher_exact(np.array([first, second])).pvalue)
         for metric, first, second in zip(TESTED, _quotients(reference, positive), _quotients(other, positive), strict=True)

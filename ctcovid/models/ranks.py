@@ -1,4 +1,7 @@
-"""The processes that train, evaluate or predict together, and what they tell each other."""
+"""The processes that train, evaluate or predict together, and what they tell each other.
+
+torch is imported only where there are several, so that a single process which needs no network starts without it.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,18 @@ import os
 import socket
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtcovidError, PeerError, StoppedError, ToldError
 from ctcovid.base.launch import Place, place
 from ctcovid.base.signals import StopRequest
-from ctcovid.models.device import choose_device
 from ctcovid.models.watch import Watch
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+    from torch import Tensor
 
 T = TypeVar("T")
 # How long processes may start one after another, and how long one may wait in a step for another that is alive: while it reads the
@@ -59,6 +61,8 @@ class Ranks:
         """
         if self.watch is None:
             return
+        import torch.distributed as dist
+
         self.watch.check()
         try:
             waiting = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
@@ -74,6 +78,8 @@ class Ranks:
         """
         if self.watch is None:
             return [thing]
+        import torch.distributed as dist
+
         self.watch.check()
         found: list[Any] = [None] * self.size
         try:
@@ -119,6 +125,8 @@ def together(console: Console, device: str, again: str) -> Iterator[Ranks]:
     if here.size == 1:
         yield Ranks(here)
         return
+    import torch.distributed as dist
+
     if here.rank:
         console.hush()
     store = dist.PrefixStore(f"ctcovid/{here.attempt}", _meet(here))
@@ -145,6 +153,8 @@ def _meet(here: Place) -> dist.Store:
 
     Raises CtcovidError where they do not.
     """
+    import torch.distributed as dist
+
     where = f"{here.address}:{here.port}"
     try:
         opens = here.rank == 0 and not here.hosted
@@ -163,11 +173,18 @@ def _meet(here: Place) -> dist.Store:
 
 def _client(here: Place) -> dist.Store:
     """A second connection for the watch: a store answers one question at a time, and the work may wait long for its answer."""
+    import torch.distributed as dist
+
     return dist.TCPStore(here.address, here.port, is_master=False, timeout=datetime.timedelta(seconds=20), wait_for_workers=False)
 
 
 def _begin(here: Place, store: dist.Store, device: str, console: Console) -> None:
     """NCCL between GPUs, Gloo between CPUs, and where processes share a GPU, which NCCL refuses."""
+    import torch
+    import torch.distributed as dist
+
+    from ctcovid.models.device import choose_device
+
     chosen = choose_device(device)
     backend = "gloo"
     if chosen.type == "cuda":

@@ -1,24 +1,26 @@
-"""The only door to a network: by architecture, or by the name of a trained run."""
+"""The only door to a network: by architecture, or by the name of a trained run.
+
+Everything with torch in it is imported where a network is made, so that a run is found, or not found, without it.
+"""
 
 from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, did_you_mean
 from ctcovid.models import store
 from ctcovid.models.catalog import architecture
-from ctcovid.models.device import choose_device, choose_precision
-from ctcovid.models.features import Familiar, load_familiar
-from ctcovid.models.network import SCALING, Network
-from ctcovid.models.resnet3d import ResNet3D
-from ctcovid.models.torchvision_video import video_model
 from ctcovid.scans.window import LUNG, Window
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ctcovid.models.features import Familiar
+    from ctcovid.models.network import Network
 
 RUNS = Path("runs")
 # What to propose where volumes are too small for an architecture.
@@ -74,7 +76,11 @@ def create(name: str, classes: int = 3, plain: bool = False) -> nn.Module:
     """
     row = architecture(name)
     if row.name_in_torchvision:
+        from ctcovid.models.torchvision_video import video_model
+
         return video_model(row.name_in_torchvision, classes)
+    from ctcovid.models.resnet3d import ResNet3D
+
     return ResNet3D(row.block, row.blocks, row.factorised, classes, plain)
 
 
@@ -104,6 +110,8 @@ def _larger(name: str, depth: int, size: int) -> str:
 
 def _takes(name: str, depth: int, size: int, learning: bool = False) -> bool:
     """Whether one volume passes through the network, in use or in training."""
+    import torch
+
     with torch.device("meta"), torch.inference_mode():
         try:
             create(name, plain=True).train(learning)(torch.empty(1, 3, depth, size, size))
@@ -114,6 +122,9 @@ def _takes(name: str, depth: int, size: int, learning: bool = False) -> bool:
 
 def place(name: str, classes: list[str], device: str = "auto", precision: str = "auto") -> Network:
     """A new network on its device, ready to be trained. Raises UsageError where the device is absent."""
+    from ctcovid.models.device import choose_device, choose_precision
+    from ctcovid.models.network import Network
+
     row, chosen = architecture(name), choose_device(device)
     return Network(create(name, len(classes)), row, classes, chosen, choose_precision(precision, chosen, row))
 
@@ -127,6 +138,10 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     """
     folder = find(model, runs)
     card = store.read_card(folder)
+    from ctcovid.models.device import choose_device, choose_precision
+    from ctcovid.models.features import load_familiar
+    from ctcovid.models.network import SCALING, Network
+
     if card["scaling"] != SCALING:
         raise ModelRefusedError(f"{folder / store.CARD} asks for the intensity scaling {card['scaling']}; this ctcovid has {SCALING}.")
     try:

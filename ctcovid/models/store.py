@@ -1,4 +1,7 @@
-"""A trained model on disk: a run directory with model.safetensors (weights) and model.json (all else)."""
+"""A trained model on disk: a run directory with model.safetensors (weights) and model.json (all else).
+
+torch is imported where weights are, so that a run is found, or not found, without it.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,14 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.base.files import atomic, write_json
 from ctcovid.base.runcard import now, sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 CARD_VERSION = 1
@@ -38,6 +39,8 @@ FIELDS: dict[str, type] = {
 
 def save_weights(path: Path, module: nn.Module) -> None:
     """Write the module's parameters and buffers as safetensors, whole or not at all."""
+    from safetensors.torch import save
+
     with atomic(path) as temporary:
         # Bytes first: safetensors' own file is readable by its owner alone.
         temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}))
@@ -113,6 +116,8 @@ def read_tensors(path: Path) -> Any:
 
     Raises ValueError, with the reason in one line, where it cannot be read so.
     """
+    import torch
+
     try:
         # Of a path, torch would look at the suffix too.
         with warnings.catch_warnings(), path.open("rb") as file:
@@ -138,6 +143,8 @@ def _reason(said: str) -> str:
 
 def unsound(tensors: dict[str, Tensor]) -> str:
     """What no training leaves in weights, and where, in words; empty where there is nothing of the kind."""
+    import torch
+
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return f"values that are not finite, in {name}"
@@ -147,6 +154,9 @@ def unsound(tensors: dict[str, Tensor]) -> str:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise ModelRefusedError(f"{path} is missing. Restore it, or train the model again.")
     try:

@@ -8,12 +8,14 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtcovidError, PeerError, StoppedError
 from ctcovid.base.launch import Place
 from ctcovid.base.signals import STOPPING, StopRequest
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 # Seconds between two looks. A process whose counter stood still for so many looks is dead; looks and not seconds, because a batch system
 # may suspend all processes and wake them again. Where a connection has broken, fewer will do.

@@ -11,7 +11,7 @@ from ctcovid.phantom.anatomy import Anatomy
 from ctcovid.phantom.lesions import DIFFICULTY, draw_lesions, mean_added
 from ctcovid.phantom.render import Renderer
 from ctcovid.phantom.scanner import Protocol
-from ctcovid.scans.discover import CLASS_ORDER
+from ctcovid.scans.classes import CLASS_ORDER
 
 # HU of the emptiest lung, before unevenness, as in emphysema; and how many HU denser lungs are at difficulty 0.
 EMPTIEST, SHALLOW = -975.0, 70.0

@@ -16,7 +16,8 @@ from ctcovid.phantom import distributions
 from ctcovid.phantom.chest import slices_of_chest
 from ctcovid.phantom.defects import Defects, damage, odd_size, order_of
 from ctcovid.phantom.lesions import DIFFICULTY
-from ctcovid.scans.discover import CLASS_ORDER, TRUTH
+from ctcovid.scans.classes import CLASS_ORDER
+from ctcovid.scans.discover import TRUTH
 
 # As in CC-CCII.
 MOST_SCANS = 14

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ctcovid.base.errors import InputError, did_you_mean, listing
+from ctcovid.base.errors import InputError, listing
 from ctcovid.base.files import printable
 from ctcovid.scans.contents import Contents, folders, look_into, natural_key, walk
 from ctcovid.scans.findings import KEPT, WARNING, Finding
@@ -16,8 +16,6 @@ from ctcovid.scans.places import Found, found_at, found_in, stem
 from ctcovid.scans.privacy import Pseudonyms
 from ctcovid.scans.scan import Scan
 
-# The archive's own names, in the paper's order of tables and figures.
-CLASS_ORDER = ("NCP", "CP", "Normal")
 # Lesion masks beside the class folders of a synthetic data set, no class of their own.
 TRUTH = "truth"
 LAYOUT = "CLASS/patient/scan/slices, as in NCP/16/1164/0000.png"
@@ -94,25 +92,6 @@ def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
                 scan = replace(scan, id=scan.id + found.suffix)
             scans.setdefault((found.scan.folder.resolve(), found.suffix), scan)
     return told_apart([replace(scan, id=printable(scan.id)) for scan in scans.values()], lambda scan: scan.id)
-
-
-def class_order(names: Iterable[str]) -> list[str]:
-    """Class names: NCP, CP and Normal first where they are present, others after them by name."""
-    present = set(names)
-    known = [name for name in CLASS_ORDER if name in present]
-    return known + sorted(present - set(known), key=natural_key)
-
-
-def positive_class(classes: list[str], wanted: str | None) -> str:
-    """The class that precision and recall are about: `wanted`, or the first.
-
-    Raises InputError where there is no such class.
-    """
-    if wanted is None:
-        return classes[0]
-    if wanted not in classes:
-        raise InputError(f"--positive {wanted}: no such class; the data have {', '.join(classes)}.{did_you_mean(wanted, classes)}")
-    return wanted
 
 
 def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms: Pseudonyms) -> list[Scan]:

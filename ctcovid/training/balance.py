@@ -10,8 +10,13 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 
     labels : int (N,); returns float64 (classes,)
     """
-    counts = np.bincount(labels, minlength=classes)
-    return np.divide(len(labels), counts * np.count_nonzero(counts), out=np.zeros(classes), where=counts > 0)
+    # Not at the top: most training does without it, and it takes a second to import.
+    from sklearn.utils.class_weight import compute_class_weight
+
+    present = np.unique(labels)
+    weights = np.zeros(classes)
+    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
+    return weights
 
 
 def balanced_draw(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -76,7 +76,7 @@ def test_metrics_of_a_sample_are_those_of_scikit_learn(seed: int, ties: bool, po
         "specificity": recall_score(~truth, ~found),
         "npv": precision_score(~truth, ~found),
         "kappa": cohen_kappa_score(labels, predicted),
-        "brier": brier_score_loss(labels, probabilities, labels=[0, 1, 2], scale_by_half=False),
+        "brier": sum(brier_score_loss(labels == number, probabilities[:, number]) for number in range(3)),
         "log_loss": log_loss(labels, probabilities, labels=[0, 1, 2]),
         "ece": calibration_error(labels, probabilities),
     }

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes, label, median_filter
 
 from ctcovid.phantom.chest import chest
-from ctcovid.scans.discover import CLASS_ORDER, find_dataset
+from ctcovid.scans.classes import CLASS_ORDER
+from ctcovid.scans.discover import find_dataset
 from ctcovid.scans.read import read_scan
 
 BANDS = ((0, 50), (50, 70), (70, 130), (130, 200), (200, 225), (225, 250), (250, 256))

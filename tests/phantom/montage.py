@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ctcovid.phantom.chest import chest
-from ctcovid.scans.discover import CLASS_ORDER, find_dataset
+from ctcovid.scans.classes import CLASS_ORDER
+from ctcovid.scans.discover import find_dataset
 from ctcovid.scans.read import read_slice, square
 
 SIDE, TITLE = 384, 28

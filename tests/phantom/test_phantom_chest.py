@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from ctcovid.phantom.chest import Slice, chest, slices_of_chest
 from ctcovid.phantom.dataset import Parameters, plan
 from ctcovid.phantom.lesions import DIFFICULTY
-from ctcovid.scans.discover import CLASS_ORDER
+from ctcovid.scans.classes import CLASS_ORDER
 from ctcovid.scans.kind import looks_masked
 
 SIZE, SLICES = 64, 20

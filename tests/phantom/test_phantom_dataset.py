@@ -13,7 +13,8 @@ from PIL import Image
 from ctcovid.phantom.dataset import DEFECTS, LESIONS, SCANS, Parameters, plan, write_dataset
 from ctcovid.phantom.defects import Defects
 from ctcovid.phantom.distributions import EXTENSIONS
-from ctcovid.scans.discover import TRUTH, class_order, find_dataset
+from ctcovid.scans.classes import class_order
+from ctcovid.scans.discover import TRUTH, find_dataset
 from ctcovid.scans.kind import looks_masked
 from ctcovid.scans.read import UNDECODABLE, read_scan
 

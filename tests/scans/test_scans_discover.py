@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.discover import class_order, find_dataset, find_scans, natural_key, positive_class
+from ctcovid.scans.classes import class_order, positive_class
+from ctcovid.scans.contents import natural_key
+from ctcovid.scans.discover import find_dataset, find_scans
 from ctcovid.scans.findings import WARNING
 
 
