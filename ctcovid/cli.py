@@ -58,7 +58,10 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
         for sentence in slips(ctx) if place().rank == 0 else ():
             console.warn(sentence)
         options = COMMANDS[name].options(**values, sources=sources(ctx, values))
-        # Only now, so that help and completion never wait for torch.
+        if place().size == 1:
+            # Of several processes, all have to hear of it.
+            options.require_sense()
+        # Only now, so that help, completion and refusals never wait for torch.
         summary = importlib.import_module(f"ctcovid.commands.{name}").run(options, console)
     except ToldError as error:
         raise typer.Exit(error.exit_code) from error

@@ -31,6 +31,16 @@ CLI_MAY_SEE = {"ctcovid.__version__", "ctcovid.base", "ctcovid.options"}
 WITHOUT_TORCH = ("cli.py", "options", "base", "scans", "phantom", "evaluation", "reports")
 
 
+# What takes a second or more to import, or half of one.
+IMPORTED = """
+import sys; sys.argv = ['ctcovid', *sys.argv[1:]]
+import ctcovid.cli
+try: ctcovid.cli.main()
+except SystemExit as end: code = end.code
+print(code, 'imported', sorted({'torch', 'scipy.stats', 'pandas', 'matplotlib'} & set(sys.modules)))
+"""
+
+
 def _imports(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -88,6 +98,28 @@ def test_help_imports_neither_torch_nor_arrays(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["train", "--data", "nosuch.h5"], 3),
+        (["train", "--arch", "r3d19"], 2),
+        (["train", "--warmup", "20"], 2),
+        (["predict", "nosuch"], 3),
+        (["predict", "."], 3),
+        (["predict", ".", "--shard", "0/3"], 2),
+        (["explain", "nosuch"], 3),
+        (["explain", ".", "--mask", "nosuch"], 3),
+        (["evaluate", "nosuch"], 3),
+        (["evaluate", "nosuch.csv"], 3),
+        (["prepare", "nosuch", "--split", "60/20/30"], 2),
+    ],
+)
+def test_what_is_refused_at_once_waits_for_no_torch(tmp_path: Path, arguments: list[str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stderr.startswith(("Error:", "Usage:")), done.stderr
+    assert done.stdout == f"{code} imported []\n"
 
 
 def test_no_file_is_longer_than_400_lines() -> None:

@@ -98,6 +98,12 @@ def _strict(value: Any) -> Any:
     return value
 
 
+def require_there(path: Path, what: str = "file or folder") -> None:
+    """Raises InputError where there is nothing at `path`; `what` a user would call what should be there."""
+    if not path.exists():
+        raise InputError(f"No such {what}: {path}. Check the path.")
+
+
 def claim_file(path: Path, overwrite: bool) -> None:
     """Make sure that a file may be written at `path`, and touch nothing.
 

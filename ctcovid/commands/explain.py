@@ -66,6 +66,7 @@ class Summary:
 
 def run(options: Options, console: Console) -> Summary:
     """Find the scans, explain each into a folder of its own, and go on past those that cannot be read."""
+    options.require_sense()
     with console.busy("Looking for scans"):
         scans = find_scans(options.scans, options.series)
     folders = _folders(scans, options.output)
@@ -76,10 +77,6 @@ def run(options: Options, console: Console) -> Summary:
     find_layer(model.network.module, layer)
     if options.mask is not None and len(scans) > 1:
         raise UsageError(f"--mask is of one scan, and {len(scans)} are to be explained. Name the scan that it belongs to.")
-    if options.mask is not None and not options.mask.exists():
-        raise InputError(f"No such mask: {options.mask}. Check the path.")
-    if options.layer and options.method == OCCLUSION:
-        raise UsageError("--method occlusion looks at no layer. Leave --layer away, or choose another method.")
     if options.target is not None and options.target not in model.classes:
         near = did_you_mean(options.target, model.classes)
         raise UsageError(f"--target {options.target}: {model.name} knows {', '.join(model.classes)}.{near}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
@@ -77,15 +76,17 @@ def run(options: Options, console: Console) -> Summary:
 
     Of several processes started together, each takes its share of the scans, and the first writes.
     """
-    _require_sense(options, console.json)
     with together(console, options.device, "Run the line again, with --resume if it has an --output.") as ranks:
+        options.require_sense()
+        if console.json and options.output == STDOUT:
+            raise UsageError("--json prints one document on stdout, and -o - a line of JSON per scan. Give one of them.")
         if ranks.first:
             # Rows of volumes are continued only together with those of their scans.
             begun = options.resume and options.output is not None and options.output.is_file()
             for path in options.outputs:
                 claim_file(path, options.overwrite or begun)
         with console.busy("Looking for scans"):
-            scans = _shard(find_scans(options.scans, options.series), options.shard)
+            scans = list(options.part_of(find_scans(options.scans, options.series)))
         models = _models(options)
         classes = models[0].classes
         summary = Summary([_about(model, options.raw) for model in models], classes, [], [])
@@ -124,37 +125,12 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
-def _require_sense(options: Options, as_json: bool) -> None:
-    """Raises UsageError where options do not fit together."""
-    if as_json and options.output == STDOUT:
-        raise UsageError("--json prints one document on stdout, and -o - a line of JSON per scan. Give one of them.")
-    if options.resume and options.overwrite:
-        raise UsageError("--resume goes on with an --output, and --overwrite replaces it. Give one of them.")
-    if options.resume and not (options.output and options.output != STDOUT):
-        raise UsageError("--resume goes on with a file. Name the one to continue with --output.")
-    if options.volumes == STDOUT:
-        raise UsageError("--volumes - is no file. Name one that ends in .csv, .json or .jsonl.")
-    if options.volumes is not None and options.volumes == options.output:
-        raise UsageError("--volumes and --output name the same file. Rows of volumes and of scans differ; give two.")
-
-
-def _shard(scans: list[Scan], shard: str) -> list[Scan]:
-    """The K-th of N parts of the scans, of `shard` "K/N"; all without."""
-    if not shard:
-        return scans
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"--shard {shard}: give the number of the part and how many there are, as in --shard 3/16, from 1/16 to 16/16.")
-    return scans[int(found[1]) - 1 :: int(found[2])]
-
-
 def _models(options: Options) -> list[TrainedModel]:
     """The models, each once.
 
     Raises ModelRefusedError where their classes differ, UsageError where names are the same.
     """
-    names: list[str | None] = [name.strip() for some in options.model for name in some.split(",") if name.strip()]
-    loaded = [registry.load(name, options.device, options.precision, options.runs) for name in names or [None]]
+    loaded = [registry.load(name, options.device, options.precision, options.runs) for name in options.models]
     models = list({model.folder.resolve(): model for model in loaded}.values())
     names_met = Counter(model.name for model in models)
     if repeated := [name for name, count in names_met.items() if count > 1]:

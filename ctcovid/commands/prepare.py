@@ -17,7 +17,7 @@ from ctcovid.base.files import claim_file, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.base.workers import Workers
-from ctcovid.commands.prepare_options import Summary, records, require_sense
+from ctcovid.commands.prepare_summary import Summary, records
 from ctcovid.options.prepare import Options
 from ctcovid.reports.dataset_table import dataset_table
 from ctcovid.reports.preparation import say_choice, say_what_was_packed, warn_of_several_classes
@@ -43,7 +43,8 @@ from ctcovid.volumes.writer import VolumesWriter
 
 def run(options: Options, console: Console) -> Summary:
     """Check everything, decode and judge each scan, write what is sound, deal the patients, and count them as Table 1 does."""
-    shares = require_sense(options)
+    options.require_sense()
+    shares = parse_shares(options.split)
     base = _base(options) if options.append else None
     if base:
         options = replace(options, **carried_over(base, {name: getattr(options, name) for name in options.given if hasattr(options, name)}))

@@ -16,7 +16,6 @@ from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.commands.train_record import Record
 from ctcovid.models import kernels, registry, store
-from ctcovid.models.catalog import architecture
 from ctcovid.models.device import device_kind, device_name
 from ctcovid.models.network import Network
 from ctcovid.models.ranks import Ranks, together
@@ -29,7 +28,6 @@ from ctcovid.training.beginning import begin_with, require_weights
 from ctcovid.training.checkpoint import Progress, Saving, restore
 from ctcovid.training.closing import close
 from ctcovid.training.continuation import (
-    CHECKPOINT,
     began_with,
     changed_device,
     changed_ranks,
@@ -89,10 +87,8 @@ class Summary:
 
 def run(options: Options, console: Console) -> Summary:
     """Check, build or restore the network, train it, and register what came of it; together with the processes started beside this."""
-    architecture(options.arch)
-    if options.name in (".", "..") or Path(options.name).name != options.name:
-        raise UsageError(f"--name {options.name}: the name of a folder under {options.runs}/ is wanted, not a path.")
     with together(console, options.device, "The same line with --resume goes on from the last checkpoint.") as ranks:
+        options.require_sense()
         return _run(options, console, ranks)
 
 
@@ -105,7 +101,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         raise UsageError(f"--batch {options.batch} leaves some of {ranks.size} processes without a volume. Start fewer, or enlarge it.")
     file = VolumesFile(options.data)
     depth = options.depth or file.depth
-    folder = options.runs / (options.name or f"{options.arch}-d{depth}-b{options.batch}")
+    folder = options.folder(depth)
     claim_file(folder / RUN_CARD, overwrite=True)
     checkpoint = find_checkpoint(folder, options.resume, options.overwrite)
     if checkpoint is None:
@@ -211,7 +207,7 @@ def _train(
         events.close()
     if not finished:
         record.save()
-        raise stop.error(f"{folder / CHECKPOINT} is written; the same line with --resume continues it.")
+        raise stop.error(f"{folder / store.CHECKPOINT} is written; the same line with --resume continues it.")
     if not progress.history:
         record.keep_untrained()
     elif progress.epoch < options.epochs:

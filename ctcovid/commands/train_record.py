@@ -16,7 +16,7 @@ from ctcovid.models.network import SCALING, Network
 from ctcovid.models.ranks import Ranks
 from ctcovid.reports.figures import curve
 from ctcovid.training.checkpoint import Progress, room_for, save_checkpoint
-from ctcovid.training.continuation import BEST, CHECKPOINT, HISTORY
+from ctcovid.training.continuation import BEST, HISTORY
 from ctcovid.training.ema import Ema, averaged
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.recipe import Recipe
@@ -41,13 +41,13 @@ class Record:
     def save(self) -> None:
         """Write the checkpoint."""
         if self.ranks.first:
-            with self.ranks.writing(), room_for(self.folder / CHECKPOINT):
-                save_checkpoint(self.folder / CHECKPOINT, self.network.module, self.optimiser, self.progress, self.settings, self.ema)
+            with self.ranks.writing(), room_for(self.folder / store.CHECKPOINT):
+                save_checkpoint(self.folder / store.CHECKPOINT, self.network.module, self.optimiser, self.progress, self.settings, self.ema)
 
     def keep(self, row: EpochRow) -> None:
         """Write what an epoch has come to. In this order, a kill between two of them repeats the epoch and loses nothing."""
         if self.ranks.first and self.progress.best is row:
-            with self.ranks.writing(), room_for(self.folder / CHECKPOINT), averaged(self.network.module, self.ema):
+            with self.ranks.writing(), room_for(self.folder / store.CHECKPOINT), averaged(self.network.module, self.ema):
                 store.save_weights(self.folder / BEST, self.network.module)
         self.save()
         self.draw()

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctcovid.base.errors import ModelRefusedError
+from ctcovid.base.errors import ModelRefusedError, OutputExistsError
 from ctcovid.base.files import atomic, write_json
 from ctcovid.base.runcard import now, sha256
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
+# What a run goes on from.
+CHECKPOINT = "last.pt"
 CARD_VERSION = 1
 # What every command relies on, with its type in JSON.
 FIELDS: dict[str, type] = {
@@ -35,6 +37,14 @@ FIELDS: dict[str, type] = {
     "created": str,
     "weights_sha256": str,
 }
+
+
+def require_no_run(folder: Path) -> None:
+    """Raises OutputExistsError where `folder` holds a run, finished or not."""
+    if any((folder / name).exists() for name in (CHECKPOINT, CARD, WEIGHTS)):
+        raise OutputExistsError(
+            f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
+        )
 
 
 def save_weights(path: Path, module: nn.Module) -> None:

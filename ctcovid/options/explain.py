@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from ctcovid.base import choices
+from ctcovid.base.errors import UsageError
+from ctcovid.base.files import require_there
 from ctcovid.options import shared
 
 
@@ -33,3 +35,15 @@ class Options(shared.Options):
     seed: shared.Seed = 0
     workers: shared.Workers = None
     overwrite: shared.Overwrite = False
+
+    def require_sense(self) -> None:
+        from ctcovid.models.registry import find
+
+        if self.layer and self.method == choices.OCCLUSION:
+            raise UsageError("--method occlusion looks at no layer. Omit --layer, or choose another method.")
+        for path in self.scans:
+            require_there(path)
+        if self.mask is not None:
+            require_there(self.mask, "mask")
+        find(self.model, self.runs)
+        shared.require_device(self.device)

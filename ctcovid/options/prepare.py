@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ctcovid.base import choices
+from ctcovid.base.errors import UsageError
 from ctcovid.options import shared
+
+# Options of which one only can be given.
+EXCLUSIVE = (
+    *combinations(("--split", "--split-file", "--same-as"), 2),
+    ("--check", "--plan"),
+    *(("--balance", other) for other in ("--split-file", "--same-as")),
+    *(("--append", other) for other in ("--balance", "--same-as", "--check", "--plan", "--overwrite")),
+)
 
 
 @dataclass(frozen=True)
@@ -52,3 +62,25 @@ class Options(shared.Options):
     def quality(self) -> Path:
         """Where the findings go: quality.csv beside volumes.h5, other.quality.csv beside other.h5."""
         return self.output.with_name("quality.csv" if self.output.stem == "volumes" else f"{self.output.stem}.quality.csv")
+
+    def require_sense(self) -> None:
+        from ctcovid.base.cluster import require_engine
+        from ctcovid.volumes.split import parse_shares
+
+        chosen = {
+            "--split": "split" in self.given,
+            "--split-file": self.split_file is not None,
+            "--same-as": self.same_as is not None,
+            "--balance": self.balance,
+            "--check": self.check,
+            "--plan": self.plan,
+            "--append": self.append,
+            "--overwrite": self.overwrite,
+        }
+        for one, other in EXCLUSIVE:
+            if chosen[one] and chosen[other]:
+                raise UsageError(f"{one} and {other} exclude each other. Give one of them.")
+        if self.defects is not None and not self.plan:
+            raise UsageError("--defects goes with --plan. To leave listed scans out, pass --exclude.")
+        require_engine(self.executor)
+        parse_shares(self.split)

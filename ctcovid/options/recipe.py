@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid.base import choices
+from ctcovid.base.errors import UsageError
 
 PAPER = "The paper's recipe"
 BEYOND = "Beyond the paper's recipe, all off by default"
@@ -49,3 +50,12 @@ class RecipeOptions:
     patience: Annotated[int, _beyond("Stop after so many epochs without a better one.", min=0)] = 0
     clip_gradient: Annotated[float, _beyond("Highest norm of a step's gradient.", min=0)] = 0.0
     freeze: Annotated[str, _beyond("Keep the weights up to this layer: stem, layer1, … For --pretrained.")] = ""
+
+    def require_recipe(self) -> None:
+        """Raises UsageError where the values do not fit together."""
+        for name, known in (("class_balance", choices.CLASS_BALANCES), ("schedule", choices.SCHEDULES)):
+            if getattr(self, name) not in known:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} {getattr(self, name)}: no such choice. Use {', '.join(known)}.")
+        if self.epochs and self.warmup >= self.epochs:
+            raise UsageError(f"--warmup {self.warmup:g} takes up all of the {self.epochs} epochs. Warm up for fewer, or train for more.")

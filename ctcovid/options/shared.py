@@ -32,6 +32,22 @@ class Options:
         """Names of the options that the user has given, in whichever way."""
         return {name for name, source in self.sources.items() if source != "default"}
 
+    def require_sense(self) -> None:
+        """Refuse what can be refused without torch: options that exclude each other, files that are not there, an absent device.
+
+        The command line calls this before it imports the command, so that a mistake is answered at once.
+
+        Raises UsageError, InputError or OutputExistsError.
+        """
+
+
+def require_device(device: str) -> None:
+    """Raises UsageError where a device that is asked for by name is absent; what can be known of the others needs no torch."""
+    if device not in ("auto", "cpu"):
+        from ctcovid.models.device import choose_device
+
+        choose_device(device)
+
 
 def complete_architecture(incomplete: str) -> list[str]:
     """Architectures that begin so, for completion."""

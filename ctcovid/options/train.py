@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ctcovid.models.catalog import DEFAULT
+from ctcovid.base.errors import UsageError
+from ctcovid.models.catalog import DEFAULT, architecture
 from ctcovid.options import shared
 from ctcovid.options.recipe import RecipeOptions
 
@@ -56,3 +57,22 @@ class Options(RecipeOptions, shared.Options):
     seed: shared.Seed = 0
     workers: shared.Workers = None
     overwrite: shared.Overwrite = False
+
+    def folder(self, depth: int) -> Path:
+        """The folder of the run, for volumes of that depth."""
+        return self.runs / (self.name or f"{self.arch}-d{depth}-b{self.batch}")
+
+    def require_sense(self) -> None:
+        from ctcovid.models.store import require_no_run
+        from ctcovid.volumes.reader import VolumesFile
+
+        architecture(self.arch)
+        if self.name in (".", "..") or Path(self.name).name != self.name:
+            raise UsageError(f"--name {self.name}: the name of a folder under {self.runs}/ is wanted, not a path.")
+        self.require_recipe()
+        if self.resume and self.overwrite:
+            raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
+        file = VolumesFile(self.data)
+        if not (self.resume or self.overwrite):
+            require_no_run(self.folder(self.depth or file.depth))
+        shared.require_device(self.device)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 # Connects pixels within a slice only.
 PLANE = np.zeros((3, 3, 3), bool)
-PLANE[1] = ndimage.generate_binary_structure(2, 1)
+PLANE[1, 1, :] = PLANE[1, :, 1] = True
 # Lung is at least this share of the body where it is widest: 0.24 to 0.57 in the real chests measured, 0.05 in the real abdomen.
 LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
 # So much of what seems lung lies where most slices have it: 0.45 and more in real chests and parts of them, 0.27 and less in photographs.
@@ -92,6 +91,9 @@ def _threshold(thumbnails: np.ndarray) -> float:
 
 def _enclosed(dark: np.ndarray) -> np.ndarray:
     """What is dark and does not reach the edge of its slice."""
+    # Finding scans comes by this module too, and needs none of SciPy.
+    from scipy import ndimage
+
     labels, count = ndimage.label(dark, PLANE)
     edge = np.zeros(count + 1, bool)
     for border in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError, listing
-from ctcovid.base.files import printable
+from ctcovid.base.files import printable, require_there
 from ctcovid.scans.contents import Contents, folders, look_into, natural_key, walk
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.manifest import is_manifest, manifest_scans
@@ -157,8 +157,7 @@ def _of_scan(folder: Path) -> list[tuple[Path, Contents]]:
 
 
 def _require_folder(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"No such folder: {path}. Check the path.")
+    require_there(path)
     if not path.is_dir():
         raise InputError(f"{path} is a file. Give the folder that holds the scans, or a manifest of them, whose name ends in .csv.")
 

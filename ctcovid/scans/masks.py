@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.files import require_there
 from ctcovid.scans.contents import look_into
 from ctcovid.scans.decode import stored_values, volume_scan
 from ctcovid.scans.read import read_slice, square
@@ -21,8 +22,7 @@ def read_mask(path: Path, slices: int, size: int, stack: Stack | None = None) ->
 
     Raises InputError where it cannot be read, has another number of slices, or is a volume that lies elsewhere than the scan's `stack`.
     """
-    if not path.exists():
-        raise InputError(f"No such mask: {path}. Check the path.")
+    require_there(path, "mask")
     if path.is_dir():
         inside = [read_slice(file) > 127 for file in look_into(path).pictures]
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.files import require_there
 from ctcovid.scans.contents import DICOM, TIFF, Contents, look_into, natural_key, walk
 from ctcovid.scans.decode import ending, volume_scan
 from ctcovid.scans.dicom import NOT_DICOM, Header, is_dicom
@@ -36,8 +37,7 @@ def found_at(path: Path, series: str | None = None) -> list[Found]:
 
     Raises InputError where the path is absent, may not be read, or is a file of another kind.
     """
-    if not path.exists():
-        raise InputError(f"No such folder: {path}. Check the path.")
+    require_there(path)
     if path.is_file():
         return _in_file(path, series)
     if not path.is_dir():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.errors import InputError, UsageError
 from ctcovid.base.files import RUN_CARD, made_by
 from ctcovid.base.runcard import sha256
 from ctcovid.base.temporaries import clear_all
@@ -17,9 +17,9 @@ from ctcovid.models.weightfile import find_weights
 from ctcovid.training.checkpoint import Progress, read_checkpoint
 from ctcovid.training.scalars import clear as clear_scalars
 
-CHECKPOINT, BEST, HISTORY = "last.pt", "best.safetensors", "metrics.csv"
+BEST, HISTORY = "best.safetensors", "metrics.csv"
 # What training writes into the folder of its run, beside its run card and what TensorBoard wants.
-WRITTEN = (store.CARD, store.WEIGHTS, FEATURES, BEST, CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
+WRITTEN = (store.CARD, store.WEIGHTS, FEATURES, BEST, store.CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
 # Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
 FREE = ("pretrained", "ranks", "device", "micro_batch")
 # Settings whose names have changed; checkpoints of earlier versions have the old ones.
@@ -32,17 +32,13 @@ def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, An
 
     Raises OutputExistsError where there is a run already and neither `resume` nor `overwrite` is on.
     """
-    path = folder / CHECKPOINT
-    if resume and overwrite:
-        raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
+    path = folder / store.CHECKPOINT
     if resume and path.is_file():
         return read_checkpoint(path)
     if resume and (folder / store.CARD).is_file():
-        raise InputError(f"{folder} is finished, and without its {CHECKPOINT} it cannot be continued. Choose another --name.")
-    if not overwrite and any((folder / name).exists() for name in (CHECKPOINT, store.CARD, store.WEIGHTS)):
-        raise OutputExistsError(
-            f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
-        )
+        raise InputError(f"{folder} is finished, and without its {store.CHECKPOINT} it cannot be continued. Choose another --name.")
+    if not overwrite:
+        store.require_no_run(folder)
     return None
 
 

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ctcovid.base.choices import CLASS_BALANCES, SCHEDULES
-from ctcovid.base.errors import UsageError
 from ctcovid.options.recipe import RecipeOptions
 from ctcovid.training.balance import balanced_draw
 from ctcovid.training.schedule import cosine, warm_up
@@ -31,12 +29,7 @@ class Recipe(RecipeOptions):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("class_balance", CLASS_BALANCES), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in known:
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option} {getattr(self, name)}: no such choice. Use {', '.join(known)}.")
-        if self.epochs and self.warmup >= self.epochs:
-            raise UsageError(f"--warmup {self.warmup:g} takes up all of the {self.epochs} epochs. Warm up for fewer, or train for more.")
+        self.require_recipe()
 
     def rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
         """Learning rate in a step of an epoch that has so many, epoch and step counted from 0."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.kind import COMPLETE, SEGMENTED
 from ctcovid.volumes.layout import ScanRow
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What the columns are called in the lists that go round with CC-CCII.
 NAMES = {
@@ -109,6 +111,8 @@ def _column(columns: list[str], ours: str) -> str:
 
 
 def _csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
     _text(path)
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import pandas as pd
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, UsageError, listing
@@ -94,6 +93,9 @@ def read_split_file(path: Path, patients: Iterable[str]) -> dict[str, str]:
 
     Raises InputError that lists every patient who is missing, stands in two parts, or has an unknown part.
     """
+    # pandas takes half a second to import, and every reader of a volumes file comes by this module.
+    import pandas as pd
+
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
