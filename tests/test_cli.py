@@ -129,7 +129,7 @@ def test_every_option_can_be_set_by_environment() -> None:
         (["models", "--cost", "tv_s3d"], 2, "--depth 16"),
         (["evaluate"], 3, "ctcovid train"),
         (["evaluate", "absent.csv"], 3, "absent.csv"),
-        (["predict", "."], 3, "PNG"),
+        (["predict", "."], 3, "ctcovid train"),
         (["explain", "absent"], 3, "absent"),
         (["predict"], 2, "scans"),
         (["explode"], 2, "explode"),
