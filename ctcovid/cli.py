@@ -16,7 +16,7 @@ import typer
 from ctcovid import __version__
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
-from ctcovid.base.launch import place, require_alone
+from ctcovid.base.process_info import process_info, require_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.options.commands import COMMANDS
 from ctcovid.options.messages import Messages
@@ -55,10 +55,10 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
     try:
         raise_when_stopped()
         require_alone(name, values.get("executor"))
-        for sentence in slips(ctx) if place().rank == 0 else ():
+        for sentence in slips(ctx) if process_info().rank == 0 else ():
             console.warn(sentence)
         options = COMMANDS[name].options(**values, sources=sources(ctx, values))
-        if place().size == 1:
+        if process_info().size == 1:
             # Of several processes, all have to hear of it.
             options.require_sense()
         # Only now, so that help, completion and refusals never wait for torch.

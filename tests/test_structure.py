@@ -16,11 +16,15 @@ PACKAGE = Path(ctcovid.__file__).parent
 ROOMS = [
     {"cli"},
     {"commands"},
+    {"experiments"},
     {"reports"},
     {"training", "evaluation", "explanation"},
+    {"inference"},
     # Below training, which takes its recipe from there, and above the catalogue, whose names it offers.
     {"options"},
+    {"distributed"},
     {"models"},
+    {"kernels"},
     {"volumes"},
     {"phantom"},
     {"scans"},

@@ -12,16 +12,16 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import ToldError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
 from ctcovid.base.runcard import RunCard
+from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.evaluation.checks import Checks, baselines, check
-from ctcovid.evaluation.glance import Glance, glance
 from ctcovid.evaluation.inference import Part, open_part, predict
 from ctcovid.evaluation.predictions import Predictions, read_predictions, reordered
 from ctcovid.evaluation.scoring import Drawing
 from ctcovid.evaluation.study import Asked, Study, Subject, study
 from ctcovid.evaluation.subgroups import KIND, SLICES, Grouping, by_number, by_patient, read_attributes
+from ctcovid.evaluation.volume_summary import PartSummary, summarise_part
 from ctcovid.models import registry
 from ctcovid.models.device import device_name
-from ctcovid.models.ranks import Ranks, together
 from ctcovid.options.evaluate import Options
 from ctcovid.reports import evaluation_report as report
 from ctcovid.reports.evaluation_tables import full_numbers
@@ -186,15 +186,15 @@ class _Looks:
 
     def __init__(self, workers: int, console: Console) -> None:
         self.workers, self.console = workers, console
-        self.seen: dict[tuple[str, str, int], Glance] = {}
+        self.seen: dict[tuple[str, str, int], PartSummary] = {}
 
-    def at(self, volume_set: VolumeSet, part: str) -> Glance:
+    def at(self, volume_set: VolumeSet, part: str) -> PartSummary:
         key = (volume_set.file.fingerprint, part, volume_set.depth)
         if key not in self.seen:
-            self.seen[key] = glance(volume_set, self.workers, self.console)
+            self.seen[key] = summarise_part(volume_set, self.workers, self.console)
         return self.seen[key]
 
-    def around(self, part: Part | None, name: str) -> tuple[Glance | None, dict[str, Glance]]:
+    def around(self, part: Part | None, name: str) -> tuple[PartSummary | None, dict[str, PartSummary]]:
         """At what a run was scored on, and by name at the parts that it was trained and chosen on; not at what is absent or the same."""
         if part is None or (part.same_file and name == "train"):
             return None, {}

@@ -23,12 +23,13 @@ from ctcovid.explanation.faithfulness import CAUTION, Faithfulness, faithfulness
 from ctcovid.explanation.methods import TITLES, map_cells, saliency_maps
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import telling_slices, to_scan, to_slices
+from ctcovid.inference.checked_scan import read_checked
+from ctcovid.inference.flags import flags_of, sentence
+from ctcovid.inference.temperature import calibrated
 from ctcovid.models import registry
-from ctcovid.models.calibration import calibrated
 from ctcovid.models.device import device_name
-from ctcovid.models.doubts import doubts, sentence
-from ctcovid.models.features import probabilities_and_features
 from ctcovid.models.network import Network
+from ctcovid.models.reference import probabilities_and_features
 from ctcovid.models.registry import TrainedModel
 from ctcovid.options.explain import Options
 from ctcovid.reports.nifti import save_nifti
@@ -40,7 +41,6 @@ from ctcovid.scans.findings import warn_of
 from ctcovid.scans.geometry import as_stored
 from ctcovid.scans.masks import read_mask
 from ctcovid.scans.scan import Scan
-from ctcovid.volumes.judged import read_judged
 
 MONTAGE_SLICES = 4
 
@@ -138,11 +138,11 @@ def _explain(scan: Scan, model: TrainedModel, layer: str, folder: Path, options:
 
 def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: Path, options: Options, console: Console) -> dict[str, Any]:
     with ThreadPoolExecutor(options.workers or cpus.allowed()) as pool:
-        judged = read_judged(scan, model.size, model.window, pool, model.depth)
-    volumes = judged.volumes(model.depth)
+        checked = read_checked(scan, model.size, model.window, pool, model.depth)
+    volumes = checked.volumes(model.depth)
     lesions = None
     if options.mask is not None:
-        lesions = read_mask(options.mask, len(scan.slices), model.size, scan.stack)[list(judged.kept)]
+        lesions = read_mask(options.mask, len(scan.slices), model.size, scan.stack)[list(checked.kept)]
     raw, features = probabilities_and_features(model.network, volumes)
     each = calibrated(raw, model.temperature)
     probabilities = scan_probabilities(each)
@@ -153,7 +153,7 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     cells = map_cells(model.network, options.method, volumes.shape[1:], native.shape[2:])
     saliency = to_slices(native[:, target], cells).reshape(slices.shape)
     lowest, highest = float(saliency.min()), float(saliency.max())
-    found = doubts(scan, judged, model, features)
+    found = flags_of(scan, checked, model, features)
     notes = [sentence(finding) for finding in found]
     if not highest > lowest:
         # Figures of an empty map would be the best that there are.
@@ -161,11 +161,11 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         console.warn(f"Scan {scan.id}: {notes[-1]}")
     pointed = pointing(saliency, lesions[: len(slices)]) if lesions is not None and highest > lowest else None
     saliency = unit_range(saliency)
-    checked = None
+    faithful = None
     if options.faithfulness and highest > lowest:
-        checked = _check(volumes, native[:, target], cells, model, layer, target, options, console)
+        faithful = _check(volumes, native[:, target], cells, model, layer, target, options, console)
     smooth = options.method == SMOOTH
-    mapped = list(judged.names[: len(slices)])
+    mapped = list(checked.names[: len(slices)])
 
     manifest = {
         "scan": scan.id,
@@ -190,7 +190,7 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
         "native_cells": {"first": list(cells.first), "step": list(cells.step)},
         "minimum": lowest,
         "maximum": highest,
-        "faithfulness": checked.document() if checked else None,
+        "faithfulness": faithful.document() if faithful else None,
         "pointing": asdict(pointed) if pointed else None,
         "slices": mapped,
         "slices_without_map": [name for name in scan.names if name not in mapped],
@@ -203,13 +203,13 @@ def _fill(building: Path, scan: Scan, model: TrainedModel, layer: str, folder: P
     if stack is not None and geometry is not None:
         own = to_scan(native[:, target], cells, *stack.slice_size)
         whole = np.zeros((len(scan.slices), *stack.slice_size), np.float32)
-        whole[list(judged.kept[: len(own)])] = own
+        whole[list(checked.kept[: len(own)])] = own
         # Of a file with all slices, voxel by voxel; DICOM has no order of its own, and gets that of the scan, head to feet.
         in_one = stack.reader == "volume" and not stack.frames
         save_nifti(building / "saliency.nii.gz", *(as_stored(whole, stack.turn, geometry) if in_one else (whole, geometry.affine)))
         manifest["files"]["nifti"] = "saliency.nii.gz"
     small = np.stack([_unit_slices(native[:, number], cells, min(MAP_SIDE, model.size)) for number in range(len(model.classes))], 1)
-    figures = _figures(checked, pointed)
+    figures = _figures(faithful, pointed)
     shape = "×".join(map(str, native.shape[2:]))
     where = "" if options.method == OCCLUSION else f", layer {layer}"
     how = f"{manifest['method']}{where}: {shape} places for each {model.depth} slices, drawn smoothly"
@@ -265,17 +265,17 @@ def _card(model: TrainedModel) -> dict[str, str]:
     return {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in shown.items() if value not in (None, "")}
 
 
-def _figures(checked: Faithfulness | None, pointed: Pointing | None) -> dict[str, str]:
+def _figures(faithful: Faithfulness | None, pointed: Pointing | None) -> dict[str, str]:
     """The figures about the maps in words, for the page."""
     figures: dict[str, str] = {}
-    if checked:
-        found = checked.document()
+    if faithful:
+        found = faithful.document()
         figures = {
             "deletion, area (low is good)": f"{found['deletion_area']:.3f}; random order {found['deletion_random_area']:.3f}",
             "insertion, area (high is good)": f"{found['insertion_area']:.3f}; random order {found['insertion_random_area']:.3f}",
-            "average drop (low is good)": f"{checked.average_drop:.1%}",
-            "increase (high is good)": f"{checked.increase:.1%} of the volumes",
-            "rank correlation with random weights (near 0 is good)": f"{checked.randomised_correlation:.2f}",
+            "average drop (low is good)": f"{faithful.average_drop:.1%}",
+            "increase (high is good)": f"{faithful.increase:.1%} of the volumes",
+            "rank correlation with random weights (near 0 is good)": f"{faithful.randomised_correlation:.2f}",
         }
     if pointed:
         figures |= {

@@ -105,7 +105,7 @@ def run(options: Options, console: Console) -> Summary | Plan:
 
 
 def _plan(options: Options, console: Console) -> Plan:
-    from ctcovid.models.plan import plan
+    from ctcovid.models.costs import plan
 
     costs = plan(options.cost, options.depth, options.size)
     folded = [layer.folded for layer in costs if layer.folded is not None]

@@ -17,13 +17,13 @@ from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, count
 from ctcovid.base.files import claim_file
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
+from ctcovid.distributed.ranks import Ranks, together
+from ctcovid.inference.classify import classify
 from ctcovid.models import registry
-from ctcovid.models.classify import classify
 from ctcovid.models.device import device_name
-from ctcovid.models.ranks import Ranks, together
 from ctcovid.models.registry import TrainedModel
 from ctcovid.options.predict import STDOUT, Options
-from ctcovid.reports.judgements import judgement_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
+from ctcovid.reports.prediction_rows import prediction_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
 from ctcovid.reports.rows import Row, RowFile, read_rows
 from ctcovid.reports.tables import CsvText
 from ctcovid.scans.discover import find_scans
@@ -52,7 +52,7 @@ class Summary:
         return {"models": self.models, "classes": self.classes, "scans": scans, "failed": self.failed}
 
     def table(self) -> CsvText:
-        return judgement_table([*self.kept, *self.rows], scan_columns(self.classes, len(self.models)))
+        return prediction_table([*self.kept, *self.rows], scan_columns(self.classes, len(self.models)))
 
     def keep(self, row: Row, strict: bool) -> None:
         """Count a row of an earlier run, which is none of a refused scan."""
@@ -72,7 +72,7 @@ class Done:
 
 
 def run(options: Options, console: Console) -> Summary:
-    """Find the scans, classify each, and go on past those that cannot be judged.
+    """Find the scans, classify each, and go on past those that cannot be checked.
 
     Of several processes started together, each takes its share of the scans, and the first writes.
     """
@@ -200,17 +200,17 @@ def _rounds(
                 hashes[id(scan)] = f"sha256:{digest}"
 
     def one(number: int, scan: Scan) -> tuple[int, Done]:
-        judged = next(judgements)
-        volumes = volume_rows(judged, classes) if options.volumes else []
-        return number, Done(scan_row(judged, classes, len(models)), volumes, scan.folder, hashes.pop(id(scan), None))
+        checked = next(predictions)
+        volumes = volume_rows(checked, classes) if options.volumes else []
+        return number, Done(scan_row(checked, classes, len(models)), volumes, scan.folder, hashes.pop(id(scan), None))
 
     share = ranks.share(list(enumerate(scans)))
     own = iter(share)
-    judgements = classify(
+    predictions = classify(
         [scan for _, scan in share], models, options.workers or ranks.cpus, options.raw, hashed if options.outputs else lambda scan: None
     )
     at_once = ROUND if ranks.size > 1 else 1
-    with contextlib.closing(judgements), console.progress(len(scans), "Scans") as advance:
+    with contextlib.closing(predictions), console.progress(len(scans), "Scans") as advance:
         for _ in range(-(-len(scans) // (at_once * ranks.size))):
             done = []
             for number, scan in islice(own, at_once):

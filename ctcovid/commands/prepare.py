@@ -32,12 +32,12 @@ from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import Window, parse_window
 from ctcovid.volumes.appending import carried_over, joined_listing, not_there_yet, parts_of, require_same_choice, require_same_salt
 from ctcovid.volumes.encode import BATCH, Chunk, Job, Probed, encode_slices, probe_scan
-from ctcovid.volumes.judging import Wishes, findings_of, judged, reasons_of
 from ctcovid.volumes.layout import ScanRow
 from ctcovid.volumes.listing import read_exclusions, read_lesions, read_plan
 from ctcovid.volumes.reader import VolumesFile
 from ctcovid.volumes.selection import Deal, choose, slices_by_part
 from ctcovid.volumes.split import parse_shares, read_split_file
+from ctcovid.volumes.verdicts import Wishes, findings_of, judged, reasons_of
 from ctcovid.volumes.writer import VolumesWriter
 
 

@@ -15,19 +15,27 @@ from ctcovid.base.files import RUN_CARD, claim_file, occupied
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.commands.train_record import Record
-from ctcovid.models import kernels, registry, store
+from ctcovid.distributed.ranks import Ranks, together
+from ctcovid.distributed.sync_batchnorm import synchronise
+from ctcovid.kernels import native
+from ctcovid.models import registry, store
 from ctcovid.models.device import device_kind, device_name
 from ctcovid.models.network import Network
-from ctcovid.models.ranks import Ranks, together
-from ctcovid.models.syncnorm import synchronise
 from ctcovid.options.recipe import RecipeOptions
 from ctcovid.options.train import Options
 from ctcovid.reports.tables import Cell, Table
 from ctcovid.training import scalars
-from ctcovid.training.beginning import begin_with, require_weights
 from ctcovid.training.checkpoint import Progress, Saving, restore
-from ctcovid.training.closing import close
-from ctcovid.training.continuation import (
+from ctcovid.training.ema import Ema
+from ctcovid.training.finalize import close
+from ctcovid.training.freeze import freeze
+from ctcovid.training.history import EpochRow
+from ctcovid.training.initial_weights import begin_with, require_weights
+from ctcovid.training.loop import fit
+from ctcovid.training.memory import fitted, is_want_of_memory, too_large
+from ctcovid.training.parts import parts_to_learn_from
+from ctcovid.training.recipe import Recipe
+from ctcovid.training.resume import (
     began_with,
     changed_device,
     changed_ranks,
@@ -37,13 +45,6 @@ from ctcovid.training.continuation import (
     is_finished,
     require_same,
 )
-from ctcovid.training.ema import Ema
-from ctcovid.training.freeze import freeze
-from ctcovid.training.history import EpochRow
-from ctcovid.training.loop import fit
-from ctcovid.training.memory import fitted, is_want_of_memory, too_large
-from ctcovid.training.parts import parts_to_learn_from
-from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import VolumeSet
 from ctcovid.volumes.limits import naming_limits
@@ -114,7 +115,7 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     torch.manual_seed(options.seed)
     # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
     torch.backends.cudnn.deterministic = True
-    network = registry.place(options.arch, file.classes, options.device, options.precision)
+    network = registry.build(options.arch, file.classes, options.device, options.precision)
     if options.freeze:
         freeze(network.module, options.freeze)
     optimiser = recipe.optimiser(network.module)
@@ -152,9 +153,9 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
         recipe = _train(options, recipe, checkpoint, train_set, valid_set, record, workers, stop, console)
         if ranks.first:
             # A network of its own, as the one that was trained may be synchronised, and its last weights are not the best.
-            fresh = registry.place(options.arch, file.classes, options.device, options.precision)
-            use, familiar = close(record.weights, fresh, train_set, valid_set, workers, stop, console)
-            record.register(file, depth, recipe, use, familiar)
+            fresh = registry.build(options.arch, file.classes, options.device, options.precision)
+            use, reference = close(record.weights, fresh, train_set, valid_set, workers, stop, console)
+            record.register(file, depth, recipe, use, reference)
             card.output(folder / store.WEIGHTS)
             card.output(folder / store.CARD)
     return _summary(folder, progress, console)
@@ -290,7 +291,7 @@ def _announce(
         f"Training {network.architecture.name} on {counted(len(train_set), 'volume')} of {'×'.join(map(str, train_set.shape))} "
         f"({len(valid_set):,} to validate), {device_name(network.device)}{processes}, {precision}, into {folder}/."
     )
-    if network.device.type == "cpu" and kernels.compiled is None:
+    if network.device.type == "cpu" and native.compiled is None:
         console.say("ctcovid was installed without a C++ compiler at hand: training takes longer, with the same result.")
     if progress.epoch or progress.step:
         console.say(f"Resuming after {counted(progress.epoch, 'epoch')} and {counted(progress.step, 'step')} of {recipe.epochs} epochs.")

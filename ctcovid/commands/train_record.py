@@ -10,16 +10,16 @@ import torch
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.runcard import versions
+from ctcovid.distributed.ranks import Ranks
 from ctcovid.models import store
-from ctcovid.models.features import Familiar, save_familiar
 from ctcovid.models.network import SCALING, Network
-from ctcovid.models.ranks import Ranks
+from ctcovid.models.reference import ReferenceFeatures, save_reference
 from ctcovid.reports.figures import curve
 from ctcovid.training.checkpoint import Progress, room_for, save_checkpoint
-from ctcovid.training.continuation import BEST, HISTORY
 from ctcovid.training.ema import Ema, averaged
 from ctcovid.training.history import EpochRow, write_history
 from ctcovid.training.recipe import Recipe
+from ctcovid.training.resume import BEST, HISTORY
 from ctcovid.volumes.reader import VolumesFile
 
 
@@ -75,14 +75,14 @@ class Record:
         best = self.folder / BEST
         return best if best.exists() else self.folder / store.WEIGHTS
 
-    def register(self, file: VolumesFile, depth: int, recipe: Recipe, use: dict[str, Any], familiar: Familiar | None) -> None:
-        """Make the weights the model of the run, and write model.json, last of all; `use` and `familiar` are what `close` has found."""
+    def register(self, file: VolumesFile, depth: int, recipe: Recipe, use: dict[str, Any], reference: ReferenceFeatures | None) -> None:
+        """Make the weights the model of the run, and write model.json, last of all; `use` and `reference` are what `close` has found."""
         weights = self.weights
         # That of an earlier end of the run would be one of other weights.
         (self.folder / store.CARD).unlink(missing_ok=True)
         weights.replace(self.folder / store.WEIGHTS)
-        if familiar is not None:
-            use = use | {"features": save_familiar(self.folder, familiar)}
+        if reference is not None:
+            use = use | {"features": save_reference(self.folder, reference)}
         store.save_card(
             self.folder,
             {

@@ -10,8 +10,8 @@ import numpy as np
 
 from ctcovid.base.errors import counted
 from ctcovid.evaluation.baselines import logistic_probabilities, majority_probabilities
-from ctcovid.evaluation.glance import Glance, repeated
 from ctcovid.evaluation.predictions import Predictions
+from ctcovid.evaluation.volume_summary import PartSummary, repeated
 
 if TYPE_CHECKING:
     from ctcovid.evaluation.inference import Part
@@ -42,7 +42,9 @@ class Checks:
         return asdict(self)
 
 
-def check(predictions: Predictions, part: Part | None, tested: Glance | None, learnt: dict[str, Glance], name: str = "test") -> Checks:
+def check(
+    predictions: Predictions, part: Part | None, tested: PartSummary | None, learnt: dict[str, PartSummary], name: str = "test"
+) -> Checks:
     """Look into the test set of a model.
 
     Parameters
@@ -82,7 +84,7 @@ def check(predictions: Predictions, part: Part | None, tested: Glance | None, le
     return Checks(predictions.name, balance, population, count, notes)
 
 
-def baselines(predictions: Predictions, tested: Glance | None, trained: Glance | None) -> list[Predictions]:
+def baselines(predictions: Predictions, tested: PartSummary | None, trained: PartSummary | None) -> list[Predictions]:
     """What models that have learnt nothing of lungs predict for the same volumes.
 
     Where the training part cannot be read, the commonest class of the test set itself, the most that such a model can reach.

@@ -10,10 +10,10 @@ import numpy as np
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError
+from ctcovid.distributed.ranks import Ranks
 from ctcovid.evaluation.overlap import share_images
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.models.device import device_name
-from ctcovid.models.ranks import Ranks
 from ctcovid.models.registry import TrainedModel
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.limits import naming_limits

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ctcovid.evaluation.calibration import BINS, confidence_bins
 from ctcovid.evaluation.ranking import Ranking
+from ctcovid.evaluation.reliability import BINS, confidence_bins
 
 # The lowest and highest value that each can have.
 LIMITS = {

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ctcovid.evaluation.calibration import ReliabilityBin, reliability
 from ctcovid.evaluation.checks import Checks
 from ctcovid.evaluation.comparing import Comparison, compare, pair
 from ctcovid.evaluation.curves import Curve, roc_and_pr
@@ -15,6 +14,7 @@ from ctcovid.evaluation.intervals import Estimate
 from ctcovid.evaluation.levels import joined
 from ctcovid.evaluation.operating import at_threshold, threshold_for
 from ctcovid.evaluation.predictions import Predictions
+from ctcovid.evaluation.reliability import ReliabilityBin, reliability
 from ctcovid.evaluation.scoring import Drawing, GroupScore, Score, score, score_groups, units
 from ctcovid.evaluation.subgroups import Grouping, at_level
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ctcovid.base.errors import UsageError, did_you_mean
-from ctcovid.models.depthfold import GlobalAverage
-from ctcovid.models.features import last_linear
+from ctcovid.kernels.depthfold import GlobalAverage
 from ctcovid.models.network import Network
+from ctcovid.models.reference import last_linear
 
 AVERAGES = (GlobalAverage, nn.AdaptiveAvgPool3d)
 

@@ -21,8 +21,8 @@ from scipy.stats import spearmanr
 from ctcovid.explanation.cells import Cells
 from ctcovid.explanation.occlusion import lung_grey, pieces
 from ctcovid.explanation.upsample import to_slices
+from ctcovid.inference.temperature import calibrated
 from ctcovid.models import registry
-from ctcovid.models.calibration import calibrated
 from ctcovid.models.network import Network
 
 # Places are the cells of a grid over the slice, so that all maps are judged at one resolution; curves have a point for each step.

@@ -6,7 +6,7 @@ import torch
 
 from ctcovid.base.choices import PRECISIONS
 from ctcovid.base.errors import UsageError
-from ctcovid.base.launch import place
+from ctcovid.base.process_info import process_info
 from ctcovid.models.catalog import Architecture
 
 
@@ -43,7 +43,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def _own_gpu() -> str:
-    here = place()
+    here = process_info()
     # SLURM may show each process nothing but its own GPU, which is number 0 for all.
     return "cuda" if here.size == 1 else f"cuda:{here.local_rank % torch.cuda.device_count()}"
 

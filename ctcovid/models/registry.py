@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ctcovid.models.features import Familiar
     from ctcovid.models.network import Network
+    from ctcovid.models.reference import ReferenceFeatures
 
 RUNS = Path("runs")
 # What to propose where volumes are too small for an architecture.
@@ -30,14 +30,14 @@ LARGER_DEPTHS, LARGER_SIZES = (8, 16, 32), (128, 224)
 @dataclass(frozen=True)
 class TrainedModel:
     """A trained model, ready to be called: its `name`, its `folder`, what its model.json says (`card`), the `network`, and what it is
-    `familiar` with, where that is known.
+    `reference` with, where that is known.
     """
 
     name: str
     folder: Path
     card: dict[str, Any]
     network: Network
-    familiar: Familiar | None = None
+    reference: ReferenceFeatures | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -120,7 +120,7 @@ def _takes(name: str, depth: int, size: int, learning: bool = False) -> bool:
     return True
 
 
-def place(name: str, classes: list[str], device: str = "auto", precision: str = "auto") -> Network:
+def build(name: str, classes: list[str], device: str = "auto", precision: str = "auto") -> Network:
     """A new network on its device, ready to be trained. Raises UsageError where the device is absent."""
     from ctcovid.models.device import choose_device, choose_precision
     from ctcovid.models.network import Network
@@ -139,8 +139,8 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     folder = find(model, runs)
     card = store.read_card(folder)
     from ctcovid.models.device import choose_device, choose_precision
-    from ctcovid.models.features import load_familiar
     from ctcovid.models.network import SCALING, Network
+    from ctcovid.models.reference import load_reference
 
     if card["scaling"] != SCALING:
         raise ModelRefusedError(f"{folder / store.CARD} asks for the intensity scaling {card['scaling']}; this ctcovid has {SCALING}.")
@@ -157,7 +157,7 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
         # Explanations differentiate by feature maps, never by weights; without this torch would keep what it needs for both.
         module.requires_grad_(False)
         network = Network(module, row, list(card["classes"]), chosen, dtype)
-        _loaded[key] = TrainedModel(folder.name, folder, card, network, load_familiar(folder, card))
+        _loaded[key] = TrainedModel(folder.name, folder, card, network, load_reference(folder, card))
     return _loaded[key]
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ctcovid.models.depthfold import Conv3d, GlobalAverage, MaxPool3d, Prepared, convolve, prepare, shortcut, stem
-from ctcovid.models.fusednorm import fold_norm, forgetful, norm_relu, norm_relu_pool, relu_pool
+from ctcovid.kernels.depthfold import Conv3d, GlobalAverage, MaxPool3d, Prepared, convolve, prepare, shortcut, stem
+from ctcovid.kernels.fusednorm import fold_norm, forgetful, norm_relu, norm_relu_pool, relu_pool
 
 # Table 3: the stem's kernel, and the widths of Conv2 to Conv5.
 STEM_KERNEL = 7

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ctcovid.base.files import atomic, write_text
-from ctcovid.evaluation.calibration import ReliabilityBin
 from ctcovid.evaluation.curves import GRID, Curve
 from ctcovid.evaluation.intervals import Estimate
+from ctcovid.evaluation.reliability import ReliabilityBin
 from ctcovid.reports.figures import confusion_size, draw_confusion, draw_curve, literal, row_shares
 from ctcovid.reports.tables import Cell, csv_text
 

@@ -19,7 +19,7 @@ import numpy as np
 from ctcovid.base.errors import InputError
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise, of_pixels
-from ctcovid.scans.holes import nifti_holes
+from ctcovid.scans.nan_mask import nifti_holes
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.quiet import silenced
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE, Scan, Stack

@@ -12,10 +12,10 @@ from ctcovid.scans.contents import DICOM, TIFF, Contents, look_into, natural_key
 from ctcovid.scans.decode import ending, volume_scan
 from ctcovid.scans.dicom import NOT_DICOM, Header, is_dicom
 from ctcovid.scans.findings import KEPT, WARNING, Finding
-from ctcovid.scans.losses import Unread, near, read_headers
 from ctcovid.scans.read import page_count, pages_scan
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.series import common_folder, studies, study_scan
+from ctcovid.scans.unreadable import Unread, near, read_headers
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ctcovid.base.errors import counted
 from ctcovid.scans import anatomy, order, repeats
 from ctcovid.scans.findings import ERROR, INFO, KEPT, REPAIRED, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import SEGMENTED, image_kind
-from ctcovid.scans.look import SIDE, Look
+from ctcovid.scans.slice_summary import SIDE, SliceSummary
 
 # A scan may lose this share of its slices, one at least, and so many neighbours, and still be the scan that it was.
 MOST_LOST, MOST_NEIGHBOURS_LOST = 0.1, 2
@@ -41,7 +41,7 @@ class Verdict:
     kind: str
 
 
-def judge(names: Sequence[str], slices: Sequence[Look | Unusable], ordered: bool = False) -> Verdict:
+def judge(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], ordered: bool = False) -> Verdict:
     """Find what is wrong with a scan, and repair what can be repaired for certain.
 
     Parameters
@@ -52,7 +52,7 @@ def judge(names: Sequence[str], slices: Sequence[Look | Unusable], ordered: bool
     """
     findings = [*_gaps(names)]
     bad = {place: item for place, item in enumerate(slices) if isinstance(item, Unusable)}
-    looks = {place: item for place, item in enumerate(slices) if isinstance(item, Look)}
+    looks = {place: item for place, item in enumerate(slices) if isinstance(item, SliceSummary)}
     findings += _unusable(bad, len(slices))
     findings += _sizes(looks, len(slices))
     findings += _constant(looks)
@@ -115,7 +115,7 @@ def _unusable(bad: dict[int, Unusable], count: int) -> list[Finding]:
     return findings
 
 
-def _sizes(looks: dict[int, Look], count: int) -> list[Finding]:
+def _sizes(looks: dict[int, SliceSummary], count: int) -> list[Finding]:
     """Slices of another size than most of the scan's."""
     sizes = Counter((item.height, item.width) for item in looks.values())
     if not sizes:
@@ -133,7 +133,7 @@ def _sizes(looks: dict[int, Look], count: int) -> list[Finding]:
     return []
 
 
-def _constant(looks: dict[int, Look]) -> list[Finding]:
+def _constant(looks: dict[int, SliceSummary]) -> list[Finding]:
     places = [place for place, item in looks.items() if item.constant]
     if not places:
         return []
@@ -143,7 +143,7 @@ def _constant(looks: dict[int, Look]) -> list[Finding]:
     return [Finding("constant", ERROR if action == SCAN_DROPPED else WARNING, message, action, tuple(places))]
 
 
-def _holes(looks: dict[int, Look]) -> list[Finding]:
+def _holes(looks: dict[int, SliceSummary]) -> list[Finding]:
     places = tuple(place for place, item in looks.items() if item.holes)
     if not places:
         return []
@@ -151,7 +151,7 @@ def _holes(looks: dict[int, Look]) -> list[Finding]:
     return [Finding("not-a-number", WARNING, message, KEPT, places)]
 
 
-def _repeated(looks: dict[int, Look], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:
+def _repeated(looks: dict[int, SliceSummary], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:
     """Repeated slices, and the slices without them."""
     findings = []
     for exact in (True, False):
@@ -179,7 +179,7 @@ def _repeated(looks: dict[int, Look], kept: list[int], masked: bool) -> tuple[li
     return findings, kept
 
 
-def _judged_by_sight(looks: dict[int, Look], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
+def _judged_by_sight(looks: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
     """Order, direction and part of the body."""
     if len(kept) < FEWEST_FOR_ANATOMY or min(looks[kept[0]].height, looks[kept[0]].width) < SIDE:
         return [], kept

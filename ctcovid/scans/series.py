@@ -13,8 +13,8 @@ from ctcovid.base.errors import counted
 from ctcovid.scans.dicom import NOT_DICOM, SECONDARY_CAPTURE, Header, Plane
 from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
-from ctcovid.scans.losses import Unread, can_do_without, of_lost, of_others, of_series, reasons, told
 from ctcovid.scans.scan import Scan, Stack
+from ctcovid.scans.unreadable import Unread, can_do_without, of_lost, of_others, of_series, reasons, told
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 DERIVED_WORDS = {"DERIVED", "MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from ctcovid.base.console import Console, duration
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
 from ctcovid.base.signals import STOPPING, StopRequest
+from ctcovid.distributed.ranks import Ranks
 from ctcovid.models.network import Network
-from ctcovid.models.ranks import Ranks
 from ctcovid.training.balance import class_weights
 from ctcovid.training.checkpoint import Progress, Saving
 from ctcovid.training.ema import averaged

@@ -18,12 +18,12 @@ from torch import nn
 from ctcovid.base.allocation import hand_back
 from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError
+from ctcovid.distributed.gradients import RunningStatistics
+from ctcovid.distributed.ranks import Ranks
+from ctcovid.distributed.sync_batchnorm import alone
 from ctcovid.models.device import device_name
 from ctcovid.models.network import Network
-from ctcovid.models.ranks import Ranks
-from ctcovid.models.syncnorm import alone
 from ctcovid.training.freeze import learn
-from ctcovid.training.gradients import RunningStatistics
 from ctcovid.training.recipe import Recipe
 from ctcovid.volumes.resident import free_memory
 

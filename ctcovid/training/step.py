@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ctcovid.base.signals import STOPPING, StopRequest
+from ctcovid.distributed.gradients import Gradients, RunningStatistics
+from ctcovid.distributed.ranks import Ranks
 from ctcovid.models.network import Network
-from ctcovid.models.ranks import Ranks
 from ctcovid.training import augment
 from ctcovid.training.ema import Ema
-from ctcovid.training.gradients import Gradients, RunningStatistics
 from ctcovid.training.loss import summed_loss
 from ctcovid.training.recipe import Recipe
 from ctcovid.volumes.batches import Batch

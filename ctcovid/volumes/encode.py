@@ -13,10 +13,10 @@ from isal import isal_zlib
 from ctcovid.base.errors import InputError
 from ctcovid.scans.decode import NOT_HOUNSFIELD
 from ctcovid.scans.kind import in_colour
-from ctcovid.scans.look import Look, look
 from ctcovid.scans.quality import Unusable
 from ctcovid.scans.read import ScanFormat, probe, read_slices, scan_format, square
 from ctcovid.scans.scan import Scan
+from ctcovid.scans.slice_summary import SliceSummary, look
 from ctcovid.scans.window import Window
 from ctcovid.volumes.chunk import chunk_bytes
 
@@ -30,7 +30,7 @@ class Chunk:
 
     data: bytes
     crc32: int
-    look: Look
+    look: SliceSummary
 
 
 Encoded = Chunk | Unusable
@@ -49,7 +49,7 @@ class Job:
 def encode_slices(job: Job) -> list[Encoded]:
     """A chunk for each slice, or why it cannot be read."""
     chunks: list[Encoded] = []
-    for one in looked_at(job.scan, job.bits, job.window):
+    for one in summarised(job.scan, job.bits, job.window):
         if isinstance(one, Unusable):
             chunks.append(one)
         else:
@@ -58,7 +58,7 @@ def encode_slices(job: Job) -> list[Encoded]:
     return chunks
 
 
-def looked_at(scan: Scan, bits: int, window: Window) -> Iterator[tuple[Look, np.ndarray] | Unusable]:
+def summarised(scan: Scan, bits: int, window: Window) -> Iterator[tuple[SliceSummary, np.ndarray] | Unusable]:
     """Each slice of a scan, or of a part of one, with its look, uint8 (H, W) as it is; or why it cannot be read."""
     for part in scan.parts(1):
         left = len(part.slices)
@@ -73,7 +73,7 @@ def looked_at(scan: Scan, bits: int, window: Window) -> Iterator[tuple[Look, np.
                 yield unusable(part.slices[0], error, named=part.stack is None)
 
 
-def _encoded(pixels: np.ndarray, size: int, seen: Look) -> Chunk:
+def _encoded(pixels: np.ndarray, size: int, seen: SliceSummary) -> Chunk:
     fitted = square(pixels, size)
     # A slice that has the size already is not summed up twice.
     return Chunk(chunk_bytes(fitted), seen.crc32 if fitted is pixels else isal_zlib.crc32(fitted), seen)

@@ -24,8 +24,8 @@ from sklearn.metrics import (
 )
 
 from ctcovid.evaluation.bootstrap import resampled
-from ctcovid.evaluation.calibration import BINS
 from ctcovid.evaluation.metrics import Sample, of_class
+from ctcovid.evaluation.reliability import BINS
 
 
 def study(volumes: int, seed: int = 0, strength: float = 0.8) -> tuple[np.ndarray, np.ndarray]:

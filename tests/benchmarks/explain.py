@@ -41,7 +41,7 @@ def contestants(arch: str, layer: str, samples: int, device: str, noise: float =
     from torchcam.methods import SmoothGradCAMpp
 
     torch.manual_seed(0)
-    ours = registry.place(arch, CLASSES, device, "float32")
+    ours = registry.build(arch, CLASSES, device, "float32")
     ours.module.requires_grad_(False)
     usual = Network(ours.module, ours.architecture, CLASSES, ours.device, choose_precision("auto", ours.device, ours.architecture))
     module = registry.create(arch, len(CLASSES), plain=True).requires_grad_(False)

@@ -34,11 +34,12 @@ from torch import Tensor, nn
 from ctcovid.base.allocation import hand_back, keep_freed_memory
 from ctcovid.base.errors import CtcovidError
 from ctcovid.base.files import claim_file, write_json
-from ctcovid.models import kernels, registry
+from ctcovid.kernels import native
+from ctcovid.models import registry
 from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models.costs import plan
 from ctcovid.models.device import device_name
 from ctcovid.models.network import LARGEST_KEPT
-from ctcovid.models.plan import plan
 
 CLASSES = ["NCP", "CP", "Normal"]
 OURS = "ctcovid"
@@ -63,7 +64,7 @@ class Contestant:
         self.device, self.last, self.precision = device, "channels last" in variant, torch.float32
         self.network: Any = None
         if variant.startswith(OURS):
-            self.network = registry.place(arch, CLASSES, str(device), "float32" if "float32" in variant else "auto")
+            self.network = registry.build(arch, CLASSES, str(device), "float32" if "float32" in variant else "auto")
             self.module, self.precision = self.network.module, self.network.precision
             if variant == COMPILED:
                 self.network.module = torch.compile(self.module)
@@ -195,7 +196,7 @@ def measure(
     """All variants of one architecture at one depth."""
     known = (*VARIANTS, COMPILED) if compiled else VARIANTS
     variants = [name for name in known if not (name.startswith("MONAI") and importlib.util.find_spec("monai") is None)]
-    if registry.place(arch, CLASSES, str(device)).precision == torch.float32:
+    if registry.build(arch, CLASSES, str(device)).precision == torch.float32:
         variants.remove(OURS)
     rows: dict[str, dict[str, Any]] = {}
     for variant in variants:
@@ -331,7 +332,7 @@ def main() -> None:
         "processor": platform.processor() or platform.machine(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch": torch.__version__,
-        "compiled_passes": kernels.compiled is not None,
+        "compiled_passes": native.compiled is not None,
         "date": time.strftime("%Y-%m-%d"),
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)

@@ -29,8 +29,8 @@ from reading import write_dicom, write_pictures
 from ctcovid.base import cpus
 from ctcovid.base.errors import CtcovidError
 from ctcovid.base.files import write_json
+from ctcovid.inference.classify import ScanJudgement, classify
 from ctcovid.models import registry, store
-from ctcovid.models.classify import ScanJudgement, classify
 from ctcovid.models.network import SCALING
 from ctcovid.phantom.chest import chest
 from ctcovid.scans.discover import find_scans

@@ -28,6 +28,6 @@ def test_both_look_at_the_same_class_without_noise_to_tell_them_apart() -> None:
     import torch
 
     torch.manual_seed(0)
-    network = registry.place("r3d18", explain.CLASSES, "cpu", "float32")
+    network = registry.build("r3d18", explain.CLASSES, "cpu", "float32")
     ours = saliency_maps(network, volumes, PLUS, "layer4", [0]).reshape(-1)
     assert np.corrcoef(ours, theirs)[0, 1] > 0.99

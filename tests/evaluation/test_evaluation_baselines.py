@@ -15,9 +15,9 @@ from ctcovid.base.console import Console
 from ctcovid.commands import prepare
 from ctcovid.evaluation.baselines import FEATURES, global_features, logistic_probabilities, majority_probabilities
 from ctcovid.evaluation.checks import LOGISTIC, MAJORITY, baselines, check
-from ctcovid.evaluation.glance import Glance, glance, repeated
 from ctcovid.evaluation.inference import Part
 from ctcovid.evaluation.predictions import Predictions
+from ctcovid.evaluation.volume_summary import PartSummary, repeated, summarise_part
 from ctcovid.volumes.batches import VolumeSet
 from ctcovid.volumes.reader import VolumesFile
 
@@ -74,9 +74,9 @@ def test_the_majority_is_the_commonest_class_of_training() -> None:
     assert majority_probabilities(np.array([0, 1, 1, 2]), 2, 3).tolist() == [[0.25, 0.5, 0.25]] * 2
 
 
-def made(names: list[str], labels: list[str], spread: float = 10.0) -> Glance:
+def made(names: list[str], labels: list[str], spread: float = 10.0) -> PartSummary:
     features = np.full((len(labels), len(FEATURES)), spread)
-    return Glance(features, [tuple(name[at : at + 1].encode() for at in range(len(name))) for name in names], labels)
+    return PartSummary(features, [tuple(name[at : at + 1].encode() for at in range(len(name))) for name in names], labels)
 
 
 def test_volumes_count_as_repeated_whose_every_slice_was_trained_on_however_cut_or_ordered() -> None:
@@ -99,7 +99,7 @@ def test_a_scan_that_is_stored_for_two_patients_is_found(tmp_path: Path, make_da
     prepare.run(prepare.Options(data, 4, 32, tmp_path / "volumes.h5"), Console(quiet=True, results=False))
     file = VolumesFile(tmp_path / "volumes.h5")
     console = Console(quiet=True)
-    tested, trained = (glance(VolumeSet(file, part, 4), 0, console) for part in ("test", "train"))
+    tested, trained = (summarise_part(VolumeSet(file, part, 4), 0, console) for part in ("test", "train"))
     slices = {part: {file.read(v.first_slice, 4).tobytes() for v in file.volumes(part, 4)} for part in ("test", "train")}
     expected = [file.read(v.first_slice, 4).tobytes() in slices["train"] for v in file.volumes("test", 4)]
     assert any(expected)
@@ -139,7 +139,7 @@ def test_classes_that_are_far_from_balanced_are_pointed_at() -> None:
 
 def test_trivial_models_predict_the_same_volumes(file: VolumesFile) -> None:
     console = Console(quiet=True)
-    tested, trained = (glance(VolumeSet(file, part, 4), 0, console) for part in ("test", "train"))
+    tested, trained = (summarise_part(VolumeSet(file, part, 4), 0, console) for part in ("test", "train"))
     found = predictions(tested.labels, [str(number) for number in range(len(tested.labels))])
     majority, logistic = baselines(found, tested, trained)
     assert (majority.name, logistic.name) == (MAJORITY, LOGISTIC)

@@ -20,7 +20,7 @@ TARGETS = torch.tensor([2, 0])
 def trained(name: str) -> Network:
     """A network as the registry gives it for a trained model."""
     torch.manual_seed(0)
-    network = registry.place(name, CLASSES, "cpu", "float32")
+    network = registry.build(name, CLASSES, "cpu", "float32")
     network.module.requires_grad_(False)
     return network
 
@@ -211,7 +211,7 @@ def test_the_network_is_as_it_was(r3d18: Network, scaled: Tensor) -> None:
 
 
 def test_no_gradient_flows_to_weights_that_are_being_trained(scaled: Tensor) -> None:
-    network = registry.place("tv_mc3_18", CLASSES, "cpu", "float32")
+    network = registry.build("tv_mc3_18", CLASSES, "cpu", "float32")
     with Activations(network, "layer2") as activations:
         _, maps, gradients = taken(activations, scaled)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.module.parameters())

@@ -70,7 +70,7 @@ def test_places_are_those_that_strides_and_paddings_give(
     name: str, layer: str, native: tuple[int, ...], first: tuple[float, ...], step: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resnet3d, "WIDTHS", (2, 2, 4, 4))
-    network = registry.place(name, CLASSES, "cpu", "float32")
+    network = registry.build(name, CLASSES, "cpu", "float32")
     cells = cells_of(network, (4, 128, 128), native)
     assert (cells.first, cells.step) == (first, step)
     assert saliency_maps(network, np.zeros((1, 4, 128, 128), np.uint8), PLAIN, layer, [0]).shape[2:] == native
@@ -93,7 +93,7 @@ def test_the_map_has_its_peak_over_the_lesion(name: str, layer: str, monkeypatch
 
 
 def test_patches_are_boxes() -> None:
-    network = registry.place("tv_mc3_18", CLASSES, "cpu", "float32")
+    network = registry.build("tv_mc3_18", CLASSES, "cpu", "float32")
     volumes = np.zeros((1, 4, 48, 48), np.uint8)
     native = occlusion_maps(network, volumes, [0], lambda count: None).shape[2:]
     assert native == (1, CELLS, CELLS)

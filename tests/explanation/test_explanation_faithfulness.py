@@ -78,7 +78,7 @@ def test_a_place_is_as_strong_as_its_pixels_are_in_the_mean() -> None:
 
 def test_random_weights_are_not_those_that_training_began_with() -> None:
     torch.manual_seed(0)
-    network = registry.place("tv_mc3_18", ["a", "b", "c"], "cpu", "float32")
+    network = registry.build("tv_mc3_18", ["a", "b", "c"], "cpu", "float32")
     fresh, again = with_random_weights(network, 0), with_random_weights(network, 0)
     for (name, one), other in zip(network.module.named_parameters(), fresh.module.parameters(), strict=True):
         if one.ndim == 5:

@@ -232,7 +232,7 @@ def test_noise_is_a_share_of_each_volumes_own_range() -> None:
 @pytest.mark.parametrize("name", ["r3d18", "r2plus1d18"])
 def test_maps_of_a_volume_do_not_depend_on_what_else_is_in_the_batch(name: str) -> None:
     torch.manual_seed(0)
-    network = registry.place(name, ["NCP", "CP", "Normal"], "cpu", "float32")
+    network = registry.build(name, ["NCP", "CP", "Normal"], "cpu", "float32")
     network.module.requires_grad_(False)
     scaled, targets = some_volumes(3, size=64), [0, 1, 2]
     # Behind layer3 a mean of several gradients can cancel almost to nothing in a denominator, where the last bit becomes a visible one.

@@ -26,7 +26,7 @@ def test_asking_for_an_absent_device_is_an_error_and_no_silent_fallback(wanted: 
     with pytest.raises(UsageError, match=wanted):
         choose_device(wanted)
     with pytest.raises(UsageError, match=wanted):
-        registry.place("r3d18", ["a", "b", "c"], wanted)
+        registry.build("r3d18", ["a", "b", "c"], wanted)
 
 
 @pytest.mark.usefixtures("no_accelerator")

@@ -26,7 +26,7 @@ def network(request: pytest.FixtureRequest) -> Network:
     """Real networks, their last layer ten times stronger, so that the probabilities are far from all alike."""
     name, precision = request.param.split("-")
     torch.manual_seed(0)
-    placed = registry.place(name, CLASSES, "cpu", "float32" if precision == "float32" else "auto")
+    placed = registry.build(name, CLASSES, "cpu", "float32" if precision == "float32" else "auto")
     if str(placed.precision) != f"torch.{precision}":
         pytest.skip(f"{name} computes in {placed.precision} here")
     with torch.no_grad():
@@ -41,7 +41,7 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_no_number_does_not_pass_for_a_class() -> None:
-    placed = registry.place("tv_mc3_18", CLASSES, "cpu", "float32")
+    placed = registry.build("tv_mc3_18", CLASSES, "cpu", "float32")
     with torch.no_grad():
         placed.module.fc.bias[1] = float("nan")
     with pytest.raises(ModelRefusedError, match="not finite"):

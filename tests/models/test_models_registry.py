@@ -40,7 +40,7 @@ def volumes() -> np.ndarray:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Network]:
     """A run directory, and the network that was saved in it."""
     torch.manual_seed(0)
-    network = registry.place(ARCHITECTURE, CLASSES, "cpu", "float32")
+    network = registry.build(ARCHITECTURE, CLASSES, "cpu", "float32")
     folder = tmp_path_factory.mktemp("trained") / "runs" / "mc3-d4"
     folder.mkdir(parents=True)
     store.save_weights(folder / store.WEIGHTS, network.module)
@@ -99,7 +99,7 @@ def test_a_model_that_was_trained_again_is_loaded_again(trained: tuple[Path, Net
     folder = with_card(tmp_path / "again", trained[0])
     first = registry.load(str(folder), "cpu", "float32")
     torch.manual_seed(1)
-    network = registry.place(ARCHITECTURE, CLASSES, "cpu", "float32")
+    network = registry.build(ARCHITECTURE, CLASSES, "cpu", "float32")
     (folder / store.WEIGHTS).unlink()
     store.save_weights(folder / store.WEIGHTS, network.module)
     store.save_card(folder, CARD)

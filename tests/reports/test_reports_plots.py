@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctcovid.evaluation.calibration import reliability
 from ctcovid.evaluation.curves import roc_and_pr
 from ctcovid.evaluation.intervals import Estimate
+from ctcovid.evaluation.reliability import reliability
 from ctcovid.reports.plots import LINES, Plot, confusion_plot, effect_plot, history_plots, pr_plot, reliability_plot, roc_plot
 
 METRICS = {"accuracy": "Accuracy", "recall": "Recall"}

@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.look import look
 from ctcovid.scans.quality import Unusable, Verdict, judge
 from ctcovid.scans.read import read_slice, square
+from ctcovid.scans.slice_summary import look
 
 SCANS = (
     *("ccccii/NCP/16/1164", "ccccii/NCP/920/2462", "ccccii/CP/1068/3107", "ccccii/Normal/2316/771"),

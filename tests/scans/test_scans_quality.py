@@ -11,11 +11,11 @@ import pytest
 from defect_rates import DEFECTS, SCANS, compressed, scans, sound, variant, verdict
 
 from ctcovid.phantom.chest import slices_of_chest
-from ctcovid.scans.look import Look, look
 from ctcovid.scans.quality import Unusable, Verdict, dropped_instead, judge
+from ctcovid.scans.slice_summary import SliceSummary, look
 
 
-def looks(volume: np.ndarray) -> list[Look | Unusable]:
+def looks(volume: np.ndarray) -> list[SliceSummary | Unusable]:
     return [look(pixels) for pixels in volume]
 
 

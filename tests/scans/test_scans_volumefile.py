@@ -26,7 +26,7 @@ from ctcovid.scans.read import read_scan, scan_format
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG, Window
 from ctcovid.volumes.encode import Job, encode_slices, probe_scan
-from ctcovid.volumes.judging import Wishes, findings_of, judged
+from ctcovid.volumes.verdicts import Wishes, findings_of, judged
 
 # Pillow says on its own what it finds in a damaged TIFF.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

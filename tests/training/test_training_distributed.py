@@ -37,8 +37,8 @@ from torch import nn
 from ctcovid.base.console import Console
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
-from ctcovid.models.ranks import together
-from ctcovid.models.syncnorm import synchronise
+from ctcovid.distributed.ranks import together
+from ctcovid.distributed.sync_batchnorm import synchronise
 from ctcovid.training.ema import Ema
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
@@ -154,7 +154,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.signals import StopRequest
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
-from ctcovid.models.ranks import together
+from ctcovid.distributed.ranks import together
 from ctcovid.training.checkpoint import Progress, Saving
 from ctcovid.training.loop import fit
 from ctcovid.training.recipe import Recipe

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ctcovid.base.errors import UsageError
-from ctcovid.base.launch import Place
+from ctcovid.base.process_info import ProcessInfo
+from ctcovid.distributed.ranks import Ranks
 from ctcovid.models import registry
-from ctcovid.models.ranks import Ranks
 from ctcovid.training.freeze import freeze, learn
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
@@ -53,11 +53,11 @@ def test_a_layer_that_there_is_not_is_refused_with_those_that_there_are() -> Non
 @pytest.mark.parametrize("arch", ["r3d18", "r2plus1d18"])
 def test_frozen_weights_and_running_statistics_keep_their_bits_and_the_others_move(arch: str) -> None:
     torch.manual_seed(0)
-    network = registry.place(arch, ["a", "b", "c"], "cpu", "float32")
+    network = registry.build(arch, ["a", "b", "c"], "cpu", "float32")
     freeze(network.module, "layer2")
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
     recipe = Recipe(batch=4)
-    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()))
+    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(ProcessInfo()))
     volumes = torch.randint(0, 256, (4, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for _ in range(2):
         learn(network.module)

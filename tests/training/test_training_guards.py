@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError, InputError, UsageError
-from ctcovid.base.launch import Place
+from ctcovid.base.process_info import ProcessInfo
 from ctcovid.base.signals import StopRequest
+from ctcovid.distributed.ranks import Ranks
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
-from ctcovid.models.ranks import Ranks
 from ctcovid.training import memory
 from ctcovid.training.checkpoint import Progress, Saving, read_checkpoint, room_for, save_checkpoint
-from ctcovid.training.continuation import changed_ranks, require_same
 from ctcovid.training.loop import fit
 from ctcovid.training.recipe import Recipe
+from ctcovid.training.resume import changed_ranks, require_same
 from ctcovid.training.step import Stepper
 from ctcovid.volumes.batches import Batch, VolumeSet
 from ctcovid.volumes.limits import naming_limits
@@ -53,7 +53,7 @@ class Breaking(nn.Module):
 def stepper(module: nn.Module, recipe: Recipe) -> Stepper:
     network = Network(module, architecture("r3d18"), ["NCP", "CP", "Normal"], CPU, torch.float32)
     network.module.train()
-    return Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()))
+    return Stepper(network, recipe.optimiser(network.module), recipe, Ranks(ProcessInfo()))
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
@@ -238,7 +238,7 @@ def test_each_volume_of_a_batch_goes_to_one_process(synchronised: bool) -> None:
             shares = []
             for rank in range(size):
                 steps = stepper(nn.Linear(1, 1), recipe)
-                steps.ranks, steps.synchronised = Ranks(Place(rank, size)), synchronised
+                steps.ranks, steps.synchronised = Ranks(ProcessInfo(rank, size)), synchronised
                 shares.append(steps.share(indices))
             assert sorted(index for share in shares for index in share) == indices
             if not synchronised and volumes > 1:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError
-from ctcovid.base.launch import Place
+from ctcovid.base.process_info import ProcessInfo
 from ctcovid.base.signals import StopRequest
-from ctcovid.models import kernels, registry
+from ctcovid.distributed.ranks import Ranks
+from ctcovid.kernels import native
+from ctcovid.models import registry
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
-from ctcovid.models.ranks import Ranks
 from ctcovid.training.checkpoint import Progress, Saving
 from ctcovid.training.ema import Ema
 from ctcovid.training.loop import fit
@@ -50,7 +51,7 @@ class Small(nn.Module):
 
 
 def make_step(network: Network, optimiser: torch.optim.Optimizer, recipe: Recipe, batch: Batch, *more: Any) -> Step:
-    return Stepper(network, optimiser, recipe, Ranks(Place())).make(batch, batch.indices.tolist(), None, *more)
+    return Stepper(network, optimiser, recipe, Ranks(ProcessInfo())).make(batch, batch.indices.tolist(), None, *more)
 
 
 def step(micro_batch: int, normed: bool, **beyond: Any) -> tuple[dict[str, Tensor], float, int]:
@@ -97,9 +98,9 @@ def test_pieces_are_as_equal_as_can_be(micro_batch: int, volumes: int, expected:
 def test_validation_sees_the_weights_of_the_last_step(passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fused optimiser changes weights without a trace; kernels that were made ready before must not outlive that."""
     if passes == "torch":
-        monkeypatch.setattr(kernels, "compiled", None)
+        monkeypatch.setattr(native, "compiled", None)
     torch.manual_seed(0)
-    network = registry.place("r3d18", ["a", "b", "c"], "cpu", "float32")
+    network = registry.build("r3d18", ["a", "b", "c"], "cpu", "float32")
     plain = registry.create("r3d18", plain=True)
     recipe = Recipe(batch=4, learning_rate=1e-2)
     optimiser = recipe.optimiser(network.module)
@@ -135,7 +136,7 @@ def test_a_validation_loss_that_is_no_number_stops_the_run() -> None:
     recipe, progress, kept = Recipe(epochs=2, batch=4), Progress(), []
     data: Any = Volumes()
     with pytest.raises(CtcovidError, match=r"validation loss is nan after epoch 1.*--learning-rate"):
-        stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()))
+        stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(ProcessInfo()))
         saving = Saving(0, lambda: None)
         fit(stepper, data, None, data, progress, 1, StopRequest(), Console(quiet=True), saving, lambda row, pace: kept.append(row))
     assert (progress.epoch, progress.history, kept) == (0, [], [])
@@ -147,7 +148,7 @@ def test_speed_and_time_left_are_told_of_what_was_seen_alone() -> None:
     recipe, told = Recipe(epochs=3, batch=4), []
     progress = Progress(step=recipe.steps(7), seen=7, loss_sum=7.0)
     data: Any = Volumes()
-    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()))
+    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(ProcessInfo()))
     saving = Saving(0, lambda: None)
     fit(stepper, data, None, data, progress, 1, StopRequest(), Console(quiet=True), saving, lambda row, pace: told.append(pace))
     assert told[0] == "" and re.fullmatch(r"[\d,.]+ volumes/s, about .* left", told[1]) and re.fullmatch(r"[\d,.]+ volumes/s", told[2])
@@ -192,7 +193,7 @@ def test_augmentation_changes_what_a_step_learns_from() -> None:
 def test_averages_move_in_the_steps_that_are_made_and_in_no_others() -> None:
     network, recipe = small(normed=True), Recipe(batch=7)
     ema = Ema(network.module, 0.5)
-    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(Place()), ema=ema)
+    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(ProcessInfo()), ema=ema)
     for weights, updates in ((None, 1), (torch.full((3,), torch.inf), 1), (None, 2)):
         before = {name: tensor.clone() for name, tensor in ema.tensors.items()}
         outcome = stepper.make(BATCH, BATCH.indices.tolist(), weights=weights).look()

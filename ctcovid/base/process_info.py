@@ -1,0 +1,133 @@
+"""Which of several processes this is, as torchrun or SLURM's srun say in the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ctcovid.base.errors import UsageError
+
+LOOPBACK = "127.0.0.1"
+# Below the ports that systems hand out by themselves.
+FIRST_PORT, PORTS = 10000, 20000
+# Commands that several processes do together.
+TOGETHER = ("train", "evaluate", "predict")
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """Process `rank` of `size`, and `local_rank` of the `local_size` on its node; they meet at `address`:`port`.
+
+    `hosted` says that the meeting place is there already (torchrun's own), else rank 0 opens it. `attempt` tells restarts apart.
+    `own_cpus` says that the CPUs which this process sees are its own, and not also those of its neighbours.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    address: str = LOOPBACK
+    port: int = 0
+    hosted: bool = False
+    attempt: str = "0"
+    own_cpus: bool = True
+
+
+def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo:
+    """This process's place, from torchrun's variables or else from those of an srun step; a process of its own without either.
+
+    Raises UsageError where the variables contradict each other.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        found = _torchrun(environment)
+    elif _in_step(environment):
+        found = _slurm(environment)
+    else:
+        return ProcessInfo()
+    if not (0 <= found.rank < found.size and 0 <= found.local_rank < found.local_size):
+        raise UsageError(f"The environment says that this is process {found.rank} of {found.size}. Start it with torchrun or srun.")
+    return found if found.size > 1 else ProcessInfo()
+
+
+def require_alone(command: str, engine: str | None = None) -> None:
+    """Raises UsageError where several processes were started of a command that works in one.
+
+    With the `engine` mpi, the first of them works and hands out tasks, and the others wait for such.
+    """
+    size = process_info().size
+    if size > 1 and command not in TOGETHER and engine != "mpi":
+        raise UsageError(
+            f"ctcovid {command} works in one process, and {size} were started. Start it without torchrun, or by srun --ntasks=1."
+        )
+    if size > 1:
+        # That a connection broke is said in a sentence; torch would add a page of addresses before it.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+
+def _torchrun(environment: Mapping[str, str]) -> ProcessInfo:
+    size = _number(environment, "WORLD_SIZE")
+    if size > 1 and not environment.get("MASTER_ADDR"):
+        raise UsageError("WORLD_SIZE is set and MASTER_ADDR is not. Start the processes with torchrun or srun.")
+    return ProcessInfo(
+        _number(environment, "RANK"),
+        size,
+        _number(environment, "LOCAL_RANK", "0"),
+        _number(environment, "LOCAL_WORLD_SIZE", str(size)),
+        environment.get("MASTER_ADDR", LOOPBACK),
+        _number(environment, "MASTER_PORT", "29500"),
+        environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        own_cpus=False,
+    )
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this. A batch script outside of srun has a rank and the job's number of tasks too, but no step."""
+    if not {"SLURM_PROCID", "SLURM_NTASKS"} <= set(environment):
+        return False
+    if {"SLURM_STEP_ID", "SLURM_STEPID"} & set(environment):
+        return True
+    return environment.get("ENVIRONMENT") != "BATCH" and environment.get("SLURM_GTIDS") != "0"
+
+
+def _slurm(environment: Mapping[str, str]) -> ProcessInfo:
+    size = _number(environment, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS")
+    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    hosts = next((environment[name] for name in names if environment.get(name)), "")
+    # srun gives each process of a node a number there, but says how many they are only as "4(x2),3".
+    tasks = next((environment[n] for n in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if environment.get(n)), str(size))
+    local = _number(environment, "SLURM_LOCALID", "0")
+    job, step = _number(environment, "SLURM_JOB_ID", "0"), environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", "0"))
+    derived = FIRST_PORT + (job + 1009 * int(step if step.isdigit() else 0)) % PORTS
+    return ProcessInfo(
+        _number(environment, "SLURM_PROCID"),
+        size,
+        local,
+        max(local + 1, min(size, int(re.match(r"\d*", tasks)[0] or size))),  # type: ignore[index]
+        environment.get("MASTER_ADDR") or first_host(hosts),
+        _number(environment, "MASTER_PORT", str(derived)),
+    )
+
+
+def first_host(hosts: str) -> str:
+    """The first of SLURM's list of hosts, as ``node003`` of ``node[003-005,9],login``; this one where it is alone.
+
+    Raises UsageError where the list is not written as SLURM does.
+    """
+    if not re.search(r"[,\[]", hosts):
+        return LOOPBACK
+    found = re.match(r"(?:[^,\[\]]|\[[^\[\]]*\])+(?=,|$)", hosts)
+    # Each bracket stands for numbers of a fixed width, of which the first comes before a hyphen, a comma or the end.
+    name = re.sub(r"\[(\w+)[^\[\]]*\]", r"\1", found[0]) if found else ""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(f"SLURM's list of hosts {hosts} cannot be read. Set MASTER_ADDR to the first host.")
+    return name
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    value = environment.get(name, default)
+    if not value.isdigit():
+        raise UsageError(f"{name}={value} in the environment is not a number. Start the processes with torchrun or srun.")
+    return int(value)

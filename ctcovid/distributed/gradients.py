@@ -1,0 +1,77 @@
+"""One step's gradients and running statistics, put together over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ctcovid.distributed.ranks import Ranks
+
+# Values that travel in one message: large enough to use a network's bandwidth, small enough to begin with the first while the second
+# is packed.
+BUCKET = 8 << 20
+
+
+class Gradients:
+    """Sums the gradients of `parameters` over all processes, in buckets of some million values that are kept from step to step."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.buckets: list[Tensor] = []
+        self.views: list[Tensor] = []
+        if ranks.size > 1:
+            for group in _groups(self.parameters):
+                bucket = torch.zeros(sum(p.numel() for p in group), device=group[0].device)
+                self.buckets.append(bucket)
+                self.views += [v.view_as(p) for v, p in zip(bucket.split([p.numel() for p in group]), group, strict=True)]
+
+    def exchange(self, *more: Tensor) -> None:
+        """Give every process the sum of the gradients, and of the tensors in `more`. One without volumes has none to add."""
+        if self.ranks.size == 1:
+            return
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+            else:
+                view.copy_(parameter.grad)
+        self.ranks.sum(*more, *self.buckets)
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.copy_(view)
+
+
+class RunningStatistics:
+    """The running means and variances of all batch norms of a module that learn, seen as one tensor; frozen ones do not move."""
+
+    def __init__(self, module: nn.Module) -> None:
+        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and _learns(part)]
+        self.buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+
+    def read(self, like: Tensor) -> Tensor:
+        """All of them, float (K,), on the device of `like`."""
+        return torch.cat([buffer.flatten() for buffer in self.buffers]) if self.buffers else like.new_zeros(0)
+
+    def write(self, values: Tensor) -> None:
+        for buffer, part in zip(self.buffers, values.split([b.numel() for b in self.buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+def _learns(norm: nn.Module) -> bool:
+    parameters = list(norm.parameters())
+    return not parameters or any(parameter.requires_grad for parameter in parameters)
+
+
+def _groups(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    groups: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in parameters:
+        if parameter.numel() > room:
+            groups.append([])
+            room = BUCKET
+        groups[-1].append(parameter)
+        room -= parameter.numel()
+    return groups

@@ -1,0 +1,1 @@
+"""Scans through models: batching, temperature, flags."""

@@ -1,0 +1,102 @@
+"""One scan on disk to the slices that a network shall see, checked and repaired as prepare does it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctcovid.base.errors import InputError, counted
+from ctcovid.scans.anatomy import cut_off
+from ctcovid.scans.findings import ERROR, SCAN_DROPPED, WARNING, Finding
+from ctcovid.scans.kind import COMPLETE
+from ctcovid.scans.quality import FEWEST_FOR_ANATOMY, Unusable
+from ctcovid.scans.read import square
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.slice_summary import SIDE, SliceSummary
+from ctcovid.scans.window import Window
+from ctcovid.volumes.encode import probe_scan, summarised
+from ctcovid.volumes.verdicts import verdict_of
+
+
+class RefusedScanError(InputError):
+    """A scan that is not to be checked by a model; `codes` say why in short."""
+
+    def __init__(self, message: str, codes: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.codes = codes
+
+
+@dataclass(frozen=True)
+class CheckedScan:
+    """slices : uint8 (S, size, size), those that stay, head to feet
+    kept : places in the scan of these slices
+    names : of these slices
+    own_size : height and width of a slice in the files
+    kind : "complete" or "segmented"
+    findings : what is odd about the scan, and what was repaired
+    """
+
+    slices: np.ndarray
+    kept: tuple[int, ...]
+    names: tuple[str, ...]
+    own_size: tuple[int, int]
+    kind: str
+    findings: tuple[Finding, ...]
+
+    def volumes(self, depth: int) -> np.ndarray:
+        """The non-overlapping depth-n volumes, uint8 (N, depth, size, size); the tail is dropped (Li et al. 2021, Sec. 2.2)."""
+        count = len(self.slices) // depth
+        return self.slices[: count * depth].reshape(count, depth, *self.slices.shape[1:])
+
+
+def read_checked(scan: Scan, size: int, window: Window, pool: Executor, fewest: int = 1) -> CheckedScan:
+    """Read a scan, its slices decoded by the threads of `pool`.
+
+    Raises RefusedScanError where it cannot be read, shows no chest, or has fewer than `fewest` slices, the depth of a volume.
+    """
+    if not scan.slices:
+        reasons = [finding for finding in scan.findings if finding.severity == ERROR]
+        raise RefusedScanError(scan.refusal, tuple(finding.code for finding in reasons))
+    if len(scan.slices) < fewest:
+        raise _too_few(scan, len(scan.slices), fewest)
+    probed = probe_scan(scan)
+    if probed.colour:
+        raise _refused(scan, verdict_of(scan, True, []).findings)
+    bits = probed.form.bits
+
+    def decoded(part: Scan) -> list[tuple[SliceSummary, np.ndarray] | Unusable]:
+        return [one if isinstance(one, Unusable) else (one[0], square(one[1], size)) for one in summarised(part, bits, window)]
+
+    slices = [one for some in pool.map(decoded, scan.parts(1)) for one in some]
+    verdict = verdict_of(scan, False, [one if isinstance(one, Unusable) else one[0] for one in slices])
+    if not verdict.kept:
+        raise _refused(scan, verdict.findings)
+    if len(verdict.kept) < fewest:
+        raise _too_few(scan, len(verdict.kept), fewest)
+    pixels = np.empty((len(verdict.kept), size, size), np.uint8)
+    for number, place in enumerate(verdict.kept):
+        one = slices[place]
+        assert not isinstance(one, Unusable)
+        pixels[number] = one[1]
+    names = tuple(scan.names[place] for place in verdict.kept)
+    height, width = probed.form.height, probed.form.width
+    findings = verdict.findings
+    if verdict.kind == COMPLETE and len(pixels) >= FEWEST_FOR_ANATOMY and min(height, width) >= SIDE:
+        thumbnails = np.stack([one[0].thumbnail for place in verdict.kept if not isinstance(one := slices[place], Unusable)])
+        if cut_off(thumbnails, height, width):
+            findings = (*findings, Finding("cut-off", WARNING, "Its slices show a part of a chest: the body reaches their upper edge."))
+    return CheckedScan(pixels, verdict.kept, names, (height, width), verdict.kind, findings)
+
+
+def _refused(scan: Scan, findings: tuple[Finding, ...]) -> RefusedScanError:
+    reasons = [finding for finding in findings if finding.action == SCAN_DROPPED]
+    said = " ".join(finding.message for finding in reasons)
+    where = "" if str(scan.folder) in said else f"{scan.folder}: "
+    return RefusedScanError(f"{where}{said}", tuple(dict.fromkeys(finding.code for finding in reasons)))
+
+
+def _too_few(scan: Scan, count: int, fewest: int) -> RefusedScanError:
+    message = f"{scan.folder}: {counted(count, 'slice')}, but the model takes volumes of {fewest}. Give the whole scan, or another model."
+    return RefusedScanError(message, ("too-few-slices",))

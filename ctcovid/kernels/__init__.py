@@ -1,0 +1,1 @@
+"""How one layer is computed: depth folding, fused passes, kept memory."""

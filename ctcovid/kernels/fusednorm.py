@@ -1,0 +1,230 @@
+"""Batch norm with all that stands between two convolutions: residual sum, ReLU, max pooling. Few passes over memory, fewer tensors kept.
+
+On a CPU with the compiled passes, forward and backward are written out here. Elsewhere they are torch's own operations. Statistics are
+float32 or better in any case. The activations are those of depthfold.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ctcovid.kernels import native
+from ctcovid.kernels.depthfold import BY_SLICES, memory_order, shortcut
+
+
+def norm_relu(x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tensor | None = None, stride: int = 1) -> Tensor:
+    """``relu(norm(x) + shortcut(residual))`` with the statistics of the batch, which enter the running ones.
+
+    Parameters
+    ----------
+    x : float (B, C, D, H, W)
+    relu : without it, the values before it
+    residual : float (B, C' <= C, ...) of which every `stride`-th voxel is added, zeros in place of missing channels
+    """
+    if not native.usable(x):
+        y = _batch_norm(x, norm)
+        if residual is not None:
+            y = y + shortcut(residual, x.shape[1], stride)
+        return y.relu_() if relu else y
+    _require_several(x)
+    order, back = memory_order(x)
+    rows, mean, var, scale, shift = _NormRelu.apply(x, norm.weight, norm.bias, residual, stride, norm.eps, relu)
+    y = rows.permute(back)
+    _remember(norm, mean, var, x.numel() // x.shape[1])
+    if residual is None:
+
+        def made_again() -> Tensor:
+            return native.normalise(x.detach().permute(order).contiguous(), scale, shift, relu)
+
+        y.made_again = made_again
+    return y
+
+
+def forgetful(conv: nn.Module, x: Tensor) -> Tensor:
+    """``conv(x)``; where `x` can be made again from what is kept in any case, it is not kept for the backward pass.
+
+    Between two convolutions only the output of the first is kept, and the values behind its batch norm and ReLU, which the gradient of
+    the second one's weight needs, are computed twice. That is one pass over memory, for half of what a training step keeps. Hooks for
+    saved tensors that somebody has set outside do not see those of this convolution.
+    """
+    again = getattr(x, "made_again", None)
+    if again is None:
+        result: Tensor = conv(x)
+        return result
+    storage = x.untyped_storage().data_ptr()
+
+    def pack(kept: Tensor) -> Any:
+        return (kept.shape, kept.stride(), kept.storage_offset()) if kept.untyped_storage().data_ptr() == storage else kept
+
+    def unpack(kept: Any) -> Tensor:
+        return kept if isinstance(kept, Tensor) else again().as_strided(*kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return conv(x)
+
+
+def norm_relu_pool(x: Tensor, norm: nn.BatchNorm3d, maxpool: nn.MaxPool3d) -> Tensor:
+    """``maxpool(relu(norm(x)))`` with the statistics of the batch, which enter the running ones; `maxpool` is 3x3x3, stride 2, padding 1.
+
+    The affine map of a batch norm and the ReLU keep the order of values, or turn it round where a channel's weight is negative. So the
+    largest value can be looked for first, and the rest be done at an eighth of the size.
+    """
+    if not native.usable(x):
+        return maxpool(F.relu(_batch_norm(x, norm), inplace=True))
+    _require_several(x)
+    pooled, mean, var = _NormReluPool.apply(x, norm.weight, norm.bias, norm.eps)
+    _remember(norm, mean, var, x.numel() // x.shape[1])
+    y: Tensor = pooled.permute(memory_order(x)[1])
+    return y
+
+
+def relu_pool(x: Tensor, maxpool: nn.MaxPool3d) -> Tensor:
+    """``maxpool(relu(x))``, in the other order."""
+    if native.usable(x) and not (torch.is_grad_enabled() and x.requires_grad):
+        order, _ = memory_order(x)
+        rows = _logical(x.permute(order).contiguous(), order)
+        ones = torch.ones(x.shape[1], dtype=torch.float32, device=x.device)
+        return native.pool(rows, ones, measure=False)[0].permute(0, 4, 1, 2, 3).relu_()
+    return F.relu(maxpool(x))
+
+
+def fold_norm(weight: Tensor, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does a convolution without bias and the batch norm behind it, in use, at once."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return weight * scale[:, None, None, None, None], norm.bias - norm.running_mean * scale
+
+
+def _batch_norm(x: Tensor, norm: nn.BatchNorm3d) -> Tensor:
+    """torch's batch norm, over activations seen as (B, C, H, W) in channels-last memory, for which it has its fastest kernels."""
+    order, back = memory_order(x)
+    rows = x.permute(order).contiguous()
+    image = rows.flatten(1, 2).permute(0, 3, 1, 2)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    y = F.batch_norm(image, norm.running_mean, norm.running_var, norm.weight, norm.bias, True, _momentum(norm), norm.eps)
+    return y.permute(0, 2, 3, 1).contiguous().view(rows.shape).permute(back)
+
+
+def _momentum(norm: nn.BatchNorm3d) -> float:
+    if norm.momentum is not None:
+        return norm.momentum
+    assert norm.num_batches_tracked is not None
+    return 1.0 / float(norm.num_batches_tracked)
+
+
+@torch.no_grad()
+def _remember(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running statistics as torch does, with the unbiased variance."""
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    if not count:
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = _momentum(norm)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), momentum)
+
+
+def _require_several(x: Tensor) -> None:
+    if x.numel() == x.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+
+
+def _affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale and shift that normalise, and 1 / standard deviation, float32 (C,) each."""
+    inverse = (var + eps).rsqrt()
+    scale = weight.float() * inverse
+    return scale, bias.float() - mean * scale, inverse
+
+
+def _factors(scale: Tensor, inverse: Tensor, mean: Tensor, total: Tensor, dot: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, b, k) of the input gradient ``a * g' + b * x + k`` of a batch norm over `count` values per channel."""
+    b = scale * inverse * inverse * dot / -count
+    return scale, b, -scale * total / count - b * mean
+
+
+def _logical(dense: Tensor, order: tuple[int, ...]) -> Tensor:
+    """Dense memory in `order` as (B, D, H, W, C)."""
+    return dense if order == BY_SLICES else dense.permute(0, 3, 1, 2, 4)
+
+
+class _NormRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, eps: float, relu: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        order, back = memory_order(x)
+        rows = x.permute(order).contiguous()
+        mean, var = native.moments(rows)
+        scale, shift, inverse = _affine(weight, bias, mean, var, eps)
+        added = None
+        if residual is not None:
+            added = residual.to(x.dtype)[:, :, ::stride, ::stride, ::stride].permute(order)
+            added = added if added.stride(4) == 1 else added.contiguous()
+        out = native.normalise(rows, scale, shift, relu, added)
+        # Without a residual, the ReLU's mask can be had from x, which is kept in any case.
+        ctx.save_for_backward(rows, out if relu and residual is not None else None, mean, scale, shift, inverse)
+        ctx.order, ctx.back, ctx.relu, ctx.stride = order, back, relu, stride
+        ctx.residual = None if residual is None else (residual.shape, residual.dtype)
+        ctx.mark_non_differentiable(mean, var, scale, shift)
+        return out, mean, var, scale, shift
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        rows, out, mean, scale, shift, inverse = ctx.saved_tensors
+        g = gradient.contiguous()
+        total, dot = native.reduce(g, rows, out, scale, shift, mean, ctx.relu)
+        factors = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
+        wanted = ctx.needs_input_grad[3]
+        gx, masked = native.backward(g, rows, out, scale, shift, ctx.relu, factors, masked=wanted and ctx.relu)
+        gr = None
+        if wanted:
+            gr = (g if masked is None else masked).permute(ctx.back)
+            shape, dtype = ctx.residual
+            if gr.shape != shape:
+                s, order = ctx.stride, ctx.order
+                wide = g.new_zeros([shape[dim] for dim in order]).permute(ctx.back)
+                wide[:, :, ::s, ::s, ::s] = gr[:, : shape[1]]
+                gr = wide
+            gr = gr.to(dtype)
+        return gx.permute(ctx.back), dot * inverse, total, gr, None, None, None
+
+
+class _NormReluPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        order, back = memory_order(x)
+        rows = _logical(x.permute(order).contiguous(), order)
+        sign = 1 - 2 * (weight < 0).float()
+        pooled, tap, mean, var = native.pool(rows, sign, measure=True)
+        assert mean is not None and var is not None
+        scale, shift, inverse = _affine(weight, bias, mean, var, eps)
+        dense = _dense(pooled, order)
+        out = native.normalise(dense, scale, shift, relu=True)
+        ctx.save_for_backward(rows, dense, tap, mean, scale, shift, inverse)
+        ctx.order, ctx.back = order, back
+        ctx.mark_non_differentiable(mean, var)
+        return out, mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        rows, dense, tap, mean, scale, shift, inverse = ctx.saved_tensors
+        g = gradient.contiguous()
+        total, dot = native.reduce(g, dense, None, scale, shift, mean, relu=True)
+        a, b, k = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
+        nothing = torch.zeros_like(a)
+        sent, _ = native.backward(g, dense, None, scale, shift, True, (a, nothing, nothing), masked=False)
+        gx = native.unpool(_logical(sent, ctx.order), tap, rows, b, k)
+        return gx.permute(0, 4, 1, 2, 3), dot * inverse, total, None
+
+
+def _dense(logical: Tensor, order: tuple[int, ...]) -> Tensor:
+    """(B, D, H, W, C) in the memory order in which it is dense; undoes `_logical`."""
+    return logical if order == BY_SLICES else logical.permute(0, 2, 3, 1, 4)

@@ -1,0 +1,114 @@
+"""What a network makes of volumes before its last layer, and how far that is from what it made of its training volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from torch import Tensor, nn
+
+from ctcovid.base.errors import ModelRefusedError
+from ctcovid.base.files import atomic
+from ctcovid.base.runcard import sha256
+from ctcovid.models.network import Network
+
+FILE = "features.safetensors"
+# So much of the covariance is replaced by that of independent features of equal variance: there may be fewer volumes than features.
+SHRINKAGE = 0.1
+# This share of the validation scans is not flagged.
+QUANTILE = 0.99
+
+
+def last_linear(network: Network) -> nn.Linear | None:
+    """The linear layer that makes the logits, or None where something else does."""
+    return next((one for name in ("fc", "head") if isinstance(one := getattr(network.module, name, None), nn.Linear)), None)
+
+
+@torch.inference_mode()
+def probabilities_and_features(network: Network, volumes: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Softmax probabilities, float64 (N, classes), and what enters the last linear layer, float32 (N, C); None without such a layer.
+
+    Parameters
+    ----------
+    volumes : uint8 (N, D, H, W)
+
+    Raises ModelRefusedError where the network answers with what is no number.
+    """
+    head = last_linear(network)
+    if head is None:
+        return network.probabilities(volumes), None
+    found: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].float().cpu()))
+    try:
+        probabilities = network.probabilities(volumes)
+    finally:
+        handle.remove()
+    # The last pass is filled up with copies.
+    features = torch.cat(found)[: len(volumes)] if found else torch.zeros(0, head.in_features)
+    return probabilities, features.numpy()
+
+
+@dataclass(frozen=True)
+class ReferenceFeatures:
+    """The features of training volumes: float32 `means` (classes, C) and `whitening` (C, C); scans beyond `threshold` are unlike them."""
+
+    means: np.ndarray
+    whitening: np.ndarray
+    threshold: float
+
+    def distance(self, features: np.ndarray) -> float:
+        """How far a scan is from the training scans: the mean over its volumes, float (N, C), of `distances`."""
+        return float(distances(features, self.means, self.whitening).mean())
+
+
+def distances(features: np.ndarray, means: np.ndarray, whitening: np.ndarray) -> np.ndarray:
+    """Mahalanobis distance of volumes, float (N, C), to the nearest class mean, over the root of C; float (N,).
+
+    Lee et al. 2018, A simple unified framework for detecting out-of-distribution samples, Eq. (2), with one covariance for all classes.
+    """
+    turned, centres = features @ whitening, means @ whitening
+    squares = ((turned[:, None] - centres[None]) ** 2).mean(2)
+    nearest: np.ndarray = np.sqrt(squares.min(1))
+    return nearest
+
+
+def fit_reference(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Class means and whitening of training volumes, float (N, C) with their classes, int (N,); None where all features are constant."""
+    known = np.unique(labels)
+    means = np.stack([features[labels == label].mean(0, dtype=np.float64) for label in known])
+    centred = features - means[np.searchsorted(known, labels)]
+    covariance = centred.T @ centred / len(features)
+    usual = float(np.trace(covariance)) / len(covariance)
+    if not usual > 0:
+        return None
+    values, vectors = np.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * usual * np.eye(len(covariance)))
+    return means.astype(np.float32), (vectors / np.sqrt(values)).astype(np.float32)
+
+
+def save_reference(folder: Path, reference: ReferenceFeatures) -> dict[str, Any]:
+    """Write means and whitening beside the weights; what model.json shall say of them."""
+    with atomic(folder / FILE) as temporary:
+        temporary.write_bytes(save({"means": reference.means, "whitening": np.ascontiguousarray(reference.whitening)}))
+    return {"threshold": reference.threshold, "quantile": QUANTILE, "sha256": sha256(folder / FILE)}
+
+
+def load_reference(folder: Path, card: dict[str, Any]) -> ReferenceFeatures | None:
+    """What `save_reference` wrote; None where the model has none, or the file was not copied along.
+
+    Raises ModelRefusedError where the file is not the one that model.json was written for.
+    """
+    said, path = card.get("features"), folder / FILE
+    if not said or not path.is_file():
+        return None
+    try:
+        if sha256(path) != said["sha256"]:
+            raise ValueError("another file than model.json was written for")
+        tensors = load_file(path)
+        return ReferenceFeatures(tensors["means"], tensors["whitening"], float(said["threshold"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelRefusedError(f"{path}: {error}. Restore it, or remove it to go without.") from error
