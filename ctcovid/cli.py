@@ -212,6 +212,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; by default inside the run.", show_default=False)
     ] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also write the figures as PDF.")] = False,
     runs: Runs = Path("runs"),
     device: Device = "auto",
     precision: Precision = PrecisionChoice.AUTO,
