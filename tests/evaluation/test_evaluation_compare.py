@@ -73,7 +73,7 @@ def test_everything_is_written_and_can_be_read_again(tmp_path: Path) -> None:
     tables = {f"predictions-{name}.csv" for name in ("mine", "theirs")} | {"table.csv", "table.tex", "report.html", "figures", "tables"}
     assert {file.name for file in folder.iterdir()} == {"run.json", "evaluation.md", "evaluation.json"} | tables
     kinds = ("confusion", "roc", "pr", "reliability")
-    figures = {f"{kind}-{name}.{ending}" for kind in kinds for name in ("mine", "theirs") for ending in ("svg", "pdf", "png", "csv")}
+    figures = {f"{kind}-{name}.{ending}" for kind in kinds for name in ("mine", "theirs") for ending in ("svg", "png", "csv")}
     assert {file.name for file in (folder / "figures").iterdir()} == figures
     assert (folder / "predictions-mine.csv").read_text() == path.read_text()
     names = {"results", "further-figures", "by-class-each-against-the-rest", "intervals-by-volume-and-by-patient", "tests-against-mine"}
