@@ -19,8 +19,8 @@ from ctcovid.evaluation.scoring import Drawing, GroupScore, Score, score, score_
 from ctcovid.evaluation.shapes import Shapes, shapes
 from ctcovid.evaluation.subgroups import Grouping, at_level
 
-# Bytes of the largest block of samples whose memory is kept for the next, and of all that is kept.
-LARGEST, KEPT = 32 << 20, 256 << 20
+# Bytes of the largest block of samples whose memory is kept for the next; as for networks on a CPU, whose setting is the same process's.
+LARGEST_KEPT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def study(
     """
     from threadpoolctl import threadpool_limits
 
-    keep_freed_memory(LARGEST, KEPT)
+    keep_freed_memory(LARGEST_KEPT)
     # The matrix products are small: several threads would mostly wait for each other, and round differently from one.
     with threadpool_limits(limits=1, user_api="blas"):
         return _study(subjects, trivial, checks, asked, show)
