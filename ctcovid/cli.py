@@ -309,6 +309,7 @@ def demo(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("ctcovid-demo"),
     data_only: Annotated[bool, typer.Option("--data-only", help="Make the synthetic data set, and nothing else.")] = False,
+    preset: Annotated[str, typer.Option(help="Size of the demo; auto: by processor and GPU.", metavar="auto|small|full")] = "auto",
     patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="72, or 20")] = None,
     size: Annotated[int | None, typer.Option(min=16, max=4096, help="Pixels per side of a slice.", show_default="96, or 512")] = None,
     slices: Annotated[
