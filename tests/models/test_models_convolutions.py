@@ -16,7 +16,8 @@ from torch import Tensor
 from ctcovid.models import convolutions, depthfold, registry
 from ctcovid.models.resnet3d import ResNet3D
 
-pytestmark = pytest.mark.skipif(not convolutions.supported, reason="this processor does not multiply bfloat16 in vectors, or has AMX")
+WHERE = "Winograd's convolutions need AVX512-BF16 without AMX and ctcovid's compiled code: this processor, as any with AVX2 alone, is not for them"
+pytestmark = pytest.mark.skipif(not convolutions.supported, reason=WHERE)
 
 
 def whole(*shape: int, seed: int, step: int = 1) -> Tensor:
