@@ -115,7 +115,7 @@ def test_the_preset_is_recorded_and_its_values_are_used(
     assert card["preset"] == asdict(preset) | {"reason": reason}
     assert card["settings"]["preset"]["value"] == wanted and card["settings"]["patients"]["value"] == 3
     assert f"Preset {name} ({reason})" in capsys.readouterr().err
-    assert {key: getattr(trained[0], key) for key in preset.recipe()} == preset.recipe()
+    assert {key: getattr(trained[0], key) for key in preset.recipe()} == preset.recipe() and trained[0].augment == preset.augment
     with h5py.File(trained[0].data) as file:
         assert file["slices"].shape[1:] == (32, 32) and len(set(file["scans/patient"].asstr())) == 9
 

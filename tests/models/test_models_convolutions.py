@@ -16,7 +16,7 @@ from torch import Tensor
 from ctcovid.models import convolutions, depthfold, registry
 from ctcovid.models.resnet3d import ResNet3D
 
-WHERE = "Winograd's convolutions need AVX512-BF16 without AMX and ctcovid's compiled code: this processor, as any with AVX2 alone, is not for them"
+WHERE = "Winograd's convolutions need AVX512-BF16 without AMX, and compiled code; elsewhere, as with AVX2 alone, they do not exist"
 pytestmark = pytest.mark.skipif(not convolutions.supported, reason=WHERE)
 
 
