@@ -90,18 +90,42 @@ def test_only_models_and_batches_and_what_stands_above_know_torch() -> None:
     assert sorted(path for path in knowing if path.startswith("volumes")) == ["volumes/batches.py", "volumes/resident.py"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
-def test_help_imports_neither_torch_nor_arrays(arguments: list[str]) -> None:
+def _imported_by(arguments: list[str], folder: Path) -> tuple[set[str], str]:
+    """The packages that a command line imports, and what it says on stderr."""
     code = (
         "import sys; sys.argv = ['ctcovid', *sys.argv[1:]]\n"
         "import ctcovid.cli\n"
         "try: ctcovid.cli.main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'h5py', 'pandas', 'matplotlib', 'scipy', 'PIL'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
+        "print('\\nimported', *{name.split('.')[0] for name in sys.modules})"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:]), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+def test_help_imports_neither_torch_nor_arrays(arguments: list[str], tmp_path: Path) -> None:
+    imported, _ = _imported_by(arguments, tmp_path)
+    assert not {"torch", "numpy", "h5py", "pandas", "matplotlib", "scipy", "PIL"} & imported
+
+
+@pytest.mark.parametrize("name", ["nosuch", "absent.csv"])
+def test_evaluate_refuses_what_is_absent_before_it_imports_anything_that_takes_long(name: str, tmp_path: Path) -> None:
+    imported, said = _imported_by(["evaluate", name], tmp_path)
+    assert said.startswith("Error: No") and name in said
+    assert not {"torch", "h5py", "pandas", "matplotlib", "scipy", "sklearn", "safetensors", "PIL"} & imported
+
+
+def test_evaluate_of_predictions_in_a_csv_imports_neither_torch_nor_scipy(tmp_path: Path) -> None:
+    rows = [
+        f"{number},s,0,{label},{p},{1 - p}" for number, (label, p) in enumerate([("NCP", 0.75), ("NCP", 0.5), ("CP", 0.625), ("CP", 0.25)])
+    ]
+    (tmp_path / "mine.csv").write_text("\n".join(["patient,scan,volume,label,p_NCP,p_CP", *rows]))
+    imported, said = _imported_by(["evaluate", "mine.csv", "--bootstrap", "10"], tmp_path)
+    assert (tmp_path / "evaluation-mine" / "report.html").is_file(), said
+    assert "matplotlib" in imported
+    assert not {"torch", "h5py", "pandas", "scipy", "sklearn", "safetensors"} & imported
 
 
 @pytest.mark.parametrize(

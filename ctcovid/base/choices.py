@@ -17,6 +17,8 @@ Schedule = Literal["step", "cosine"]
 Images = Literal["complete", "segmented", "all"]
 OnProblem = Literal["repair", "drop", "stop"]
 Method = Literal["smooth-gradcam++", "gradcam", "gradcam++", "occlusion"]
+# How large the demo is.
+Preset = Literal["auto", "small", "full"]
 
 PARTS: tuple[str, ...] = get_args(Part)
 INTERVALS: tuple[str, ...] = get_args(Interval)

@@ -21,12 +21,14 @@ from ctcovid.base.errors import StoppedError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
+from ctcovid.commands.demo_presets import AUTO, PRESETS, Machine, Preset, choose
 from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.explanation.faithfulness import with_random_weights
 from ctcovid.explanation.methods import TITLES, map_cells, saliency_maps
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
+from ctcovid.models.device import choose_device, multiplies_bfloat16
 from ctcovid.models.network import Network
 from ctcovid.models.store import read_card
 from ctcovid.options.demo import Options
@@ -44,9 +46,7 @@ ARCH = "r3d18"
 # as Grad-CAM here, but so short a training leaves its energy in lesions no larger than that of random weights.
 METHOD, LAYER = PLAIN, "layer3"
 DEPTH = 4
-# With so few patients the paper's recipe would take longer to learn, and learn the patients.
-RECIPE: dict[str, Any] = {"epochs": 9, "batch": 16, "learning_rate": 3e-4, "schedule": "cosine", "augment": True}
-PATIENTS, SIZE, SLICES, SCANS, EASY = 72, 96, "16-18", 1, 0.0
+SCANS, EASY = 1, 0.0
 DATA = "CC-CCII"
 
 
@@ -85,18 +85,22 @@ class Data:
 def run(options: Options, console: Console) -> Summary | Data:
     """Make the data, then run each command with the line that a person would type."""
     folder = options.folder
-    parameters = data_parameters(options)
+    preset, reason = _preset(options)
+    parameters = data_parameters(options, preset)
     claim_folder(folder, options.overwrite, "demo")
     data = folder if options.data_only else folder / DATA
     for earlier in (data / name for name in (*CLASS_ORDER, TRUTH)):
         if earlier.exists():
             shutil.rmtree(earlier)
     card = RunCard(folder / RUN_CARD, "demo", asdict(options), options.sources)
+    if preset is not None:
+        card.content["preset"] = asdict(preset) | {"reason": reason}
+        console.say(f"Preset {preset.name} ({reason}); --preset {_others(preset)} is another size.")
     with card.recording(), _begun_anew():
         with console.progress(len(plan(parameters)), "Making synthetic scans") as advance:
             scans = write_dataset(data, parameters, options.workers or cpus.allowed(), advance)
-        if not options.data_only:
-            return _five_commands(options, data, parameters.size, console)
+        if preset is not None:
+            return _five_commands(options, preset, data, parameters.size, console)
         rows = []
         for label in CLASS_ORDER:
             mine = [scan for scan in scans if scan.label == label]
@@ -120,7 +124,21 @@ def _begun_anew() -> Iterator[None]:
         raise StoppedError(text, error.exit_code, error.together) from error
 
 
-def _five_commands(options: Options, data: Path, size: int, console: Console) -> Summary:
+def _preset(options: Options) -> tuple[Preset | None, str]:
+    """The preset, and why it is that one; None where only data are wanted, which no preset is for."""
+    if options.data_only:
+        if options.preset != AUTO:
+            raise UsageError(f"--preset {options.preset} sets the five commands. With --data-only, give --patients, --size and --slices.")
+        return None, ""
+    gpu = choose_device(options.device).type == "cuda"
+    return choose(options.preset, Machine(gpu, multiplies_bfloat16(), cpus.allowed()))
+
+
+def _others(preset: Preset) -> str:
+    return "|".join(name for name in PRESETS if name != preset.name)
+
+
+def _five_commands(options: Options, preset: Preset, data: Path, size: int, console: Console) -> Summary:
     folder = options.folder
     volumes, runs, explanations = (folder / name for name in ("volumes.h5", "runs", "explanations"))
     # The commands' own results would mix with this command's one result on stdout.
@@ -131,10 +149,11 @@ def _five_commands(options: Options, data: Path, size: int, console: Console) ->
     prepared = prepare.run(prepare.Options(data, DEPTH, size, volumes, workers=options.workers, **common), inner)
     console.say(prepared.table.text())
     words: list[Any] = []
-    for name, value in RECIPE.items():
+    recipe = preset.recipe()
+    for name, value in recipe.items():
         words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
     _show(console, "train", "--arch", ARCH, "--data", volumes, "--runs", runs, *words)
-    training = train.Options(data=volumes, arch=ARCH, runs=runs, workers=options.workers, **RECIPE, **machine, **common)
+    training = train.Options(data=volumes, arch=ARCH, runs=runs, workers=options.workers, **recipe, **machine, **common)
     trained = train.run(training, inner)
     _show(console, "evaluate", "--runs", runs)
     evaluated = evaluate.run(evaluate.Options(runs=runs, workers=options.workers, **machine, **common), inner)
@@ -163,12 +182,13 @@ def _show(console: Console, command: str, *words: object) -> None:
     console.say(f"\n$ ctcovid {command} {shlex.join(map(str, words))}")
 
 
-def data_parameters(options: Options) -> Parameters:
-    """What the data set is like. Raises UsageError where that cannot be."""
+def data_parameters(options: Options, preset: Preset | None) -> Parameters:
+    """What the data set is like; no `preset` where only data are wanted. Raises UsageError where that cannot be."""
     defects = {item.name: getattr(options, item.name) for item in fields(Defects)}
-    slices = options.slices or ("" if options.data_only else SLICES)
+    slices = options.slices or ("" if preset is None else preset.slices)
     limits = _limits(slices) if slices else None
-    patients, size, scans, usual = (20, 512, MOST_SCANS, DIFFICULTY) if options.data_only else (PATIENTS, SIZE, SCANS, EASY)
+    data_only = (20, 512, MOST_SCANS, DIFFICULTY)
+    patients, size, scans, usual = data_only if preset is None else (preset.patients, preset.size, SCANS, EASY)
     difficulty = usual if options.difficulty is None else options.difficulty
     try:
         return Parameters(

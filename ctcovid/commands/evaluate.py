@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import ToldError, UsageError
@@ -14,21 +15,24 @@ from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json,
 from ctcovid.base.runcard import RunCard
 from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.evaluation.checks import Checks, baselines, check
-from ctcovid.evaluation.inference import Part, open_part, predict
 from ctcovid.evaluation.predictions import Predictions, read_predictions, reordered
 from ctcovid.evaluation.scoring import Drawing
+from ctcovid.evaluation.shapes import Shapes
 from ctcovid.evaluation.study import Asked, Study, Subject, study
 from ctcovid.evaluation.subgroups import KIND, SLICES, Grouping, by_number, by_patient, read_attributes
 from ctcovid.evaluation.volume_summary import PartSummary, summarise_part
 from ctcovid.models import registry
-from ctcovid.models.device import device_name
 from ctcovid.options.evaluate import Options
 from ctcovid.reports import evaluation_report as report
+from ctcovid.reports.drawing import FORMATS, Artist
 from ctcovid.reports.evaluation_tables import full_numbers
 from ctcovid.reports.latex import latex
 from ctcovid.reports.tables import Table, file_name
 from ctcovid.scans.classes import class_order, positive_class
-from ctcovid.volumes.batches import VolumeSet
+
+if TYPE_CHECKING:
+    from ctcovid.evaluation.inference import Part
+    from ctcovid.volumes.batches import VolumeSet
 
 MODEL_CARD = "MODEL_CARD.md"
 
@@ -73,18 +77,22 @@ def run(options: Options, console: Console) -> Summary:
     with together(console, options.device, "Run the line again.") as ranks:
         sources = [_source(model, options.runs) for model in options.models] or [registry.find(None, options.runs)]
         _require_names_apart(sources)
+        # Before any run is loaded, which takes torch, and any volume is read.
+        given = {source: read_predictions(source) for source in sources if is_csv(source)}
         if all(map(is_csv, sources)) and options.part != "test" and ranks.first:
             console.warn(f"--part {options.part} says nothing of predictions in a CSV: all of its rows are scored.")
         folder = options.output or _default_output(sources)
         if ranks.first:
-            return _score_and_write(sources, folder, options, ranks, console)
+            return _score_and_write(sources, given, folder, options, ranks, console)
         card = RunCard(folder / RUN_CARD, "evaluate", asdict(options), options.sources)
         for source in sources:
-            _found(source, options, card, ranks, console)
+            _found(source, given, options, card, ranks, console)
     raise ToldError(0)
 
 
-def _score_and_write(sources: list[Path], folder: Path, options: Options, ranks: Ranks, console: Console) -> Summary:
+def _score_and_write(
+    sources: list[Path], given: dict[Path, Predictions], folder: Path, options: Options, ranks: Ranks, console: Console
+) -> Summary:
     claim_folder(folder, options.overwrite, "evaluate")
     attributes = read_attributes(options.subgroups) if options.subgroups else {}
     with fresh_folder(folder) as building:
@@ -92,11 +100,18 @@ def _score_and_write(sources: list[Path], folder: Path, options: Options, ranks:
         with card.recording():
             if options.subgroups:
                 card.input(options.subgroups)
-            found = [_found(source, options, card, ranks, console) for source in sources]
+            found = [_found(source, given, options, card, ranks, console) for source in sources]
             classes = found[0].predictions.classes
             positive = _positive(classes, options.positive, found, console)
-            summary = _measure(found, classes, positive, folder, attributes, options, card, ranks, console)
-            _write(building, folder, summary, found, card)
+            histories = {one.predictions.name: one.source / "metrics.csv" for one in found if (one.source / "metrics.csv").is_file()}
+            with Artist((*FORMATS, "pdf") if options.pdf else FORMATS) as artist:
+
+                def show(shown: Shapes) -> None:
+                    artist.draw(report.figures_of(shown, histories.get(shown.name)))
+
+                summary = _measure(found, classes, positive, folder, attributes, options, card, ranks, console, show)
+                artist.draw(report.effects(summary.study.models, options.ci))
+                _write(building, folder, summary, found, artist, card)
     if not console.results:
         # Otherwise the result says it.
         for note in report.honesty(summary.study):
@@ -107,11 +122,13 @@ def _score_and_write(sources: list[Path], folder: Path, options: Options, ranks:
     return summary
 
 
-def _found(source: Path, options: Options, card: RunCard, ranks: Ranks, console: Console) -> Found:
-    if is_csv(source):
-        predictions = read_predictions(source)
+def _found(source: Path, given: dict[Path, Predictions], options: Options, card: RunCard, ranks: Ranks, console: Console) -> Found:
+    if source in given:
         card.input(source)
-        return Found(source, reordered(predictions, class_order(predictions.classes)))
+        return Found(source, reordered(given[source], class_order(given[source].classes)))
+    from ctcovid.evaluation.inference import open_part, predict
+    from ctcovid.models.device import device_name
+
     model = registry.load(str(source), options.device, options.precision, options.runs)
     card.content["device"] = device_name(model.network.device)
     card.input(source / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
@@ -133,6 +150,7 @@ def _measure(
     card: RunCard,
     ranks: Ranks,
     console: Console,
+    show: Callable[[Shapes], None],
 ) -> Summary:
     subjects = [_subject(one, classes, attributes, options, console) for one in found]
     looked = _Looks(options.workers or ranks.readers, console)
@@ -143,7 +161,7 @@ def _measure(
     trivial = baselines(subjects[first].predictions, tested, learnt.get("train"))
     drawing = Drawing(options.resample, options.bootstrap, options.seed, options.ci)
     asked = Asked(classes.index(positive), options.level, options.join, drawing, options.sensitivity)
-    measured = study(subjects, trivial, checks, asked)
+    measured = study(subjects, trivial, checks, asked, show)
     for comparison in measured.comparisons:
         if not comparison.paired:
             console.warn(f"{comparison.name} and {measured.scores[0].name} were not scored on the same {options.level}s: {comparison.why}.")
@@ -207,15 +225,10 @@ def _check(one: Found, predictions: Predictions, looked: _Looks, name: str) -> C
     return check(predictions, one.part, *looked.around(one.part, name), name)
 
 
-def _write(building: Path, folder: Path, summary: Summary, found: list[Found], card: RunCard) -> None:
+def _write(building: Path, folder: Path, summary: Summary, found: list[Found], artist: Artist, card: RunCard) -> None:
     measured, positive = summary.study, summary.positive
     for one in found:
         write_text(building / f"predictions-{one.predictions.name}.csv", reordered(one.predictions, summary.classes).csv())
-    histories = {one.predictions.name: one.source / "metrics.csv" for one in found if (one.source / "metrics.csv").is_file()}
-    figures = report.plots(measured, histories)
-    (building / "figures").mkdir()
-    for figure in figures:
-        figure.save(building / "figures")
     (building / "tables").mkdir()
     for one_table in report.all_tables(measured, positive):
         write_text(building / "tables" / f"{file_name(one_table.title or report.MAIN)}.csv", one_table.csv())
@@ -224,9 +237,13 @@ def _write(building: Path, folder: Path, summary: Summary, found: list[Found], c
     write_text(building / "table.tex", latex(table))
     write_text(building / "evaluation.md", report.text(measured, positive))
     write_json(building / "evaluation.json", summary.document())
+    pictures = artist.pictures()
+    (building / "figures").mkdir()
+    for picture in pictures:
+        picture.save(building / "figures")
     told = [f"Made {card.content['began']} by ctcovid {card.content['versions'].get('ctcovid', '')}; seed {card.content['seed']}."]
     told += dict.fromkeys(f"Read: {read['path']}, {read['hash']}." for read in card.content["inputs"])
-    write_text(building / "report.html", report.html(measured, positive, figures, told))
+    write_text(building / "report.html", report.html(measured, positive, pictures, told))
     for path in sorted(path for path in building.rglob("*") if path.is_file()):
         card.output(folder / path.relative_to(building))
 

@@ -38,7 +38,7 @@ def resampled(sample: Sample, units: np.ndarray, resamples: int, seed: int | Seq
     """
     number = int(units.max()) + 1
     alone = number == len(units) and bool((units == np.arange(number)).all())
-    blocks = [sample.values(drawn if alone else drawn[:, units]) for drawn in draws(number, resamples, seed)]
+    blocks = [sample.values(drawn if alone else np.take(drawn, units, axis=1)) for drawn in draws(number, resamples, seed)]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 

@@ -33,21 +33,25 @@ def roc_and_pr(positive: np.ndarray, scores: np.ndarray, units: np.ndarray, resa
     order = np.argsort(-scores, kind="stable")
     truth, arranged = positive[order], scores[order]
     ends = np.append(np.flatnonzero(np.diff(arranged) != 0), len(arranged) - 1)
-    points = [_curves(np.ones(len(truth)), truth, ends)]
+    points = [_curves(np.ones(len(truth), np.int32), truth, ends)]
     for drawn in draws(int(units.max()) + 1, resamples, seed):
-        points += [_curves(weights.astype(float), truth, ends) for weights in drawn[:, units[order]]]
+        points += [_curves(weights, truth, ends) for weights in np.take(drawn.astype(np.int32), units[order], axis=1)]
     rocs, precisions = (np.array(each) for each in zip(*points, strict=True))
     return _banded(rocs), _banded(precisions)
 
 
 def _curves(weights: np.ndarray, truth: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both curves of one weighted sample over GRID; not-a-number where it lacks a class."""
-    hits, misses = np.cumsum(weights * truth)[ends], np.cumsum(weights * ~truth)[ends]
+    """Both curves of one sample over GRID, from how often each volume stands in it, int32 (N,); not-a-number where it lacks a class."""
+    above, hits = np.cumsum(weights, dtype=np.int32), np.cumsum(weights * truth, dtype=np.int32)
+    if len(ends) < len(truth):
+        above, hits = above[ends], hits[ends]
+    misses = above - hits
     if not hits[-1] or not misses[-1]:
         return np.full(len(GRID), np.nan), np.full(len(GRID), np.nan)
     recall, false = hits / hits[-1], misses / misses[-1]
     roc = np.interp(GRID, np.append(0, false), np.append(0, recall))
-    roc[0] = recall[false == 0].max(initial=0)
+    unfailing = np.searchsorted(false, 0, side="right")
+    roc[0] = recall[unfailing - 1] if unfailing else 0
     # At each recall the precision of the first threshold that reaches it: the steps that average precision sums.
     first = np.minimum(np.searchsorted(recall, np.maximum(GRID - 1e-9, 1e-12)), len(ends) - 1)
     return roc, hits[first] / (hits[first] + misses[first])

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.evaluation.checks import Checks
 from ctcovid.evaluation.comparing import Comparison, compare, pair
-from ctcovid.evaluation.curves import Curve, roc_and_pr
 from ctcovid.evaluation.intervals import Estimate
 from ctcovid.evaluation.levels import joined
 from ctcovid.evaluation.operating import at_threshold, threshold_for
 from ctcovid.evaluation.predictions import Predictions
-from ctcovid.evaluation.reliability import ReliabilityBin, reliability
 from ctcovid.evaluation.scoring import Drawing, GroupScore, Score, score, score_groups, units
+from ctcovid.evaluation.shapes import Shapes, shapes
 from ctcovid.evaluation.subgroups import Grouping, at_level
+
+# Bytes of the largest block of samples whose memory is kept for the next; as for networks on a CPU, whose setting is the same process's.
+LARGEST_KEPT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Subject:
 class Scored:
     """Everything measured of one model.
 
-    `point` is the threshold and the figures at it; `roc` and `pr` are curves by class, where they are defined.
+    `point` is the threshold and the figures at it.
     """
 
     score: Score
@@ -61,9 +65,7 @@ class Scored:
     card: dict[str, Any] | None
     groups: list[GroupScore]
     point: tuple[float, dict[str, Estimate]] | None
-    bins: list[ReliabilityBin]
-    roc: dict[str, Curve]
-    pr: dict[str, Curve]
+    shapes: Shapes
 
     def document(self) -> dict[str, Any]:
         point = {"threshold": self.point[0], **{name: asdict(found) for name, found in self.point[1].items()}} if self.point else None
@@ -71,7 +73,7 @@ class Scored:
             **self.score.document(),
             "n_volumes": self.volumes,
             "operating_point": point,
-            "reliability": [asdict(one) for one in self.bins],
+            "reliability": [asdict(one) for one in self.shapes.bins],
             "subgroups": [group.document() for group in self.groups],
         }
 
@@ -99,13 +101,31 @@ class Study:
         return {"models": models, "baselines": [baseline.document() for baseline in self.baselines], "checks": checks}
 
 
-def study(subjects: list[Subject], trivial: list[Predictions], checks: list[Checks], asked: Asked) -> Study:
+def study(
+    subjects: list[Subject],
+    trivial: list[Predictions],
+    checks: list[Checks],
+    asked: Asked,
+    show: Callable[[Shapes], None] = lambda _: None,
+) -> Study:
     """Score all models at the level that is asked for, and compare each with the first.
 
     trivial : what trivial models predict, by volume
+    show : is given what the figures of each model show, before the long work on intervals begins
 
     Raises InputError where two models cannot be compared.
     """
+    from threadpoolctl import threadpool_limits
+
+    keep_freed_memory(LARGEST_KEPT)
+    # The matrix products are small: several threads would mostly wait for each other, and round differently from one.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _study(subjects, trivial, checks, asked, show)
+
+
+def _study(
+    subjects: list[Subject], trivial: list[Predictions], checks: list[Checks], asked: Asked, show: Callable[[Shapes], None]
+) -> Study:
     rows = [joined(subject.predictions, asked.level, asked.join) for subject in subjects]
     pairings = [
         pair(other, rows[0], subject.population is not None and subject.population == subjects[0].population, asked.level)
@@ -115,7 +135,11 @@ def study(subjects: list[Subject], trivial: list[Predictions], checks: list[Chec
     # A seed of its own, unless the same units are drawn: then the samples of both models are the same, and differences are paired.
     units_of_first = _drawn_units(rows[0], asked.drawing.resample)
     apart = [0 if _drawn_units(one, asked.drawing.resample) == units_of_first else number for number, one in enumerate(rows)]
-    models = [_scored(subject, one, asked, number) for subject, one, number in zip(subjects, rows, apart, strict=True)]
+    shown = []
+    for one in rows:
+        shown.append(shapes(one, asked.positive, asked.drawing))
+        show(shown[-1])
+    models = [_scored(*known, asked) for known in zip(subjects, rows, shown, apart, strict=True)]
     others = [(pairing, model.score) for pairing, model in zip(pairings, models[1:], strict=True)]
     comparisons = compare((rows[0], models[0].score), others, asked.positive, asked.drawing)
     # Joined by the mean: other rules would give those that know nothing different answers for many volumes than for few.
@@ -129,14 +153,8 @@ def _drawn_units(predictions: Predictions, resample: str) -> list[Any]:
     return sorted(set(predictions.patients if resample == "patient" else zip(predictions.patients, predictions.scans, strict=True)))
 
 
-def _scored(subject: Subject, rows: Predictions, asked: Asked, apart: int) -> Scored:
+def _scored(subject: Subject, rows: Predictions, shown: Shapes, apart: int, asked: Asked) -> Scored:
     drawing = asked.drawing
-    unit = units(rows, drawing.resample)
-    roc, pr = {}, {}
-    for number, name in enumerate(rows.classes):
-        curves = roc_and_pr(rows.labels == number, rows.probabilities[:, number], unit, drawing.resamples, drawing.seed)
-        if curves[0] is not None and curves[1] is not None:
-            roc[name], pr[name] = curves[0], curves[1]
     # The groups of the rows as they come from the volumes, which `pair` may have put into another order.
     ungrouped = joined(subject.predictions, asked.level, asked.join)
     groupings = [at_level(grouping, subject.predictions, asked.level) for grouping in subject.groupings]
@@ -145,10 +163,8 @@ def _scored(subject: Subject, rows: Predictions, asked: Asked, apart: int) -> Sc
         len(subject.predictions.labels),
         subject.card,
         score_groups(ungrouped, groupings, asked.positive, drawing),
-        _point(subject.valid, rows, unit, asked),
-        reliability(rows.labels, rows.probabilities),
-        roc,
-        pr,
+        _point(subject.valid, rows, units(rows, drawing.resample), asked),
+        shown,
     )
 
 

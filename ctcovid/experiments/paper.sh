@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # The experiments of Li, Pei and Guo 2021: Tables 4 to 7 and Figs. 4 to 9, from one preparation of the data.
 #
-#   COMPLETE=./CC-CCII examples/paper.sh          everything, one cell after another; the same line again continues
-#   COMPLETE=./CC-CCII SIZE=96 EPOCHS=5 DEPTHS="2 4 8" examples/paper.sh          the same in small
+#   COMPLETE=./CC-CCII paper.sh          everything, one cell after another; the same line again continues
+#   COMPLETE=./CC-CCII SIZE=96 EPOCHS=5 DEPTHS="2 4 8" paper.sh          the same in small
 #
 # In parts, as paper.sbatch uses them:
-#   examples/paper.sh prepare       pack the slices
-#   examples/paper.sh list          the cells to train, one a line: name, images, architecture, depth, batch
-#   examples/paper.sh train N       train the N-th of them, counted from 1, or continue it
-#   examples/paper.sh tables        all tables and figures of what is finished; cells that are not are marked missing
+#   paper.sh prepare       pack the slices
+#   paper.sh list          the cells to train, one a line: name, images, architecture, depth, batch
+#   paper.sh train N       train the N-th of them, counted from 1, or continue it
+#   paper.sh tables        all tables and figures of what is finished; cells that are not are marked missing
 #
+# It is installed with ctcovid: bash "$(python3 -c 'from ctcovid import experiments; print(*experiments.__path__)')/paper.sh"
 # Every other setting of a command is an environment variable, such as CTCOVID_DEVICE=cuda:1 or CTCOVID_TRAIN_MICRO_BATCH=8.
 set -euo pipefail
 
@@ -69,7 +70,7 @@ has() {
 }
 
 refuse() {
-    echo "examples/paper.sh: $1" >&2
+    echo "paper.sh: $1" >&2
     exit 2
 }
 
@@ -101,7 +102,7 @@ Its batches are 8, 32 and 64; Table 7, the only one of models other than r3d18, 
             if ! echo "$found" | awk -v name="$name" -v word="$word" '
                 { value["MODELS"] = $3; value["DEPTHS"] = $4; value["BATCHES"] = $5; if (value[name] == word) found = 1 }
                 END { exit !found }'; then
-                echo "examples/paper.sh: no cell has $word of $name. Table 7, the only one of models other than r3d18, is of depth 4 and batch 32." >&2
+                echo "paper.sh: no cell has $word of $name. Table 7, the only one of models other than r3d18, is of depth 4 and batch 32." >&2
             fi
         done
     done
@@ -130,7 +131,7 @@ train() {
     local line name images arch depth batch
     line=$(cells | awk -v number="$1" 'NR == number')
     if [ -z "$line" ]; then
-        echo "examples/paper.sh: there is no cell $1; examples/paper.sh list shows them." >&2
+        echo "paper.sh: there is no cell $1; paper.sh list shows them." >&2
         exit 2
     fi
     read -r name images arch depth batch <<<"$line"
@@ -204,7 +205,7 @@ everything() {
     done
     tables
     if [ -n "$failed" ]; then
-        echo "examples/paper.sh: these cells failed, for the reasons above:$failed" >&2
+        echo "paper.sh: these cells failed, for the reasons above:$failed" >&2
         exit 4
     fi
 }

@@ -1,6 +1,6 @@
-"""Tables 4 to 7 and Figs. 4 to 9 in the paper's form, out of what examples/paper.sh has trained and evaluated.
+"""Tables 4 to 7 and Figs. 4 to 9 in the paper's form, out of what paper.sh has trained and evaluated.
 
-    examples/paper.sh tables        # calls this with the rows of the tables on standard input
+    paper.sh tables        # calls this with the rows of the tables on standard input
 
 Writes OUT/table-4.md, .csv and .tex, and so on, OUT/figure-4.png and so on, and OUT/results.md with all tables. A row whose cell is not
 finished says "missing".
@@ -51,7 +51,7 @@ class Row:
 
 
 def read_rows(lines: list[str], out: Path) -> list[Row]:
-    """Rows as examples/paper.sh lists them, each with its score."""
+    """Rows as paper.sh lists them, each with its score."""
     rows = []
     for line in lines:
         table, name, images, arch, depth, batch = line.split()

@@ -62,10 +62,25 @@ def choose_precision(wanted: str, device: torch.device, architecture: Architectu
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         folded = not architecture.name_in_torchvision
-        fast = device.type == "cpu" and folded and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        fast = device.type == "cpu" and folded and _takes_bfloat16()
     if wanted == "bfloat16" and not fast:
         raise UsageError(f"--precision bfloat16 is not to be had for {architecture.name} on {device}. Use --precision auto.")
     return torch.bfloat16 if fast else torch.float32
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPUs have instructions for products in bfloat16 (AVX512-BF16, with AMX or without), and may use them.
+
+    Narrower than what `choose_precision` asks: with any AVX-512, oneDNN takes bfloat16, but without these instructions by way of float32.
+    """
+    # The names are private to torch: where a release lacks them, the answer is no.
+    processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return processor is not None and bool(processor()) and _takes_bfloat16()
+
+
+def _takes_bfloat16() -> bool:
+    """Whether oneDNN, torch's library of convolutions on CPUs, takes bfloat16 here."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def device_name(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ctcovid.base import choices
 from ctcovid.options import shared
 
 
@@ -21,10 +22,11 @@ class Options(shared.Options):
 
     folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("ctcovid-demo")
     data_only: Annotated[bool, typer.Option(help="Make the synthetic data set, and nothing else.")] = False
-    patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="72, or 20")] = None
-    size: Annotated[int | None, shared.size_option("Pixels per side of a slice.", show_default="96, or 512")] = None
+    preset: Annotated[choices.Preset, typer.Option(help="Size of the demo; auto: by processor and GPU.")] = "auto"
+    patients: Annotated[int | None, typer.Option(min=1, help="Patients of each class.", show_default="the preset's, or 20")] = None
+    size: Annotated[int | None, shared.size_option("Pixels per side of a slice.", show_default="the preset's, or 512")] = None
     slices: Annotated[
-        str | None, typer.Option(help="Fewest and most slices of a scan.", show_default="16-18, or as in CC-CCII", metavar="N-M")
+        str | None, typer.Option(help="Fewest and most slices of a scan.", show_default="the preset's, or as in CC-CCII", metavar="N-M")
     ] = None
     difficulty: Annotated[
         float | None, typer.Option(min=0, max=1, help="From large, dense lesions to small, faint ones.", show_default="0, or 0.2")

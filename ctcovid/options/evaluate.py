@@ -44,6 +44,7 @@ class Options(shared.Options):
         Path | None, typer.Option(help="CSV with the column patient or patient_id and others to group by, as metadata.csv.")
     ] = None
     output: Annotated[Path | None, shared.output_option("Folder to write; by default inside the run.")] = None
+    pdf: Annotated[bool, typer.Option(help="Also write the figures as PDF.")] = False
     runs: shared.Runs = Path("runs")
     device: shared.Device = "auto"
     precision: shared.Precision = "auto"

@@ -55,6 +55,7 @@ def typer_function(command: str, classes: tuple[type, ...], call: Call) -> Calla
 
     Every option can also be set by CTCOVID_<COMMAND>_<OPTION> or, for all commands, by CTCOVID_<OPTION>.
     """
+    several = {one.name for options in classes for one in declared(options) if one.default == []}
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     for one in (each for options in classes for each in declared(options)):
         info = copy(one.info)
@@ -64,11 +65,14 @@ def typer_function(command: str, classes: tuple[type, ...], call: Call) -> Calla
             # A flag has no --no-flag: an option that is off need not be switched off.
             info.default, info.param_decls = ..., one.spellings
             info.envvar, info.show_envvar = environment_names(command, one.name), False
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(one.name, keyword, default=one.default, annotation=_ANNOTATED[one.kind, info]))
+        # click 8.1 refuses a default, an empty list too, for an argument that takes any number of values.
+        default = None if one.default == [] else one.default
+        parameters.append(
+            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_ANNOTATED[one.kind, info])
+        )
 
     def function(ctx: typer.Context, **values: Any) -> None:
-        call(ctx, values)
+        call(ctx, {name: [] if value is None and name in several else value for name, value in values.items()})
 
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

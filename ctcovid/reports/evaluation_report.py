@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ctcovid.evaluation.checks import LOGISTIC
 from ctcovid.evaluation.metrics import of_class
+from ctcovid.evaluation.shapes import Shapes
 from ctcovid.evaluation.study import Scored, Study
 from ctcovid.evaluation.subgroups import KIND, SLICES
 from ctcovid.reports import evaluation_tables as tables
 from ctcovid.reports.card import model_card
 from ctcovid.reports.checklists import Known
+from ctcovid.reports.drawing import Picture
 from ctcovid.reports.evaluation_tables import PAPER, Manner
 from ctcovid.reports.html import Section, page
 from ctcovid.reports.plots import Plot, confusion_plot, effect_plot, history_plots, pr_plot, reliability_plot, roc_plot
@@ -69,25 +69,24 @@ def all_tables(study: Study, positive: str) -> list[Table]:
     return [main_table(study, positive), *further_tables(study, positive)]
 
 
-def plots(study: Study, histories: dict[str, Path]) -> list[Plot]:
-    """All figures. `histories` are files metrics.csv by model."""
-    found = _effects(study.models, study.asked.drawing.ci)
-    for model in study.models:
-        score, classes = model.score, model.score.classes
-        found.append(confusion_plot(score.name, score.confusion, classes))
-        if model.roc:
-            areas = {label: score.estimates[of_class("auroc", number)] for number, label in enumerate(classes)}
-            precisions = {label: score.estimates[of_class("average_precision", number)] for number, label in enumerate(classes)}
-            found += [roc_plot(score.name, model.roc, areas), pr_plot(score.name, model.pr, precisions)]
-        found.append(reliability_plot(score.name, model.bins, score.estimates["ece"]))
-        if score.name in histories:
-            history = pd.read_csv(histories[score.name])
-            columns = {str(name): history[name].astype(float).tolist() for name in history}
-            found += history_plots(score.name, columns) if len(history) else []
+def figures_of(shown: Shapes, history: Path | None) -> list[Plot]:
+    """The figures of one model. `history` is the metrics.csv of its training."""
+    name = shown.name
+    found = [confusion_plot(name, shown.confusion, shown.classes)]
+    if shown.roc:
+        areas = {label: shown.values[of_class("auroc", number)] for number, label in enumerate(shown.classes)}
+        precisions = {label: shown.values[of_class("average_precision", number)] for number, label in enumerate(shown.classes)}
+        found += [roc_plot(name, shown.roc, areas), pr_plot(name, shown.pr, precisions)]
+    found.append(reliability_plot(name, shown.bins, shown.values["ece"]))
+    if history is not None:
+        import pandas as pd
+
+        table = pd.read_csv(history)
+        found += history_plots(name, {str(column): table[column].astype(float).tolist() for column in table}) if len(table) else []
     return found
 
 
-def _effects(models: Sequence[Scored], ci: str) -> list[Plot]:
+def effects(models: Sequence[Scored], ci: str) -> list[Plot]:
     """Figs. 4 and 5, where the runs vary in depth or batch size."""
     runs = [(model.card["depth"], model.card.get("recipe", {}).get("batch"), model) for model in models if model.card]
     runs.sort(key=lambda run: (run[0], run[1] or 0))
@@ -110,19 +109,19 @@ def text(study: Study, positive: str) -> str:
     return "\n\n".join(table.text() for table in all_tables(study, positive)) + "\n"
 
 
-def html(study: Study, positive: str, figures: Sequence[Plot], told: Sequence[str]) -> str:
+def html(study: Study, positive: str, pictures: Sequence[Picture], told: Sequence[str]) -> str:
     """The whole evaluation as one page. `told` are sentences on how it was made."""
     main, *rest = all_tables(study, positive)
     about = [*honesty(study), *told]
-    effects = [plot for plot in figures if not plot.model]
+    of_several = [picture for picture in pictures if not picture.plot.model]
     sections = [
-        Section(MAIN, tables=[replace(main, notes=main.notes[: len(main.notes) - len(honesty(study))])], plots=effects),
+        Section(MAIN, tables=[replace(main, notes=main.notes[: len(main.notes) - len(honesty(study))])], pictures=of_several),
         Section("What to know before believing them", about),
         Section("Further tables", tables=rest),
     ]
     for model in study.models:
-        mine = [plot for plot in figures if plot.model == model.score.name]
-        sections.append(Section(f"Figures of {model.score.name}", plots=mine))
+        mine = [picture for picture in pictures if picture.plot.model == model.score.name]
+        sections.append(Section(f"Figures of {model.score.name}", pictures=mine))
     names = ", ".join(score.name for score in study.scores)
     lead = "Written by ctcovid evaluate. For research use only, not a medical device. Everything is in this one file."
     return page(f"Evaluation of {names}", lead, sections)

@@ -1,4 +1,4 @@
-"""Figures of the paper, drawn with matplotlib off any screen."""
+"""Figures of the paper, drawn with matplotlib off any screen, which is imported only once something is drawn."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ticker import MaxNLocator
 
 from ctcovid.base.files import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRAIN_COLOUR, VALID_COLOUR = "#1f4e79", "#c55a11"
 
@@ -21,6 +21,8 @@ TRAIN_COLOUR, VALID_COLOUR = "#1f4e79", "#c55a11"
 @contextlib.contextmanager
 def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of that many inches, saved as PNG when the block ends."""
+    from matplotlib.figure import Figure
+
     drawn = Figure(figsize=(width, height), layout="constrained")
     yield drawn
     with atomic(path) as temporary:
@@ -32,6 +34,8 @@ def literal(text: str) -> str:
 
     A character that its font lacks is shown by its code point, as ``[U+80BA]``, for names must stay distinct.
     """
+    from matplotlib.font_manager import FontProperties, findfont
+
     known = _characters(findfont(FontProperties()))
     shown = "".join(one if one == "\n" or ord(one) in known else f"[U+{ord(one):04X}]" for one in text)
     return shown.replace("$", r"\$")
@@ -40,6 +44,8 @@ def literal(text: str) -> str:
 @functools.cache
 def _characters(font: str) -> frozenset[int]:
     """Code points that a font file has a picture of."""
+    from matplotlib.font_manager import get_font
+
     return frozenset(get_font(font).get_charmap())
 
 
@@ -51,6 +57,8 @@ def curve(path: Path, what: str, epochs: Sequence[int], train: Sequence[float], 
 
 def draw_curve(drawn: Figure, what: str, epochs: Sequence[int], train: Sequence[float], valid: Sequence[float | None]) -> None:
     """The same into a figure."""
+    from matplotlib.ticker import MaxNLocator
+
     axes = drawn.subplots()
     axes.plot(epochs, train, color=TRAIN_COLOUR, marker="o", markersize=3, label="training")
     if any(value is not None for value in valid):

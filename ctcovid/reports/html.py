@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from ctcovid.reports.plots import Plot
+from ctcovid.reports.drawing import Picture
 from ctcovid.reports.tables import Table, file_name, shown
 
 # The policy lets a browser refuse anything that is not in the file itself.
@@ -54,7 +54,7 @@ class Section:
     heading: str
     notes: Sequence[str] = field(default_factory=tuple)
     tables: Sequence[Table] = field(default_factory=tuple)
-    plots: Sequence[Plot] = field(default_factory=tuple)
+    pictures: Sequence[Picture] = field(default_factory=tuple)
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
@@ -65,8 +65,8 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         if section.notes:
             parts.append("<ul>\n" + "".join(f"<li>{escape(note)}</li>\n" for note in section.notes) + "</ul>\n")
         parts += [_table(table, f"{file_name(table.title or section.heading)}.csv") for table in section.tables]
-        if section.plots:
-            parts.append('<div class="figures">\n' + "".join(map(_figure, section.plots)) + "</div>\n")
+        if section.pictures:
+            parts.append('<div class="figures">\n' + "".join(map(_figure, section.pictures)) + "</div>\n")
     return "".join([*parts, "</body>\n</html>\n"])
 
 
@@ -85,9 +85,9 @@ def _table(table: Table, name: str) -> str:
     return f'{heading}{grid}{notes}<p class="note">{_download(table.csv(), name)}</p>\n'
 
 
-def _figure(plot: Plot) -> str:
-    picture = base64.b64encode(plot.pictures["svg"]).decode("ascii")
-    image = f'<img alt="{escape(plot.title)}" src="data:image/svg+xml;base64,{picture}">'
+def _figure(picture: Picture) -> str:
+    plot, content = picture.plot, base64.b64encode(picture.files["svg"]).decode("ascii")
+    image = f'<img alt="{escape(plot.title)}" src="data:image/svg+xml;base64,{content}">'
     caption = f"<b>{escape(plot.title)}.</b> {escape(plot.caption)} {_download(plot.csv(), plot.name + '.csv')}"
     return f"<figure>\n{image}\n<figcaption>{caption}</figcaption>\n</figure>\n"
 

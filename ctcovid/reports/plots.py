@@ -1,38 +1,24 @@
-"""Figures of an evaluation, in vector and pixels, each with the data that it shows."""
+"""Figures of an evaluation, each with the data that it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from io import BytesIO
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
-from ctcovid.base.files import atomic, write_text
 from ctcovid.evaluation.curves import GRID, Curve
 from ctcovid.evaluation.intervals import Estimate
 from ctcovid.evaluation.reliability import ReliabilityBin
 from ctcovid.reports.figures import confusion_size, draw_confusion, draw_curve, literal, row_shares
 from ctcovid.reports.tables import Cell, csv_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Colours whose greys differ, and beside them lines and marks that do.
 LINES = (("#000000", "-", "o"), ("#b2182b", "--", "s"), ("#4393c3", "-.", "^"), ("#999999", ":", "D"), ("#7b3294", (0, (5, 1)), "v"))
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    # The same figure gives the same bytes.
-    "svg.hashsalt": "ctcovid",
-}
-FORMATS: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 150}}
 
 
 @dataclass(frozen=True)
@@ -48,31 +34,9 @@ class Plot:
     draw: Callable[[Figure], None]
     size: tuple[float, float] = (4.5, 4.0)
 
-    @cached_property
-    def pictures(self) -> dict[str, bytes]:
-        """The figure as "svg", "pdf" and "png"."""
-        found = {}
-        with mpl.rc_context(STYLE):
-            drawn = Figure(figsize=self.size, layout="constrained")
-            self.draw(drawn)
-            for kind, options in FORMATS.items():
-                picture = BytesIO()
-                drawn.savefig(picture, format=kind, **options)
-                # Once is enough: places do not depend on the format.
-                drawn.set_layout_engine("none")
-                found[kind] = picture.getvalue()
-        return found
-
     def csv(self) -> str:
         """The data as CSV."""
         return csv_text(self.columns, self.rows)
-
-    def save(self, folder: Path) -> None:
-        """Write the figure in every format, and its data, under its name."""
-        for kind, picture in self.pictures.items():
-            with atomic(folder / f"{self.name}.{kind}") as temporary:
-                temporary.write_bytes(picture)
-        write_text(folder / f"{self.name}.csv", self.csv())
 
 
 def confusion_plot(name: str, counts: np.ndarray, classes: Sequence[str]) -> Plot:
@@ -119,7 +83,7 @@ def _curve_drawer(what: str, epochs: list[int], train: list[float], valid: list[
     return lambda drawn: draw_curve(drawn, what, epochs, train, valid)
 
 
-def roc_plot(name: str, curves: dict[str, Curve], areas: dict[str, Estimate]) -> Plot:
+def roc_plot(name: str, curves: dict[str, Curve], areas: dict[str, float]) -> Plot:
     """ROC curves of each class against the rest."""
     labels = {label: _labelled(label, "AUROC", areas[label]) for label in curves}
 
@@ -132,7 +96,7 @@ def roc_plot(name: str, curves: dict[str, Curve], areas: dict[str, Estimate]) ->
     return _curve_plot("roc", f"ROC curves of {name}", name, "1 - specificity", "sensitivity", curves, draw)
 
 
-def pr_plot(name: str, curves: dict[str, Curve], areas: dict[str, Estimate]) -> Plot:
+def pr_plot(name: str, curves: dict[str, Curve], areas: dict[str, float]) -> Plot:
     """Precision-recall curves of each class against the rest."""
     labels = {label: _labelled(label, "AP", areas[label]) for label in curves}
 
@@ -162,7 +126,7 @@ def _banded(drawn: Figure, curves: dict[str, Curve], labels: dict[str, str]) -> 
     return axes
 
 
-def reliability_plot(name: str, bins: Sequence[ReliabilityBin], error: Estimate) -> Plot:
+def reliability_plot(name: str, bins: Sequence[ReliabilityBin], error: float) -> Plot:
     """How often the predicted class is right, by how sure the model was."""
     filled = [one for one in bins if one.confidence is not None and one.accuracy is not None]
 
@@ -173,7 +137,7 @@ def reliability_plot(name: str, bins: Sequence[ReliabilityBin], error: Estimate)
         upper.plot(
             [one.confidence or 0 for one in filled], [one.accuracy or 0 for one in filled], color=colour, linestyle=line, marker=mark
         )
-        said = "" if error.value is None else f", calibration error {error.value:.4f}"
+        said = "" if np.isnan(error) else f", calibration error {error:.4f}"
         upper.set(ylabel="share that is right", ylim=(-0.02, 1.02), title=literal(name) + said)
         width = bins[0].high - bins[0].low
         lower.bar([one.low for one in bins], [one.count for one in bins], width, align="edge", color="0.75", edgecolor="0.4")
@@ -231,8 +195,8 @@ def effect_plot(
     return Plot(name, "", f"Effect of {kind}", caption, (kind, "metric", what, "low", "high"), rows, draw, (6.0, 4.0))
 
 
-def _labelled(label: str, what: str, area: Estimate) -> str:
-    return f"{label}, {what} {area.value:.4f}" if area.value is not None else label
+def _labelled(label: str, what: str, area: float) -> str:
+    return label if np.isnan(area) else f"{label}, {what} {area:.4f}"
 
 
 def _number(value: float | None) -> Cell:

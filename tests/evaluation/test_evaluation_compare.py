@@ -73,7 +73,7 @@ def test_everything_is_written_and_can_be_read_again(tmp_path: Path) -> None:
     tables = {f"predictions-{name}.csv" for name in ("mine", "theirs")} | {"table.csv", "table.tex", "report.html", "figures", "tables"}
     assert {file.name for file in folder.iterdir()} == {"run.json", "evaluation.md", "evaluation.json"} | tables
     kinds = ("confusion", "roc", "pr", "reliability")
-    figures = {f"{kind}-{name}.{ending}" for kind in kinds for name in ("mine", "theirs") for ending in ("svg", "pdf", "png", "csv")}
+    figures = {f"{kind}-{name}.{ending}" for kind in kinds for name in ("mine", "theirs") for ending in ("svg", "png", "csv")}
     assert {file.name for file in (folder / "figures").iterdir()} == figures
     assert (folder / "predictions-mine.csv").read_text() == path.read_text()
     names = {"results", "further-figures", "by-class-each-against-the-rest", "intervals-by-volume-and-by-patient", "tests-against-mine"}
@@ -87,6 +87,22 @@ def test_everything_is_written_and_can_be_read_again(tmp_path: Path) -> None:
     with Image.open(folder / "figures" / "confusion-mine.png") as image:
         assert image.format == "PNG"
     assert json.loads((folder / "run.json").read_text())["command"] == "evaluate"
+
+
+def test_figures_are_written_as_pdf_too_where_that_is_asked_for(tmp_path: Path) -> None:
+    evaluate(write(tmp_path, "mine", 0.5), pdf=True)
+    figures = tmp_path / "out" / "figures"
+    assert {path.stem for path in figures.glob("*.pdf")} == {path.stem for path in figures.glob("*.svg")}
+    assert all(path.read_bytes().startswith(b"%PDF") for path in figures.glob("*.pdf"))
+
+
+def test_a_csv_with_a_mistake_is_refused_before_a_run_is_loaded(tmp_path: Path) -> None:
+    """The run has a model.json and no weights, which would be refused otherwise."""
+    path = write(tmp_path, "mine", 0.5)
+    path.write_text(path.read_text() + "1,s,one,NCP,1,0,0\n")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match=r"mine\.csv, line 152: the volume"):
+        run(Options(models=(str(tmp_path / "run"), str(path))), Console(quiet=True, results=False))
 
 
 def test_metrics_that_are_not_defined_are_said_to_be_and_the_others_shown(tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ GOOD = "1,a,0,NCP,0.5,0.25,0.25"
         ("1,a,1,NCP,,0.5,0.5", "column p_NCP"),
         ("1,a,1,NCP,0.5,nan,0.5", "column p_CP"),
         ("1,a,1,NCP,much,0.5,0.5", "probability"),
+        ("1,a,1,NCP,0.2_5,0.5,0.25", "probability"),
+        ("1,a,1,NCP,\u0660.5,0.25,0.25", "probability"),
         ("1,a,1,NCP,0.5,0.75,-0.25", "column p_Normal"),
         ("1,a,1,NCP,inf,0,0", "probability"),
         ("1,a,1,NCP,0.5,0.5", "fields"),

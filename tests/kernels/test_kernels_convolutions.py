@@ -17,7 +17,8 @@ from ctcovid.kernels import convolutions, depthfold
 from ctcovid.models import registry
 from ctcovid.models.resnet3d import ResNet3D
 
-pytestmark = pytest.mark.skipif(not convolutions.supported, reason="this processor does not multiply bfloat16 in vectors, or has AMX")
+WHERE = "Winograd's convolutions need AVX512-BF16 without AMX, and compiled code; elsewhere, as with AVX2 alone, they do not exist"
+pytestmark = pytest.mark.skipif(not convolutions.supported, reason=WHERE)
 
 
 def whole(*shape: int, seed: int, step: int = 1) -> Tensor:

@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from ctcovid.native.depthfold import Conv3d, MaxPool3d
-from ctcovid.native.fusednorm import forgetful, norm_relu, norm_relu_pool, relu_pool
 from torch import Tensor, nn
 
 from ctcovid.kernels import depthfold, native
+from ctcovid.kernels.depthfold import Conv3d, MaxPool3d
+from ctcovid.kernels.fusednorm import forgetful, norm_relu, norm_relu_pool, relu_pool
 
 LAYOUTS = ("folded", "by slices", "contiguous")
 # With and without a length that fills the processor's registers; more channels than the passes take at a time.

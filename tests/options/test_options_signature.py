@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,8 @@ class Options(shared.Options):
     """Try things."""
 
     path: Annotated[Path, typer.Argument(help="A path.")]
-    many: Annotated[list[Path], typer.Option("--many", "-m", help="Paths.")] = ()  # type: ignore[assignment]
+    others: Annotated[list[Path], typer.Argument(help="More paths.")] = field(default_factory=list)
+    many: Annotated[list[Path], typer.Option("--many", "-m", help="Paths.")] = field(default_factory=list)
     count: Annotated[int | None, typer.Option(min=1, help="A number.")] = None
     later: Annotated[bool, typer.Option(help="Do it later.")] = False
 
@@ -56,6 +57,7 @@ def test_values_come_as_the_types_of_the_fields_and_their_sources_are_known(
     done = CliRunner().invoke(made, line, env={"CTCOVID_ATTEMPT_COUNT": "3", "CTCOVID_COUNT": "4"})
     assert done.exit_code == 0, done.output
     values, found = seen[0]["values"], seen[0]["sources"]
+    assert values["others"] == []
     assert values["path"] == Path("x/y") and values["many"] == [Path("a"), Path("b")]
     assert values["count"] == 3 and values["later"] is True
     assert {name: found[name] for name in ("path", "many", "count", "later", "json")} == {
@@ -75,8 +77,8 @@ def test_limits_hold_and_a_flag_has_no_opposite(called: tuple[typer.Typer, list[
 
 
 def test_a_field_that_is_added_is_in_help_and_in_the_manual() -> None:
-    field = ("gusto", Annotated[int, typer.Option(min=1, max=9, help="How much of it.")], 3)
-    more = make_dataclass("Options", [field], bases=(train.Options,), frozen=True)
+    added = ("gusto", Annotated[int, typer.Option(min=1, max=9, help="How much of it.")], 3)
+    more = make_dataclass("Options", [added], bases=(train.Options,), frozen=True)
     made = typer.Typer()
     made.command("other")(lambda: None)
     made.command("train")(typer_function("train", (more, Messages), lambda ctx, values: print(values["gusto"])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -19,8 +18,12 @@ import pytest
 from PIL import Image
 from thin import THIN
 
+from ctcovid import experiments
+from ctcovid.experiments.paper_tables import saliency_montage
+
 ROOT = Path(__file__).parents[2]
-SCRIPT, BATCH = ROOT / "examples" / "paper.sh", ROOT / "examples" / "paper.sbatch"
+FOLDER = Path(experiments.__file__).parent
+SCRIPT, BATCH = FOLDER / "paper.sh", FOLDER / "paper.sbatch"
 BEST = "r3d18-d4-b32"
 # Table 4's first row, Tables 5 and 6, and what Table 7 adds; rows that stand in two tables once.
 PAPER = [
@@ -139,7 +142,7 @@ def test_settings_that_leave_nothing_to_train_are_refused_before_any_work(
     for part in ("list", "prepare", "everything"):
         done = _paper(environment, part)
         assert (done.returncode, done.stdout) == (2, "") and said in done.stderr
-        assert done.stderr.startswith("examples/paper.sh: ") and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("paper.sh: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +189,7 @@ def test_every_figure_is_drawn_once_the_best_model_is_finished(small: dict[str, 
     assert len(list((out / "figure-7").glob("*/manifest.json"))) == 3, "one patient of each class is in the test part"
 
 
-def test_the_saliency_figure_shows_the_middle_slice_of_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_saliency_figure_shows_the_middle_slice_of_a_scan(tmp_path: Path) -> None:
     """CC-CCII's names are not padded, and sort as text into another order than that of the scan."""
     names = [f"{number}.png" for number in range(6, 17)]
     overlays = tmp_path / "explained" / "7" / "overlays"
@@ -195,8 +198,7 @@ def test_the_saliency_figure_shows_the_middle_slice_of_a_scan(tmp_path: Path, mo
         Image.new("RGB", (8, 8), (0, 20 * number, 0)).save(overlays / name)
     manifest = {"source": "CC-CCII/NCP/7/1", "slices": names}
     (overlays.parent / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    assert importlib.import_module("paper_tables").saliency_montage(tmp_path / "figure.png", tmp_path / "explained")
+    assert saliency_montage(tmp_path / "figure.png", tmp_path / "explained")
     with Image.open(tmp_path / "figure.png") as figure:
         colours = figure.convert("RGB").getcolors(1 << 20)
     assert (0, 20 * names.index("11.png"), 0) in [colour for _, colour in colours]
