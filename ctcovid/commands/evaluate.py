@@ -14,9 +14,9 @@ from ctcovid.base.errors import ToldError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.distributed.ranks import Ranks, together
+from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.checks import Checks, baselines, check
 from ctcovid.evaluation.predictions import Predictions, read_predictions, reordered
-from ctcovid.evaluation.scoring import Drawing
 from ctcovid.evaluation.shapes import Shapes
 from ctcovid.evaluation.study import Asked, Study, Subject, study
 from ctcovid.evaluation.subgroups import KIND, SLICES, Grouping, by_number, by_patient, read_attributes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,19 @@ from ctcovid.evaluation.metrics import Sample, limits
 
 # Samples whose weights are held at once; so few stay in the processor's cache.
 AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How intervals are made: what is drawn ("volume", "scan" or "patient"), how often, from which seed, and the kind of interval."""
+
+    resample: str = "volume"
+    resamples: int = 1000
+    seed: int = 0
+    ci: str = "percentile"
+
+
+PAPER = Drawing()
 
 
 def units_of(identifiers: Sequence[object]) -> np.ndarray:
@@ -53,13 +67,7 @@ def left_out(sample: Sample, units: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def estimates(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    positive: int,
-    resamples: int = 1000,
-    seed: int | Sequence[int] = 0,
-    ci: str = "percentile",
-    units: np.ndarray | None = None,
+    labels: np.ndarray, probabilities: np.ndarray, positive: int, drawing: Drawing = PAPER, units: np.ndarray | None = None
 ) -> dict[str, Estimate]:
     """Every metric with its bootstrap mean and 95 % interval.
 
@@ -68,14 +76,13 @@ def estimates(
     labels : int (N,)
     probabilities : float (N, classes)
     positive : index of the class that precision, recall and F1 are about
-    ci : kind of interval, see intervals.py
     units : int (N,), what is drawn, see `resampled`; by default volumes
 
     Resamples in which a metric is not defined do not count for it.
     """
     sample = Sample(labels, probabilities, positive)
     units = np.arange(len(labels)) if units is None else units
-    return summarised(sample, units, resampled(sample, units, resamples, seed), ci)
+    return summarised(sample, units, resampled(sample, units, drawing.resamples, drawing.seed), drawing.ci)
 
 
 def summarised(sample: Sample, units: np.ndarray, drawn: dict[str, np.ndarray], ci: str) -> dict[str, Estimate]:

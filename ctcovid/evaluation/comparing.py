@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base.errors import InputError, counted
+from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.intervals import Estimate, estimate
 from ctcovid.evaluation.paired import DeLong, McNemar, bootstrap_p_value, delong, holm, mcnemar
 from ctcovid.evaluation.predictions import Predictions, aligned
-from ctcovid.evaluation.scoring import Drawing, Score
+from ctcovid.evaluation.scoring import Score
 from ctcovid.evaluation.significance import fisher_p_values
 
 # The metrics whose difference is bootstrapped.

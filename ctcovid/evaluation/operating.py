@@ -1,10 +1,10 @@
-"""An operating point: the threshold that gives a wanted sensitivity on the validation part, and what it gives on another part."""
+"""An operating point: the threshold that gives a wanted sensitivity on the validation part, and its figures on another part."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ctcovid.evaluation.bootstrap import draws
+from ctcovid.evaluation.bootstrap import Drawing, draws
 from ctcovid.evaluation.intervals import Estimate, estimate
 from ctcovid.evaluation.metrics import rates
 
@@ -25,9 +25,7 @@ def threshold_for(positive: np.ndarray, scores: np.ndarray, sensitivity: float) 
     return float(found[needed - 1])
 
 
-def at_threshold(
-    positive: np.ndarray, scores: np.ndarray, threshold: float, units: np.ndarray, resamples: int, seed: int, ci: str
-) -> dict[str, Estimate]:
+def at_threshold(positive: np.ndarray, scores: np.ndarray, threshold: float, units: np.ndarray, drawing: Drawing) -> dict[str, Estimate]:
     """Sensitivity ("recall"), specificity, precision and NPV where scores from `threshold` on count as positive, with intervals.
 
     The threshold is taken as given: its own uncertainty, from a validation part of finite size, is not in the intervals.
@@ -39,7 +37,7 @@ def at_threshold(
     number = int(units.max()) + 1
     by_unit = np.zeros((number, 4))
     np.add.at(by_unit, units, cells)
-    drawn = rates(*np.concatenate([block @ by_unit for block in draws(number, resamples, seed)]).T)
+    drawn = rates(*np.concatenate([block @ by_unit for block in draws(number, drawing.resamples, drawing.seed)]).T)
     point = rates(*cells.sum(0)[:, None])
-    jackknife = rates(*(cells.sum(0) - by_unit).T) if ci == "bca" else {}
-    return {name: estimate(float(point[name][0]), drawn[name], ci, (0.0, 1.0), jackknife.get(name)) for name in RATES}
+    jackknife = rates(*(cells.sum(0) - by_unit).T) if drawing.ci == "bca" else {}
+    return {name: estimate(float(point[name][0]), drawn[name], drawing.ci, (0.0, 1.0), jackknife.get(name)) for name in RATES}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ctcovid.evaluation.bootstrap import estimates, resampled, summarised, units_of
+from ctcovid.evaluation.bootstrap import Drawing, estimates, resampled, summarised, units_of
 from ctcovid.evaluation.intervals import Estimate
 from ctcovid.evaluation.metrics import METRICS, PER_CLASS, Sample, confusion_matrix, of_class, undefined
 from ctcovid.evaluation.predictions import Predictions
@@ -15,16 +15,6 @@ from ctcovid.evaluation.subgroups import SMALL, Grouping
 
 # What is told of a subgroup.
 OF_GROUPS = ("accuracy", "recall", "specificity", "macro_auroc")
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How intervals are made: what is drawn ("volume", "scan" or "patient"), how often, from which seed, and the kind of interval."""
-
-    resample: str = "volume"
-    resamples: int = 1000
-    seed: int = 0
-    ci: str = "percentile"
 
 
 @dataclass(frozen=True)
@@ -125,11 +115,9 @@ def score_groups(predictions: Predictions, groupings: list[Grouping], positive: 
     for grouping in groupings:
         members = grouping.members()
         for name, mine in members.items() if len(members) > 1 else ():
-            part = predictions.rows(np.flatnonzero(mine))
-            figures = estimates(
-                part.labels, part.probabilities, positive, drawing.resamples, drawing.seed, drawing.ci, units(part, drawing.resample)
-            )
-            patients = len(set(part.patients))
+            group = predictions.rows(np.flatnonzero(mine))
+            figures = estimates(group.labels, group.probabilities, positive, drawing, units(group, drawing.resample))
+            patients = len(set(group.patients))
             chosen = {metric: figures[metric] for metric in OF_GROUPS}
-            found.append(GroupScore(grouping.name, name, len(part.labels), patients, patients < SMALL, chosen))
+            found.append(GroupScore(grouping.name, name, len(group.labels), patients, patients < SMALL, chosen))
     return found

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.curves import Curve, roc_and_pr
 from ctcovid.evaluation.metrics import Sample, confusion_matrix
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.evaluation.reliability import ReliabilityBin, reliability
-from ctcovid.evaluation.scoring import Drawing, units
+from ctcovid.evaluation.scoring import units
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base.allocation import keep_freed_memory
+from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.checks import Checks
 from ctcovid.evaluation.comparing import Comparison, compare, pair
 from ctcovid.evaluation.intervals import Estimate
 from ctcovid.evaluation.levels import joined
 from ctcovid.evaluation.operating import at_threshold, threshold_for
 from ctcovid.evaluation.predictions import Predictions
-from ctcovid.evaluation.scoring import Drawing, GroupScore, Score, score, score_groups, units
+from ctcovid.evaluation.scoring import GroupScore, Score, score, score_groups, units
 from ctcovid.evaluation.shapes import Shapes, shapes
 from ctcovid.evaluation.subgroups import Grouping, at_level
 
@@ -178,4 +179,4 @@ def _point(valid: Predictions | None, rows: Predictions, unit: np.ndarray, asked
         return None
     positive, scores = rows.labels == asked.positive, rows.probabilities[:, asked.positive]
     drawing = asked.drawing
-    return threshold, at_threshold(positive, scores, threshold, unit, drawing.resamples, drawing.seed, drawing.ci)
+    return threshold, at_threshold(positive, scores, threshold, unit, drawing)

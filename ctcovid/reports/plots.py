@@ -93,7 +93,7 @@ def roc_plot(name: str, curves: dict[str, Curve], areas: dict[str, float]) -> Pl
         axes.set(xlabel="1 − specificity", ylabel="sensitivity", title=literal(name))
         axes.legend(loc="lower right")
 
-    return _curve_plot("roc", f"ROC curves of {name}", name, "1 - specificity", "sensitivity", curves, draw)
+    return _curve_plot("roc", name, f"ROC curves of {name}", ("1 - specificity", "sensitivity"), curves, draw)
 
 
 def pr_plot(name: str, curves: dict[str, Curve], areas: dict[str, float]) -> Plot:
@@ -105,15 +105,15 @@ def pr_plot(name: str, curves: dict[str, Curve], areas: dict[str, float]) -> Plo
         axes.set(xlabel="recall", ylabel="precision", title=literal(name))
         axes.legend(loc="lower left")
 
-    return _curve_plot("pr", f"Precision–recall curves of {name}", name, "recall", "precision", curves, draw)
+    return _curve_plot("pr", name, f"Precision–recall curves of {name}", ("recall", "precision"), curves, draw)
 
 
-def _curve_plot(kind: str, title: str, name: str, across: str, up: str, curves: dict[str, Curve], draw: Callable[[Figure], None]) -> Plot:
+def _curve_plot(kind: str, name: str, title: str, axes: tuple[str, str], curves: dict[str, Curve], draw: Callable[[Figure], None]) -> Plot:
     rows: list[list[Cell]] = [
         [label, *map(_number, row)] for label, curve in curves.items() for row in zip(GRID, curve.value, curve.low, curve.high, strict=True)
     ]
     caption = "Each class against the rest; the bands hold 95 % of the bootstrap samples at each place."
-    return Plot(f"{kind}-{name}", name, title, caption, ("class", across, up, "low", "high"), rows, draw)
+    return Plot(f"{kind}-{name}", name, title, caption, ("class", *axes, "low", "high"), rows, draw)
 
 
 def _banded(drawn: Figure, curves: dict[str, Curve], labels: dict[str, str]) -> Any:

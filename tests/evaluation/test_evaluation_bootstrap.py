@@ -18,7 +18,7 @@ from sklearn.metrics import (
 
 from ctcovid.base.choices import INTERVALS
 from ctcovid.evaluation import bootstrap
-from ctcovid.evaluation.bootstrap import estimates, left_out, resampled, units_of
+from ctcovid.evaluation.bootstrap import Drawing, estimates, left_out, resampled, units_of
 from ctcovid.evaluation.intervals import Estimate, estimate
 from ctcovid.evaluation.metrics import METRICS, Sample
 
@@ -111,7 +111,7 @@ def test_how_many_resamples_are_held_at_once_changes_nothing_but_rounding(monkey
 
 def test_the_same_seed_gives_the_same_result_and_another_one_another() -> None:
     labels, probabilities = sample()
-    first, second, other = (estimates(labels, probabilities, 0, 50, seed) for seed in (7, 7, 8))
+    first, second, other = (estimates(labels, probabilities, 0, Drawing(resamples=50, seed=seed)) for seed in (7, 7, 8))
     assert first == second
     assert first["accuracy"] != other["accuracy"]
     assert first["accuracy"].value == other["accuracy"].value
@@ -149,7 +149,7 @@ PAPER = [
 @pytest.mark.parametrize(("volumes", "accuracy", "low", "high"), [row[1:] for row in PAPER], ids=[row[0] for row in PAPER])
 def test_the_normal_interval_is_that_of_the_papers_tables(volumes: int, accuracy: float, low: float, high: float) -> None:
     """To within what 400 resamples leave to chance."""
-    found = estimates(*right_and_wrong(volumes, accuracy), 0, resamples=400, ci="normal")["accuracy"]
+    found = estimates(*right_and_wrong(volumes, accuracy), 0, Drawing(resamples=400, ci="normal"))["accuracy"]
     chance = 0.15 * (high - low) / 2
     assert (found.mean, found.low, found.high) == pytest.approx((accuracy, low, high), abs=chance + 0.0001)
 
@@ -157,7 +157,7 @@ def test_the_normal_interval_is_that_of_the_papers_tables(volumes: int, accuracy
 def test_the_normal_interval_is_symmetric_about_the_mean() -> None:
     labels, probabilities = sample()
     drawn = resampled_values(labels, probabilities, 0, 200, 0)
-    for name, found in estimates(labels, probabilities, 0, 200, 0, "normal").items():
+    for name, found in estimates(labels, probabilities, 0, Drawing(resamples=200, ci="normal")).items():
         reach = 1.96 * drawn[name].std(ddof=1)
         if found.high == 1 or found.low == 0:
             continue
@@ -166,10 +166,10 @@ def test_the_normal_interval_is_symmetric_about_the_mean() -> None:
 
 def test_the_normal_interval_is_clipped_to_what_a_share_can_be() -> None:
     """As in Li et al. 2021, Table 4: "0.9826 (0.9461, 1.0000)"."""
-    almost = estimates(*right_and_wrong(40, 0.975), 0, 200, 0, "normal")["accuracy"]
+    almost = estimates(*right_and_wrong(40, 0.975), 0, Drawing(resamples=200, ci="normal"))["accuracy"]
     assert almost.high == 1
     assert 1 - almost.mean < almost.mean - almost.low
-    never = estimates(*right_and_wrong(40, 0.025), 0, 200, 0, "normal")["accuracy"]
+    never = estimates(*right_and_wrong(40, 0.025), 0, Drawing(resamples=200, ci="normal"))["accuracy"]
     assert never.low == 0
 
 
@@ -177,7 +177,7 @@ def test_the_percentile_interval_is_that_of_the_resamples() -> None:
     labels, probabilities = sample()
     drawn = resampled_values(labels, probabilities, 2, 333, 5)
     values = point_values(labels, probabilities, 2)
-    found = estimates(labels, probabilities, 2, 333, 5)
+    found = estimates(labels, probabilities, 2, Drawing(resamples=333, seed=5))
     assert set(found) >= set(METRICS)
     for name in METRICS:
         low, high = np.percentile(drawn[name], [2.5, 97.5])
@@ -187,7 +187,7 @@ def test_the_percentile_interval_is_that_of_the_resamples() -> None:
 def test_a_perfect_model_has_no_spread() -> None:
     labels = np.repeat([0, 1, 2], 20)
     for interval in INTERVALS:
-        found = estimates(labels, np.eye(3)[labels], 0, 100, 0, interval)
+        found = estimates(labels, np.eye(3)[labels], 0, Drawing(resamples=100, ci=interval))
         best = {name: 0.0 if name in ("brier", "log_loss", "ece") else 1.0 for name in found}
         assert found == {name: Estimate(value, value, value, value) for name, value in best.items()}
 
@@ -195,7 +195,7 @@ def test_a_perfect_model_has_no_spread() -> None:
 @pytest.mark.parametrize("interval", INTERVALS)
 def test_metrics_that_are_not_defined_have_no_estimate_and_the_others_have(interval: str) -> None:
     labels = np.repeat([1, 2], 10)
-    found = estimates(labels, np.eye(3)[(labels + np.arange(20) // 18) % 3], 0, 100, 0, interval)
+    found = estimates(labels, np.eye(3)[(labels + np.arange(20) // 18) % 3], 0, Drawing(resamples=100, ci=interval))
     assert found["macro_auroc"] == found["recall"] == Estimate(None, None, None, None)
     assert found["accuracy"].value == 0.9
     assert found["accuracy"].low < 0.9 < found["accuracy"].high
@@ -206,10 +206,10 @@ def test_resamples_without_a_class_do_not_count_for_metrics_that_need_it() -> No
     labels = np.array([0] + [1] * 5 + [2] * 4)
     drawn = resampled_values(labels, np.eye(3)[labels], 0, 300, 0)["recall"]
     assert 0.2 < np.isnan(drawn).mean() < 0.5
-    assert estimates(labels, np.eye(3)[labels], 0, 300, 0)["recall"] == Estimate(1.0, 1.0, 1.0, 1.0)
+    assert estimates(labels, np.eye(3)[labels], 0, Drawing(resamples=300))["recall"] == Estimate(1.0, 1.0, 1.0, 1.0)
 
 
 def test_the_value_of_the_sample_is_kept_where_no_resample_defines_the_metric() -> None:
     labels = np.array([0] + [1] * 9 + [2] * 9)
     for seed in range(5):
-        assert estimates(labels, np.eye(3)[labels], 0, 1, seed)["recall"].value == 1.0
+        assert estimates(labels, np.eye(3)[labels], 0, Drawing(resamples=1, seed=seed))["recall"].value == 1.0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve, precision_score, recall_score, roc_curve
 
+from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.curves import GRID, roc_and_pr
 from ctcovid.evaluation.operating import at_threshold, threshold_for
 
@@ -41,7 +42,7 @@ def test_without_a_positive_there_is_no_threshold() -> None:
 def test_rates_at_a_threshold_are_those_of_scikit_learn(ci: str) -> None:
     positive, scores = scored(2)
     called = scores >= 0.7
-    found = at_threshold(positive, scores, 0.7, np.arange(120), 200, 0, ci)
+    found = at_threshold(positive, scores, 0.7, np.arange(120), Drawing(resamples=200, ci=ci))
     expected = {
         "recall": recall_score(positive, called),
         "specificity": recall_score(~positive, ~called),
@@ -56,14 +57,14 @@ def test_many_resamples_take_no_memory_of_their_own() -> None:
     """All samples of 2,000 units at once would be 32 MB."""
     positive, scores = np.arange(2000) % 2 == 0, np.arange(2000) / 2000
     tracemalloc.start()
-    at_threshold(positive, scores, 0.5, np.arange(2000), 4000, 0, "percentile")
+    at_threshold(positive, scores, 0.5, np.arange(2000), Drawing(resamples=4000))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 12e6
 
 
 def test_rates_of_a_single_volume_are_given_where_they_are_defined() -> None:
-    found = at_threshold(np.array([True]), np.array([0.9]), 0.5, np.zeros(1, dtype=int), 20, 0, "bca")
+    found = at_threshold(np.array([True]), np.array([0.9]), 0.5, np.zeros(1, dtype=int), Drawing(resamples=20, ci="bca"))
     assert found["recall"].value == found["recall"].low == 1
     assert found["specificity"].value is None
 

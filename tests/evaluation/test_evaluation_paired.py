@@ -11,10 +11,11 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmode
 from statsmodels.stats.multitest import multipletests
 
 from ctcovid.base.errors import InputError
+from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.comparing import compare, pair
 from ctcovid.evaluation.paired import DeLong, bootstrap_p_value, delong, holm, mcnemar
 from ctcovid.evaluation.predictions import Predictions
-from ctcovid.evaluation.scoring import Drawing, score
+from ctcovid.evaluation.scoring import score
 
 CLASSES = ["NCP", "CP", "Normal"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ctcovid.evaluation.bootstrap import estimates
+from ctcovid.evaluation.bootstrap import Drawing, estimates
 from ctcovid.evaluation.metrics import confusion_matrix
 from ctcovid.evaluation.significance import fisher_p_values, stars
 
@@ -95,7 +95,7 @@ def confusion(row: Row) -> np.ndarray:
 def test_values_and_intervals_are_the_papers(row: Row) -> None:
     """With enough resamples that ours leave less than 0.0002 to chance."""
     resamples = min(20_000, 1000 * 13418 // row.volumes)
-    found = estimates(*predictions(row), 0, resamples, ci="normal")
+    found = estimates(*predictions(row), 0, Drawing(resamples=resamples, ci="normal"))
     excused = BY_CHANCE.get((row.table, row.name), set())
     for metric in METRICS:
         value, _, low, high = row.cells[metric]

@@ -9,8 +9,9 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 from ctcovid.base.errors import InputError
+from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.predictions import Predictions
-from ctcovid.evaluation.scoring import Drawing, score_groups
+from ctcovid.evaluation.scoring import score_groups
 from ctcovid.evaluation.subgroups import MISSING, SEVERAL, Grouping, by_number, by_patient, read_attributes
 
 METADATA = """patient_id, Age, Sex(Male1/Female2), Critical_illness,Progression (Days)
