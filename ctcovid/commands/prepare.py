@@ -271,7 +271,7 @@ def _pack(
     for row, chunks in _judged(todo, size, window, wishes, pool, stop, console):
         writer.add(row, chunks)
         if stop.received:
-            raise stop.error(f"{counted(len(writer.rows), 'scan')} packed; the same line again continues.")
+            raise stop.error(f"{counted(len(writer.rows), 'scan')} packed; the same command again continues.")
 
 
 def _judged(

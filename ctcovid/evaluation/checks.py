@@ -60,16 +60,16 @@ def check(
     sizes = (f"{label} {counted(rows, 'volume')} of {counted(patients, 'patient')}" for label, (rows, patients) in balance.items())
     notes = [f"{what}: " + ", ".join(sizes)]
     if min(shares) * 3 < max(shares):
-        notes[0] += "; the classes are far from balanced, so that accuracy says most about the largest"
+        notes[0] += "; the classes are far from balanced, so accuracy mostly reflects the largest"
     notes[0] += "."
     if part is None:
         notes.append(
-            "Internal or external test: unknown, as are repeated images and what a regression on global image features reaches, because "
+            "Internal or external test, repeated images and a regression on global image features: unknown, because "
             "predictions come without images."
         )
         return Checks(predictions.name, balance, "unknown", None, notes)
     if part.same_file and name != "test":
-        notes.append("No test: these are patients whom the model was trained or chosen on.")
+        notes.append("Not a test: the model was trained or selected on these patients.")
         return Checks(predictions.name, balance, "none", None, notes)
     population, why = _population(part)
     notes.append(f"{population.capitalize()} test: {why}")
@@ -80,7 +80,7 @@ def check(
         count = int(repeated(tested, *learnt.values()).sum())
         where = " or ".join(WORDS[name] for name in learnt)
         found = f"{count:,} of {len(tested.slices):,} volumes" if count else "none of the volumes"
-        notes.append(f"Repeated images: {found} of this part, by their content, stood in the {where} part as well.")
+        notes.append(f"Repeated images: {found} of this part, by their content, are in the {where} part as well.")
     return Checks(predictions.name, balance, population, count, notes)
 
 
@@ -103,7 +103,7 @@ def baselines(predictions: Predictions, tested: PartSummary | None, trained: Par
 
 def _population(part: Part) -> tuple[str, str]:
     if part.same_file:
-        return "internal", "other patients of the file that the model was trained with, hence of the same archive."
+        return "internal", "other patients of the file that the model was trained with, so from the same archive."
     if part.alike and part.same is not False:
         by = "images" if part.same else "ids"
         return (
@@ -111,7 +111,10 @@ def _population(part: Part) -> tuple[str, str]:
             f"another file, but {part.alike:,} of its patients are in the one that the model was trained with, by their {by}.",
         )
     common = f"{part.alike:,} patient ids in common but no image" if part.alike else "no patient id in common"
-    return "external", f"another file than the model was trained with, and {common}; whether another hospital, you know."
+    return (
+        "external",
+        f"another file than the model was trained with, and {common}; whether it comes from another hospital is for you to say.",
+    )
 
 
 def _balance(predictions: Predictions) -> dict[str, tuple[int, int]]:

@@ -78,7 +78,7 @@ def pair(predictions: Predictions, reference: Predictions, same_population: bool
     if differing:
         raise InputError(
             f"{predictions.name} and {reference.name} have different labels for {counted(differing, level)}. One of them is wrong "
-            "about the truth; mend it, or evaluate them one by one."
+            "about the truth: correct it, or evaluate the models one by one."
         )
     reason = f"different {level}s, as those of another depth are"
     if mine != theirs:

@@ -65,7 +65,7 @@ def open_part(model: TrainedModel, data: Path | None, part: str, console: Consol
     if own is not file:
         console.warn(f"{path} is not the file that {model.name} was trained with.")
     if own is None:
-        console.warn(f"{model.name}: {missing}; what it was trained on cannot be looked into.")
+        console.warn(f"{model.name}: {missing}; its training data cannot be checked.")
     if sorted(file.classes) != sorted(model.classes):
         raise InputError(f"{path} has the classes {', '.join(file.classes)}, {model.name} {', '.join(model.classes)}. Give other --data.")
     if file.size != model.size:
@@ -95,7 +95,7 @@ def _own_file(model: TrainedModel, file: VolumesFile, trained_on: Path) -> tuple
     except InputError as error:
         return None, f"{trained_on} cannot be read any more ({str(error).rstrip('.')})"
     if found.fingerprint != fingerprint:
-        return None, f"{trained_on} is not the same file any more that it was trained with"
+        return None, f"{trained_on} has changed since the model was trained"
     return found, ""
 
 
@@ -159,10 +159,10 @@ def _namesakes(
     if same is False:
         console.warn(
             f"{file.path}: {len(alike):,} of these patients have ids that the data of {model.name} have too, but no image in common with "
-            "them: they are taken for other people."
+            "them: they are treated as different people."
         )
     elif seen and part != "test":
-        console.warn(f"{model.name} was trained or chosen on {len(seen)} of these patients; the result says nothing about new ones.")
+        console.warn(f"{model.name} was trained or selected on {len(seen)} of these patients; the result does not describe new patients.")
     elif seen:
         named = ", ".join(sorted(seen)[:5])
         some = f"{len(seen)} of the patients to test on {{}} in the training or validation part of {model.name} ({named})"
@@ -171,7 +171,7 @@ def _namesakes(
             raise InputError(f"{some.format('were')}{by}. Evaluate on the file that it was trained with, or on other patients.")
         why = missing or f"the windows of {file.path} ({file.window}) and of the file that it was trained with ({model.window}) differ"
         raise InputError(
-            f"{some.format('have ids that are')}, and whether they are the same people cannot be seen: {why}. "
+            f"{some.format('have ids that are')}, and it is unknown whether they are the same people: {why}. "
             f"{'Put that file there again' if missing else 'Prepare both with one --window'}, or test on patients of other ids."
         )
     return len(alike), same

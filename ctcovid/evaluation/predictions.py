@@ -88,7 +88,7 @@ def read_predictions(path: Path) -> Predictions:
 
     def require(good: np.ndarray | list[bool], complaint: str) -> None:
         if not np.all(good):
-            raise InputError(f"{path}, line {lines[int(np.argmin(good))]}: {complaint}. Mend the file.")
+            raise InputError(f"{path}, line {lines[int(np.argmin(good))]}: {complaint}. Correct the file.")
 
     require([patient.strip() != "" for patient in table["patient"]], "the patient is missing")
     require([label in classes for label in table["label"]], f"the label is none of {', '.join(classes)}")
@@ -102,7 +102,7 @@ def read_predictions(path: Path) -> Predictions:
     firsts: dict[tuple[str, str, str], int] = {}
     keys = zip(table["patient"], table["scan"], table["volume"], strict=True)
     once = [firsts.setdefault(key, row) == row for row, key in enumerate(keys)]
-    require(once, "the volume of that patient and scan stands there twice")
+    require(once, "the same volume of that patient and scan is listed twice")
     labels = np.array([classes.index(label) for label in table["label"]])
     return Predictions(path.stem, classes, table["patient"], table["scan"], volumes.astype(int), labels, probabilities)
 
@@ -132,7 +132,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
         raise InputError(f"{path} cannot be read as CSV: {error}. {NEEDED}") from error
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(heading):
-            raise InputError(f"{path}, line {line}: {len(row)} fields, but the heading has {len(heading)}. Mend the file.")
+            raise InputError(f"{path}, line {line}: {len(row)} fields, but the heading has {len(heading)}. Correct the file.")
     return heading, rows, lines
 
 

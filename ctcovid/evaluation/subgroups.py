@@ -52,10 +52,12 @@ def read_attributes(path: Path) -> dict[str, dict[str, list[str]]]:
     heading = lines[0] if lines else []
     found = [number for number, name in enumerate(heading) if name.lower() in PATIENT_COLUMNS]
     if len(found) != 1 or len(heading) < 2 or len(set(heading)) < len(heading):
-        raise InputError(f"{path} needs one column patient or patient_id, and others, each of its own name, to group by. Mend the heading.")
+        raise InputError(
+            f"{path} needs one column patient or patient_id, and others, each with its own name, to group by. Correct the heading."
+        )
     wrong = next((number for number, line in enumerate(lines, 1) if len(line) != len(heading)), None)
     if wrong:
-        raise InputError(f"{path}, row {wrong}: {len(lines[wrong - 1])} fields, but the heading has {len(heading)}. Mend the file.")
+        raise InputError(f"{path}, row {wrong}: {len(lines[wrong - 1])} fields, but the heading has {len(heading)}. Correct the file.")
     columns: dict[str, dict[str, list[str]]] = {name: {} for number, name in enumerate(heading) if number != found[0]}
     for line in lines[1:]:
         for number, name in enumerate(heading):

@@ -38,7 +38,7 @@ def summarise_part(volume_set: VolumeSet, workers: int, console: Console) -> Par
 
     features: list[np.ndarray] = []
     slices: list[tuple[bytes, ...]] = []
-    with console.progress(len(volume_set), "Looking for images that stand in several parts") as advance, naming_limits(workers):
+    with console.progress(len(volume_set), "Looking for images that are in several parts") as advance, naming_limits(workers):
         for batch in volume_set.batches(in_order(len(volume_set), AT_ONCE), workers):
             for volume in batch.volumes.numpy():
                 features.append(global_features(volume))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The experiments of Li, Pei and Guo 2021: Tables 4 to 7 and Figs. 4 to 9, from one preparation of the data.
 #
-#   COMPLETE=./CC-CCII paper.sh          everything, one cell after another; the same line again continues
+#   COMPLETE=./CC-CCII paper.sh          everything, one cell after another; the same command again continues
 #   COMPLETE=./CC-CCII SIZE=96 EPOCHS=5 DEPTHS="2 4 8" paper.sh          the same in small
 #
 # In parts, as paper.sbatch uses them:
@@ -80,7 +80,7 @@ require_sense() {
     for name in SIZE EPOCHS DEPTHS BATCHES; do
         for word in ${!name}; do
             case $word in
-                0* | *[!0-9]*) refuse "$name: '$word' is no number above 0, as in $name=\"4\"." ;;
+                0* | *[!0-9]*) refuse "$name: '$word' is not a number above 0, as in $name=\"4\"." ;;
             esac
         done
     done

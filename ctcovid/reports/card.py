@@ -28,7 +28,7 @@ def model_card(name: str, card: dict[str, Any], tables: Sequence[Table], checks:
         "## Intended use",
         "Research on the classification of chest CT into "
         + ", ".join(card["classes"])
-        + ", and comparison of methods on the same data. Not for diagnosis, triage or treatment of anybody. No prospective study, and no "
+        + ", and comparison of methods on the same data. Not for diagnosis, triage or treatment. No prospective study, and no "
         "reading by physicians beside it, stands behind these figures.",
         "## Data and split",
         _list(_data(card)),
@@ -68,7 +68,7 @@ def _data(card: dict[str, Any]) -> list[str]:
     return [
         f"File: {card['data'].get('path', NOT_SAID)}, fingerprint {card['data'].get('fingerprint', NOT_SAID)}.",
         f"Patients: {patients}; no patient is in two parts, which was checked.",
-        "Labels are those of the class folders or of the list that ctcovid prepare was given; how they were made, their source has to say.",
+        "Labels are those of the class folders or of the list that ctcovid prepare was given; their source says how they were made.",
         f"Slices enter as 8-bit grey, resized to {card['size']}×{card['size']}: pictures such as PNG with their own grey values, "
         f"Hounsfield units (DICOM, NIfTI and the like) by the window {window(card)}. The last slices of a scan that fill no volume "
         "take no part.",
@@ -83,15 +83,14 @@ def _recipe(card: dict[str, Any]) -> list[str]:
 
 def _limits(known: Known) -> list[str]:
     lines = [
-        "Volumes are judged one by one; lesion size, position and course are not measured.",
+        "Volumes are classified one by one; lesion size, position and progression are not measured.",
         "Classes of an archive may differ in how they were scanned, stored or masked, and a network learns such differences as well as a "
-        "disease. "
-        + ("Compare the regression on global image features above." if known.regression else "How far these go was not measured."),
+        "disease. " + ("Compare the regression on global image features above." if known.regression else "Their size was not measured."),
     ]
     if not known.external:
-        lines.append("The test is internal: nothing here says how the model does on another hospital's scans.")
+        lines.append("The test is internal: it does not show how the model performs on scans from another hospital.")
     if not known.groups:
-        lines.append("Subgroups by age, sex or severity were not looked at (`--subgroups`).")
+        lines.append("Subgroups by age, sex or severity were not evaluated (`--subgroups`).")
     return lines
 
 

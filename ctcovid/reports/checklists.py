@@ -31,7 +31,7 @@ def kept(card: dict[str, Any]) -> str:
     if not found:
         return "the initial weights, nothing was trained" if card.get("recipe", {}).get("epochs") == 0 else NOT_SAID
     valid = found.get("valid_accuracy")
-    by = "the last, nothing was validated" if valid is None else f"best validation accuracy, {valid:.4f}"
+    by = "the last one, there was no validation part" if valid is None else f"best validation accuracy, {valid:.4f}"
     return f"epoch {found['epoch']} ({by})"
 
 
@@ -49,7 +49,7 @@ def checklist_table(card: dict[str, Any], known: Known) -> Table:
     patients = ", ".join(f"{part} {len(members):,}" for part, members in split.items())
     start = "pretrained weights, see Model" if card.get("pretrained") else "random weights"
     tests = "tests with Holm's correction, in the report of the evaluation" if known.tests else "no test against another model"
-    images = "repeated images" if known.images else "repeated images could not be looked for"
+    images = "repeated images" if known.images else "repeated images could not be checked"
     robustness = f"{images}; majority class{', regression on global image features' if known.regression else ''}"
     # Called "balance" in models of earlier versions.
     balance = str(recipe.get("class_balance", recipe.get("balance", NOT_SAID)))
@@ -70,7 +70,7 @@ def checklist_table(card: dict[str, Any], known: Known) -> Table:
         ["Uncertainty and significance", "12e, 23a", "29, 36", f"bootstrap by volume and by patient; {tests}"],
         ["Robustness; trivial models", "12e", "30", robustness],
         ["Threshold", "15", "28", "chosen on the validation part, see Figures" if known.point else "highest probability; none was chosen"],
-        ["Fairness, heterogeneity between groups", "12d, 14, 23b", "30, 34", "see Subgroups" if known.groups else "not looked at"],
+        ["Fairness, heterogeneity between groups", "12d, 14, 23b", "30, 34", "see Subgroups" if known.groups else "not evaluated"],
         ["Training against evaluation data", "16", "32", "external test" if known.external else "internal test"],
         ["Participants and their characteristics", "20a–c", "33, 34", f"counts above; {AUTHORS}"],
         ["Performance, with intervals", "23a", "35, 36", "see Figures"],

@@ -116,7 +116,7 @@ def html(study: Study, positive: str, pictures: Sequence[Picture], told: Sequenc
     of_several = [picture for picture in pictures if not picture.plot.model]
     sections = [
         Section(MAIN, tables=[replace(main, notes=main.notes[: len(main.notes) - len(honesty(study))])], pictures=of_several),
-        Section("What to know before believing them", about),
+        Section("What to know before trusting them", about),
         Section("Further tables", tables=rest),
     ]
     for model in study.models:

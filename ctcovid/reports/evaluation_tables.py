@@ -201,7 +201,7 @@ def operating_table(points: dict[str, tuple[float, dict[str, Estimate]]], sensit
         [name, threshold, *(cell(found[metric], ci) for metric in RATES)] for name, (threshold, found) in points.items()
     ]
     title = f"Operating point for a sensitivity of {sensitivity:g} on the validation part"
-    note = f"{positive} is called where its probability is at least the threshold. Intervals take the threshold as given."
+    note = f"{positive} is predicted where its probability is at least the threshold. Intervals take the threshold as given."
     return Table(("model", "threshold", *(names[metric] for metric in RATES)), rows, title, notes=[note])
 
 
@@ -220,8 +220,8 @@ def group_table(groups: dict[str, list[GroupScore]], manner: Manner) -> Table:
         for one in found
     ]
     columns = ("model", "by", "group", f"{manner.level}s", "patients", *(NAMES[metric] for metric in OF_GROUPS))
-    notes = ["† Fewer than 10 patients: too small to say anything."] if any(one.small for found in groups.values() for one in found) else []
-    notes.append("Differences between groups were not tested; many groups make some differ by chance.")
+    notes = ["† Fewer than 10 patients: too few for a conclusion."] if any(one.small for found in groups.values() for one in found) else []
+    notes.append("Differences between groups were not tested; with many groups, some differ by chance.")
     return Table(columns, rows, "Subgroups", text_columns=3, notes=notes)
 
 

@@ -144,7 +144,7 @@ def reliability_plot(name: str, bins: Sequence[ReliabilityBin], error: float) ->
         lower.set(xlabel="highest probability", ylabel="count", xlim=(-0.02, 1.02))
 
     rows: list[list[Cell]] = [[one.low, one.high, one.count, _number(one.confidence), _number(one.accuracy)] for one in bins]
-    caption = "A well calibrated model lies on the dotted line: of the rows called with 90 % it gets 90 % right."
+    caption = "A well calibrated model lies on the dotted line: of the rows predicted with 90 % it gets 90 % right."
     columns = ("above", "up to", "count", "mean confidence", "share right")
     return Plot(f"reliability-{name}", name, f"Reliability of {name}", caption, columns, rows, draw)
 

@@ -20,9 +20,7 @@ def warn_of_several_classes(rows: list[ScanRow], classes: list[str], depth: int,
     several = sorted({row.patient for row in rows if row.volume_count(depth) and labels[row.patient] != row.label})
     if several:
         names = ", ".join(several[:5]) + (", …" if len(several) > 5 else "")
-        console.warn(
-            f"{len(several):,} patient ids stand in several classes ({names}); each is taken for one patient and stays in one part."
-        )
+        console.warn(f"{len(several):,} patient ids occur in several classes ({names}); each is treated as one patient, in one part.")
 
 
 def say_choice(usable: list[ScanRow], chosen: list[ScanRow], sizes: dict[tuple[str, str], int] | None, console: Console) -> None:
@@ -31,12 +29,12 @@ def say_choice(usable: list[ScanRow], chosen: list[ScanRow], sizes: dict[tuple[s
     if left:
         slices = sum(row.slice_count for row in usable) - sum(row.slice_count for row in chosen)
         said = f"{counted(left, 'scan')}, {counted(slices, 'slice')} in all"
-        console.say(f"Left out {said}, so that the classes have the numbers that were asked for.")
+        console.say(f"Left out {said}, so that the classes have the requested numbers.")
     have = slices_by_part(chosen)
     short = [f"{label} {part}: {have.get((label, part), 0):,} of {size:,}" for (label, part), size in (sizes or {}).items()]
     short = [line for line, key in zip(short, sizes or {}, strict=True) if have.get(key, 0) < (sizes or {})[key]]
     if short:
-        console.warn(f"there are not as many slices as --same-as asks for:\n{listing(short)}")
+        console.warn(f"there are fewer slices than --same-as requests:\n{listing(short)}")
 
 
 def say_what_was_packed(file: VolumesFile, dataset: Path, images: str, failed: list[str], quality: Table, console: Console) -> None:

@@ -52,7 +52,7 @@ def require_same_choice(file: VolumesFile, lesions: str | None, parts: dict[str,
     known = parts_of(file)
     moved = [f"patient {one}: in {known[one]}, not in {part}" for one, part in (parts or {}).items() if known.get(one, part) != part]
     if moved:
-        raise InputError(f"Patients of {file.path} have a part already, and none is moved:\n{listing(moved)}\nMend these lines.")
+        raise InputError(f"Patients of {file.path} have a part already, and none is moved:\n{listing(moved)}\nCorrect these lines.")
 
 
 def require_same_salt(file: VolumesFile, salt: Path) -> None:

@@ -117,7 +117,7 @@ def _csv(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as CSV: {error}. Mend the file.") from error
+        raise InputError(f"{path} cannot be read as CSV: {error}. Correct the file.") from error
 
 
 def _text(path: Path) -> str:

@@ -113,7 +113,7 @@ def read_split_file(path: Path, patients: Iterable[str]) -> dict[str, str]:
             problems.append(f"patient {patient}: both in {parts[patient]} and in {part}")
     problems += [f"patient {patient}: not in the file" for patient in patients if patient not in set(table["patient"].str.strip())]
     if problems:
-        raise InputError(f"{path} does not give every patient one part:\n{listing(problems)}\nMend these lines.")
+        raise InputError(f"{path} does not give every patient one part:\n{listing(problems)}\nCorrect these lines.")
     return {patient: parts[patient] for patient in patients}
 
 

@@ -294,7 +294,7 @@ def test_run_that_broke_off_within_a_scan_is_continued_to_the_same_file(
 def test_signal_stops_after_the_scan_in_hand_and_the_same_line_continues(
     number: signal.Signals, code: int, dataset: Path, undisturbed: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="4 scans packed; the same line again continues") as caught:
+    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="4 scans packed; the same command again continues") as caught:
         leave_after(patch, 4, lambda: signal.raise_signal(number))
         prepare(dataset, output)
     assert caught.value.exit_code == code
@@ -365,7 +365,7 @@ def test_sigterm_to_the_whole_process_group_stops_in_order_with_status_75(tmp_pa
 
     output, status, talk = end_midway(tmp_path / "CC-CCII", 128, (100_000, 200_000), tmp_path, end)
     assert status == 75, talk
-    assert "Stopped by SIGTERM." in talk and "the same line again continues" in talk and "Traceback" not in talk
+    assert "Stopped by SIGTERM." in talk and "the same command again continues" in talk and "Traceback" not in talk
     assert card(output)["status"] == "stopped"
     packed = sources(output.with_name("volumes.h5.partial"))
     assert packed == [f"NCP/{number}/1" for number in range(len(packed))] and len(packed) >= 1

@@ -36,7 +36,7 @@ def test_window_and_labels_are_said_as_recorded() -> None:
 @pytest.mark.parametrize(
     ("kept", "epochs", "said"),
     [
-        ({"epoch": 2, "valid_accuracy": None}, 2, "epoch 2 (the last, nothing was validated)"),
+        ({"epoch": 2, "valid_accuracy": None}, 2, "epoch 2 (the last one, there was no validation part)"),
         ({"epoch": 1, "valid_accuracy": 0.5}, 2, "epoch 1 (best validation accuracy, 0.5000)"),
         (None, 0, "the initial weights, nothing was trained"),
         (None, 2, "not recorded"),
@@ -53,5 +53,5 @@ def test_what_was_not_looked_into_is_not_claimed() -> None:
     nothing, everything = (model_card("m", CARD, [], [], known) for known in (NOTHING, EVERYTHING))
     for words in ("Holm", "regression on global image features"):
         assert words in everything and words not in nothing
-    assert "repeated images could not be looked for" in nothing
+    assert "repeated images could not be checked" in nothing
     assert "stratified" not in nothing + everything
