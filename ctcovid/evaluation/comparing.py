@@ -77,8 +77,8 @@ def pair(predictions: Predictions, reference: Predictions, same_population: bool
     differing = sum(key in labels and labels[key].isdisjoint(found) for key, found in _labels(predictions).items())
     if differing:
         raise InputError(
-            f"{predictions.name} and {reference.name} have different labels for {counted(differing, level)}. One of them is wrong "
-            "about the truth: correct it, or evaluate the models one by one."
+            f"{predictions.name} and {reference.name} have different labels for {counted(differing, level)}. One of them has "
+            "a wrong label: correct it, or evaluate the models one by one."
         )
     reason = f"different {level}s, as those of another depth are"
     if mine != theirs:

@@ -122,7 +122,7 @@ def test_a_test_on_the_same_file_is_internal_and_on_other_patients_of_another_ex
     chosen = check(found, Part(volume_set, file, "", 0, False), tested, {"train": trained, "valid": made(["cd"], ["CP"])})
     assert chosen.repeated_volumes == 2 and any("training or validation part" in note for note in chosen.notes)
     own = check(found, Part(volume_set, file, "", 0, False), tested, {}, "train")
-    assert own.population == "none" and own.notes[0].startswith("The training part: ") and "No test" in own.notes[1]
+    assert own.population == "none" and own.notes[0].startswith("The training part: ") and "Not a test" in own.notes[1]
     other = check(found, Part(volume_set, None, "gone.h5 is not there any more", 0, False), None, {})
     assert (other.population, other.repeated_volumes) == ("external", None)
     assert any("gone.h5" in note for note in other.notes)
