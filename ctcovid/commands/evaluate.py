@@ -21,7 +21,7 @@ from ctcovid.evaluation.study import Asked, Study, Subject, study
 from ctcovid.evaluation.subgroups import KIND, SLICES, Grouping, by_number, by_patient, read_attributes
 from ctcovid.evaluation.volume_summary import PartSummary, summarise_part
 from ctcovid.models import registry
-from ctcovid.models.device import device_name
+from ctcovid.models.device import device_name, keep_freed_layers
 from ctcovid.options.evaluate import Options
 from ctcovid.reports import evaluation_report as report
 from ctcovid.reports.evaluation_tables import full_numbers
@@ -113,6 +113,7 @@ def _found(source: Path, options: Options, card: RunCard, ranks: Ranks, console:
         card.input(source)
         return Found(source, reordered(predictions, class_order(predictions.classes)))
     model = registry.load(str(source), options.device, options.precision, options.runs)
+    keep_freed_layers(model.network.device)
     card.content["device"] = device_name(model.network.device)
     card.input(source / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
     part = open_part(model, options.data, options.part, console)

@@ -1,13 +1,20 @@
-"""Which device, and in which precision."""
+"""Which device, in which precision, and what a process that computes on it sets for the time of a command."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
+from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.choices import PRECISIONS
 from ctcovid.base.errors import UsageError
 from ctcovid.base.process_info import process_info
 from ctcovid.models.catalog import Architecture
+
+# Bytes of the largest activations that one layer leaves to the next, on a CPU.
+LARGEST_KEPT = 1 << 30
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -66,6 +73,26 @@ def choose_precision(wanted: str, device: torch.device, architecture: Architectu
     if wanted == "bfloat16" and not fast:
         raise UsageError(f"--precision bfloat16 is not to be had for {architecture.name} on {device}. Use --precision auto.")
     return torch.bfloat16 if fast else torch.float32
+
+
+def keep_freed_layers(device: torch.device) -> None:
+    """On a CPU, keep the memory that one layer frees for the next one, in the whole process (base/allocation.py).
+
+    The commands call this, as their process is their own. Loading a model does not: a notebook's process is the user's.
+    """
+    if device.type == "cpu":
+        keep_freed_memory(LARGEST_KEPT)
+
+
+@contextlib.contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Only algorithms of cuDNN that give the same bits on every run; afterwards, whatever was allowed before."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def device_name(device: torch.device) -> str:

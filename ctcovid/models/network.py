@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models.catalog import Architecture
 
@@ -16,17 +15,12 @@ from ctcovid.models.catalog import Architecture
 VOLUMES_AT_ONCE = {"cpu": 4, "mps": 4, "cuda": 32}
 VOXELS_PER_VOLUME = 4 * 512 * 512
 
-# Bytes of the largest activations that one layer leaves to the next, on a CPU.
-LARGEST_KEPT = 1 << 30
-
 # Pixels enter the network as (pixel - offset) / scale, so that black, with which convolutions pad, is zero.
 SCALING = {"offset": 0.0, "scale": 255.0}
 
 
 class Network:
     """One architecture with its weights, on one device, in one precision. Callers see neither layouts nor autocast.
-
-    With the first one on a CPU, the process no longer gives back to the system what it frees (base/allocation.py).
 
     Attributes
     ----------
@@ -39,8 +33,6 @@ class Network:
     def __init__(
         self, module: nn.Module, architecture: Architecture, classes: list[str], device: torch.device, precision: torch.dtype
     ) -> None:
-        if device.type == "cpu":
-            keep_freed_memory(LARGEST_KEPT)
         self.module = module.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
         self.architecture, self.classes, self.device, self.precision = architecture, classes, device, precision
 
