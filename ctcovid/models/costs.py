@@ -1,4 +1,4 @@
-"""What each convolution of a network costs, plain and as it is run."""
+"""The cost of each convolution of a network, plain and as it is run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from ctcovid.models.registry import create, require_fit
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One convolution and one volume.
+    """One convolution of one volume.
 
-    `shape` is that of its output, (O, D, H, W); `plain` the GMAC (10^9 multiply-accumulates) of the 3D convolution, padding and equal
-    input channels included; `folded` those of the 2D convolution over folded depth, None in networks that do not fold; `way` how it is run
-    (depthfold.way), and `cost` the GMAC of that, with one input channel for equal ones where the network folds.
+    Attributes
+    ----------
+    shape : of its output, (O, D, H, W)
+    plain : GMAC (10^9 multiply-accumulates) of the 3D convolution, padding and equal input channels included
+    folded : GMAC of the 2D convolution over folded depth, None in networks that do not fold
+    way : how it is run (depthfold.way)
+    cost : GMAC of that way; where the network folds, one input channel stands for equal ones
     """
 
     layer: str
@@ -30,9 +34,9 @@ class LayerCost:
 
 
 def plan(name: str, depth: int, size: int) -> list[LayerCost]:
-    """The convolutions of an architecture in the order in which volumes of `depth` slices of `size` pixels pass them.
+    """The convolutions of an architecture, in the order in which volumes of `depth` slices of `size` pixels pass through them.
 
-    Raises UsageError where there is no such architecture, or it does not take such volumes.
+    Raises UsageError if the architecture is unknown or does not take such volumes.
     """
     require_fit(name, depth, size)
     rows: list[LayerCost] = []

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models.catalog import Architecture
 
-# Volumes per forward pass, and the voxels that they may have together: enough to keep a device busy, little enough for its memory.
+# Volumes per forward pass, of so many voxels each: enough to keep a device busy, few enough for its memory.
 VOLUMES_AT_ONCE = {"cpu": 4, "mps": 4, "cuda": 32}
 VOXELS_PER_VOLUME = 4 * 512 * 512
 
-# Pixels enter the network as (pixel - offset) / scale, so that black, with which convolutions pad, is zero.
+# Pixels enter the network as (pixel - offset) / scale, so that black is zero, the value with which convolutions pad.
 SCALING = {"offset": 0.0, "scale": 255.0}
 
 
 class Network:
-    """One architecture with its weights, on one device, in one precision. Callers see neither layouts nor autocast.
+    """One architecture with its weights, on one device, in one precision. Callers need no memory formats and no autocast.
 
     Attributes
     ----------
     module : the torch module, float32 parameters
-    architecture : its row of the catalogue
+    architecture : its row in the catalogue
     classes : class names in the order of the outputs
     device, precision : where and how it computes
     """
@@ -51,10 +51,10 @@ class Network:
         return self.forward(self.scale(volumes))
 
     def passes(self, volumes: Tensor | np.ndarray) -> Iterator[tuple[Tensor, int]]:
-        """uint8 (N, D, H, W) in pieces for one forward pass each, with the number of volumes that are to be counted in the piece.
+        """uint8 (N, D, H, W) in batches of one forward pass each, with the number of volumes that count in the batch.
 
-        Every piece is of the same size, the last one filled up with copies: libraries choose their kernels by shape, and in bfloat16
-        a volume's result would otherwise depend, in the fourth place, on how many others came with it.
+        Every batch has the same size; copies fill up the last one. Libraries choose their kernels by shape, and in bfloat16 the fourth
+        digit of a volume's result would otherwise depend on how many other volumes are in its batch.
         """
         pixels = torch.as_tensor(volumes)
         if len(pixels):
@@ -71,7 +71,7 @@ class Network:
     def probabilities(self, volumes: Tensor | np.ndarray) -> np.ndarray:
         """uint8 (N, D, H, W), any number of them, to softmax probabilities, float64 (N, classes), each row summing to 1.
 
-        Raises ModelRefusedError where the network answers with what is no number, which is not to pass for a class.
+        Raises ModelRefusedError if the network returns NaN or Inf.
         """
         self.module.eval()
         found = [np.zeros((0, len(self.classes)))]
@@ -79,7 +79,5 @@ class Network:
             found.append(self.logits(some)[:count].cpu().double().softmax(1).numpy())
         probabilities = np.concatenate(found)
         if not np.isfinite(probabilities).all():
-            raise ModelRefusedError(
-                f"The {self.architecture.name} answers with values that are not finite. Its weights are of no use; train again."
-            )
+            raise ModelRefusedError(f"The {self.architecture.name} returns NaN or Inf, so its weights are unusable. Train the model again.")
         return probabilities

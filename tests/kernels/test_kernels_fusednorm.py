@@ -113,7 +113,7 @@ def test_passes_in_bfloat16_round_only_what_they_write(layout: str) -> None:
 
 
 @pytest.mark.parametrize(("shape", "layout"), [*product(SHAPES, LAYOUTS)])
-def test_in_use_relu_and_pooling_change_places(passes: str, shape: tuple[int, ...], layout: str) -> None:
+def test_in_inference_relu_and_pooling_are_exchanged(passes: str, shape: tuple[int, ...], layout: str) -> None:
     x = laid_out(random(*shape), layout)
     expected = F.max_pool3d(F.relu(x), 3, 2, 1)
     with torch.inference_mode():
@@ -144,7 +144,7 @@ def test_the_mean_of_large_numbers_does_not_eat_the_variance() -> None:
 
 
 @needs_compiled
-def test_what_is_not_a_number_is_not_hidden() -> None:
+def test_nan_is_not_hidden() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         x = random(1, 4, 4, 6, 6).to(dtype)
         x[0, 1, 1, 1, 1] = float("nan")
@@ -173,7 +173,7 @@ def test_a_single_value_per_channel_cannot_be_normalised(passes: str) -> None:
 
 @needs_compiled
 def test_values_between_two_convolutions_are_computed_again_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same gradients, with one more pass in the backward one, which has nothing else to get them from."""
+    """The same gradients, with one more pass in the backward pass, which needs them."""
     results, computed_again = [], []
     for remember in (True, False):
         torch.manual_seed(0)

@@ -33,9 +33,9 @@ def test_asking_for_an_absent_device_is_an_error_and_no_silent_fallback(wanted: 
 
 
 @pytest.mark.usefixtures("no_accelerator")
-@pytest.mark.parametrize(("wanted", "why"), [("cpu:1", "one device"), ("cuda:1", "0 CUDA devices"), ("mps", "no GPU of Apple")])
+@pytest.mark.parametrize(("wanted", "why"), [("cpu:1", "one device"), ("cuda:1", "0 CUDA devices"), ("mps", "no Apple GPU")])
 def test_why_a_device_is_absent_is_said_of_that_kind_of_device(wanted: str, why: str) -> None:
-    with pytest.raises(UsageError, match=f"--device {wanted} is absent here; .*{why}"):
+    with pytest.raises(UsageError, match=f"--device {wanted} is not available: .*{why}"):
         choose_device(wanted)
 
 
