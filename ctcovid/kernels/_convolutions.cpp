@@ -7,8 +7,8 @@
 // (A Y A')]G. Transforms are sums of four and nine terms in float32; factors of products are bfloat16, their sums float32. With AMX a
 // processor multiplies so much faster that the transforms would cost more than they save.
 //
-// Direct ones with few channels, as of the stem; and the stem in use with all that follows up to the pooling: its output is the largest
-// of all, and then is not even written.
+// Direct ones with few channels, as of the stem; and the stem in inference with all that follows up to the pooling: its output is the
+// largest of all, and then is not even written.
 //
 // Loaded by native.py through ctypes, used by convolutions.py.
 
@@ -497,7 +497,7 @@ static void few_gradient(const bf16 *x, const bf16 *g, const Few &few, i64 slice
         }
 }
 
-// ---- the stem in use, with bias, ReLU and 3x3x3 max pooling, of which only what was pooled is written ----
+// ---- the stem in inference, with bias, ReLU and 3x3x3 max pooling, of which only what was pooled is written ----
 
 // The largest of each 3x3 of columns and slices of a row, (W', depth * C) to (ceil(W' / 2), ceil(depth / 2) * C). Behind a ReLU bfloat16
 // values have the order of their bits.

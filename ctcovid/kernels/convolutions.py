@@ -5,7 +5,7 @@ its forms: forward, gradient of the input, gradient of the kernel. Its sums are 
 the transforms, not before them. The error of its results is 0.3 to 0.4 %, that of a direct convolution in bfloat16 0.2 %; a whole network
 is as near to float32 with it as without. It is used in bfloat16 only.
 
-Convolutions with few input channels, as those of the stem, are direct ones. In use, the stem is done together with the ReLU and the pooling
+Convolutions with few input channels, such as the stem, are direct ones. In inference, the stem is one pass with the ReLU and the pooling
 behind it. Infinite values become NaN or spread to a neighbour; NaN stays NaN.
 
 Volumes are (B, H, W, D, C) here, in this order in memory, and a 2D kernel goes over each slice.

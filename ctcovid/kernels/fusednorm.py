@@ -102,7 +102,7 @@ def relu_pool(x: Tensor, maxpool: nn.MaxPool3d) -> Tensor:
 
 
 def fold_norm(weight: Tensor, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one convolution that does, in use, a convolution without bias and the batch norm behind it."""
+    """Weight and bias of one convolution that does, in inference, a convolution without bias and the batch norm behind it."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return weight * scale[:, None, None, None, None], norm.bias - norm.running_mean * scale

@@ -128,8 +128,8 @@ def load(path: Path) -> ctypes.CDLL | None:
     return library if not library.convolutions_supported() or _declare(library, CONVOLUTIONS) else None
 
 
-_paths = [path for suffix in EXTENSION_SUFFIXES if (path := Path(__file__).with_name(f"_native{suffix}")).is_file()]
-compiled = load(_paths[0]) if _paths else None
+LIBRARY = next((path for suffix in EXTENSION_SUFFIXES if (path := Path(__file__).with_name(f"_native{suffix}")).is_file()), None)
+compiled = None if LIBRARY is None else load(LIBRARY)
 
 
 def usable(x: Tensor) -> bool:
@@ -151,7 +151,7 @@ class Affine:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of (..., C), float32 (C,)."""
     mean, var = _channels(x), _channels(x)
-    _call("moments", x, x, x.numel() // x.shape[-1], x.shape[-1], mean, var)
+    _call("moments", x, x, *_rows(x), mean, var)
     return mean, var
 
 
@@ -169,8 +169,7 @@ def normalise(x: Tensor, affine: Affine, residual: Tensor | None = None) -> Tens
         if residual.shape[:4] != x.shape[:4] or residual.shape[4] > x.shape[4] or residual.dtype != x.dtype:
             raise ValueError(f"A residual of shape {tuple(residual.shape)} cannot be added to one of {tuple(x.shape)}.")
         grid, fewer = (*residual.shape[:4], *residual.stride()[:4]), residual.shape[4]
-    sizes = (x.numel() // x.shape[-1], x.shape[-1], fewer)
-    _call("normalise", x, x, residual, grid, *sizes, affine.scale, affine.shift, affine.relu, out)
+    _call("normalise", x, x, residual, grid, *_rows(x), fewer, affine.scale, affine.shift, affine.relu, out)
     return out
 
 
@@ -180,8 +179,7 @@ def reduce(g: Tensor, x: Tensor, out: Tensor | None, affine: Affine, mean: Tenso
     g' is `g` where the ReLU let something through: where `out` is positive, or, without `out`, ``x * scale + shift``.
     """
     total, dot = _channels(x), _channels(x)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1])
-    _call("reduce", x, g, x, out, *sizes, affine.scale, affine.shift, mean, affine.relu, total, dot)
+    _call("reduce", x, g, x, out, *_rows(x), affine.scale, affine.shift, mean, affine.relu, total, dot)
     return total, dot
 
 
@@ -191,8 +189,7 @@ def backward(
     """``a * g' + b * x + k`` for `factors` (a, b, k), float32 (C,) each, and g' itself where `masked`; g' as in `reduce`."""
     gx = torch.empty_like(x)
     gr = torch.empty_like(x) if masked else None
-    sizes = (x.numel() // x.shape[-1], x.shape[-1])
-    _call("backward", x, g, x, out, *sizes, affine.scale, affine.shift, affine.relu, *factors, gx, gr)
+    _call("backward", x, g, x, out, *_rows(x), affine.scale, affine.shift, affine.relu, *factors, gx, gr)
     return gx, gr
 
 
@@ -227,6 +224,11 @@ def unpool(g: Tensor, tap: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> T
         g = torch.empty_like(tap, dtype=g.dtype).copy_(g)
     _call("unpool", x, g, tap, _strides(tap), x, _strides(x), slope, level, gx)
     return gx
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """How many rows of how many channels."""
+    return x.numel() // x.shape[-1], x.shape[-1]
 
 
 def _channels(x: Tensor) -> Tensor:

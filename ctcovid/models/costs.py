@@ -55,20 +55,14 @@ def _cost(rows: list[LayerCost], layer: str, folds: bool) -> Any:
     def add(conv: nn.Conv3d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         k, kh, kw = conv.kernel_size
         assert not isinstance(conv.padding, str)
-        depth, (out, channels) = inputs[0].shape[2], (output.shape[2], output.shape[1])
-        pixels = output.shape[3] * output.shape[4]
-        plane = kh * kw * pixels * channels * conv.in_channels // conv.groups / 1e9
+        depth, (p0, p1, p2) = inputs[0].shape[2], conv.padding
+        channels, out, height, width = output.shape[1:]
+        plane = kh * kw * height * width * channels * conv.in_channels // conv.groups / 1e9
         # All input channels of the first convolution are equal, and in networks that fold one stands for them.
         grey = 1 / conv.in_channels if folds and not rows else 1.0
         plain, dense = plane * out * k, plane * out * (depth if k > 1 else 1) * grey
-        chosen = way(depth, (k, kh, kw), _triple(conv.padding)) if folds else "plain"
+        chosen = way(depth, (k, kh, kw), (p0, p1, p2)) if folds else "plain"
         cost = dense if chosen in ("folded", "band") else plain * grey
-        _, channels, *space = output.shape
-        rows.append(LayerCost(layer, (channels, space[0], space[1], space[2]), plain, dense if folds else None, chosen, cost))
+        rows.append(LayerCost(layer, (channels, out, height, width), plain, dense if folds else None, chosen, cost))
 
     return add
-
-
-def _triple(values: tuple[int, ...]) -> tuple[int, int, int]:
-    first, second, third = values
-    return first, second, third

@@ -194,7 +194,7 @@ def fused_unit(module: nn.Module, number: int, x: Activation, residual: Tensor |
 def conv_norm_relu(
     conv: Conv3d, norm: nn.BatchNorm3d, x: Activation, relu: bool = True, residual: Tensor | None = None, stride: int = 1
 ) -> Activation:
-    """``relu(norm(conv(x)) + shortcut(residual))``; in use, the batch norm is folded into the convolution."""
+    """``relu(norm(conv(x)) + shortcut(residual))``; in inference, the batch norm is folded into the convolution."""
     if not _ours([(conv, norm)]):
         # Somebody has put another layer here, such as a synchronised batch norm.
         y = norm(conv(x.values))

@@ -59,7 +59,7 @@ def test_a_type_that_is_not_known_is_not_guessed() -> None:
 
 @needs_compiled
 def test_a_library_that_was_compiled_from_these_sources_is_taken() -> None:
-    found = native.load(native._paths[0])
+    found = native.load(native.LIBRARY)
     assert found is not None
     assert len(found.moments_float32.argtypes) == 6
     assert found.convolutions_supported.argtypes == []
@@ -70,7 +70,7 @@ def test_a_library_that_was_compiled_from_these_sources_is_taken() -> None:
 def test_a_library_that_was_compiled_from_other_prototypes_is_refused(change: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """An editable installation does not compile again by itself, and a function with old arguments writes where it should not."""
     monkeypatch.setattr(native, "PASSES", [one.replace(*change) for one in native.PASSES])
-    assert native.load(native._paths[0]) is None
+    assert native.load(native.LIBRARY) is None
 
 
 def test_what_is_not_our_library_is_refused(tmp_path: Path) -> None:
