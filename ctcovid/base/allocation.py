@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed."""
+"""What the C library does with freed memory."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import sys
 
 # Parameters of glibc's mallopt, as in malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# The largest that older releases of glibc take.
+# The largest M_MMAP_THRESHOLD that older releases of glibc accept.
 OLDER = 32 << 20
 
 
 def keep_freed_memory(largest: int, most: int = -1) -> bool:
-    """Have glibc keep what is freed for what is asked for next, in the whole process; False where the C library refuses, or is another one.
+    """Make glibc keep freed memory for later allocations, in the whole process. False if the C library refuses, or is not glibc.
 
-    As it comes, it gives every large block back to the system, whose pages are then made and cleared again one by one for the next:
-    on a CPU a tenth of a training step of r3d18, a quarter of one of r2plus1d18 (tests/benchmarks/RESULTS.md).
+    By default, glibc returns every large block to the system, which then creates and clears its pages again for the next block. On a CPU
+    that takes a tenth of a training step of r3d18, and a quarter of one of r2plus1d18 (tests/benchmarks/RESULTS.md).
 
     Parameters
     ----------
     largest : bytes of the largest block that is kept
-    most : bytes that are kept in all; -1, all of them
+    most : bytes that are kept in all; -1 for no limit
     """
     if sys.platform != "linux":
         return False
@@ -35,6 +35,6 @@ def keep_freed_memory(largest: int, most: int = -1) -> bool:
 
 
 def hand_back() -> None:
-    """Give what is free back to the system, where the C library is glibc."""
+    """Return free memory to the system, if the C library is glibc."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

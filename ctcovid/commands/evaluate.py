@@ -127,9 +127,10 @@ def _found(source: Path, given: dict[Path, Predictions], options: Options, card:
         card.input(source)
         return Found(source, reordered(given[source], class_order(given[source].classes)))
     from ctcovid.evaluation.inference import open_part, predict
-    from ctcovid.models.device import device_name
+    from ctcovid.models.device import device_name, keep_freed_layers
 
     model = registry.load(str(source), options.device, options.precision, options.runs)
+    keep_freed_layers(model.network.device)
     card.content["device"] = device_name(model.network.device)
     card.input(source / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
     part = open_part(model, options.data, options.part, console)

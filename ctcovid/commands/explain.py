@@ -27,7 +27,7 @@ from ctcovid.inference.checked_scan import read_checked
 from ctcovid.inference.flags import flags_of, sentence
 from ctcovid.inference.temperature import calibrated
 from ctcovid.models import registry
-from ctcovid.models.device import device_name
+from ctcovid.models.device import device_name, keep_freed_layers
 from ctcovid.models.network import Network
 from ctcovid.models.reference import probabilities_and_features
 from ctcovid.models.registry import TrainedModel
@@ -73,6 +73,7 @@ def run(options: Options, console: Console) -> Summary:
     for folder in folders:
         claim_folder(folder, options.overwrite, "explain")
     model = registry.load(options.model, options.device, options.precision, options.runs)
+    keep_freed_layers(model.network.device)
     layer = options.layer or model.network.architecture.last_layer
     find_layer(model.network.module, layer)
     if options.mask is not None and len(scans) > 1:

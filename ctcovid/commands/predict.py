@@ -20,7 +20,7 @@ from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.inference.classify import classify
 from ctcovid.models import registry
-from ctcovid.models.device import device_name
+from ctcovid.models.device import device_name, keep_freed_layers
 from ctcovid.models.registry import TrainedModel
 from ctcovid.options.predict import STDOUT, Options
 from ctcovid.reports.prediction_rows import prediction_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
@@ -131,6 +131,7 @@ def _models(options: Options) -> list[TrainedModel]:
     Raises ModelRefusedError where their classes differ, UsageError where names are the same.
     """
     loaded = [registry.load(name, options.device, options.precision, options.runs) for name in options.models]
+    keep_freed_layers(loaded[0].network.device)
     models = list({model.folder.resolve(): model for model in loaded}.values())
     names_met = Counter(model.name for model in models)
     if repeated := [name for name, count in names_met.items() if count > 1]:

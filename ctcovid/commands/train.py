@@ -19,7 +19,7 @@ from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.distributed.sync_batchnorm import synchronise
 from ctcovid.kernels import native
 from ctcovid.models import registry, store
-from ctcovid.models.device import device_kind, device_name
+from ctcovid.models.device import deterministic_convolutions, device_kind, device_name, keep_freed_layers
 from ctcovid.models.network import Network
 from ctcovid.options.recipe import RecipeOptions
 from ctcovid.options.train import Options
@@ -90,7 +90,9 @@ def run(options: Options, console: Console) -> Summary:
     """Check, build or restore the network, train it, and register what came of it; together with the processes started beside this."""
     with together(console, options.device, "The same line with --resume goes on from the last checkpoint.") as ranks:
         options.require_sense()
-        return _run(options, console, ranks)
+        # On a CPU the same run gives the same bits anyway; on a GPU this is as near as its kernels come.
+        with deterministic_convolutions():
+            return _run(options, console, ranks)
 
 
 def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
@@ -113,9 +115,8 @@ def _run(options: Options, console: Console, ranks: Ranks) -> Summary:
     synchronised = options.sync_batchnorm and ranks.size > 1
     _require_fit(recipe, options.arch, train_set, ranks, synchronised)
     torch.manual_seed(options.seed)
-    # On a CPU the same run gives the same bits as it is; on a GPU this is as near as its kernels come.
-    torch.backends.cudnn.deterministic = True
     network = registry.build(options.arch, file.classes, options.device, options.precision)
+    keep_freed_layers(network.device)
     if options.freeze:
         freeze(network.module, options.freeze)
     optimiser = recipe.optimiser(network.module)

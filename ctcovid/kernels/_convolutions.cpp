@@ -7,20 +7,19 @@
 // (A Y A')]G. Transforms are sums of four and nine terms in float32; factors of products are bfloat16, their sums float32. With AMX a
 // processor multiplies so much faster that the transforms would cost more than they save.
 //
-// Direct ones with few channels, as of the stem; and the stem in use with all that follows up to the pooling: its output is the largest
-// of all, and then is not even written.
+// Direct ones with few channels, as of the stem; and the stem in inference with all that follows up to the pooling: its output is the
+// largest of all, and then is not even written.
 //
-// Loaded through ctypes (convolutions.py).
+// Loaded by native.py through ctypes, used by convolutions.py.
 
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <utility>
 #include <omp.h>
+#include "_exports.h"
 
-typedef int64_t i64;
 typedef uint16_t bf16;
 
 #if defined(__x86_64__) && defined(__GNUC__) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
@@ -49,7 +48,7 @@ template <typename T> struct Buffer : std::unique_ptr<T, Freed> {
     explicit Buffer(i64 count) : std::unique_ptr<T, Freed>((T *)std::aligned_alloc(64, ceiling(count * (i64)sizeof(T), 64) * 64)) {
         if (this->get()) return;
         // Of some hundred kilobytes; no exception may leave a parallel region.
-        std::fputs("ctcovid: no memory is left for a convolution.\n", stderr);
+        std::fputs("ctcovid: out of memory in a convolution.\n", stderr);
         std::abort();
     }
 };
@@ -82,7 +81,7 @@ INLINE __m512i pair(__m512 low, __m512 high) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(rounded(low)), _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded(high)), 16));
 }
 
-// ---- transforms of 16 channels, in place of the first rows and columns ----
+// ---- transforms of 16 channels, written over the first rows and columns ----
 
 // B' d B
 INLINE void transform_input(__m512 (&d)[4][4]) {
@@ -278,7 +277,7 @@ VECTORS static void forward_tiles(const bf16 *x, const Image &in, i64 N, const b
                         const i64 to = out.at(at.b, at.h + i, at.w + j, at.d) + n + c;
                         __m512 value = s[i][j] + more;
                         if (residual) value = value + load(residual + to, lanes);
-                        // In this order of its operands the maximum passes on what is no number.
+                        // In this order of its operands the maximum passes NaN on.
                         if (relu) value = _mm512_max_ps(_mm512_setzero_ps(), value);
                         _mm256_mask_storeu_epi16(y + to, lanes, rounded(value));
                     }
@@ -291,18 +290,18 @@ static void forward(const bf16 *x, const Image &in, i64 N, const bf16 *u, const 
     const i64 Kp = padded(in.C), all = in.tiles();
     i64 most = CACHE / (POINTS * Kp * (i64)sizeof(bf16)) / ROWS * ROWS;
     most = most < ROWS ? ROWS : most > FEW_TILES ? FEW_TILES : most;
-    // As many parts for each thread as for the others.
-    const i64 parts = ceiling(all, most * threads) * threads;
-    const i64 tiles = ceiling(ceiling(all, parts), ROWS) * ROWS;
-    // A vector more between the points: at a distance of a power of two all of them would want the same lines of the cache.
+    // Every thread gets the same number of chunks.
+    const i64 chunks = ceiling(all, most * threads) * threads;
+    const i64 tiles = ceiling(ceiling(all, chunks), ROWS) * ROWS;
+    // A vector more between the points: at a distance of a power of two they would all compete for the same cache lines.
     const i64 next_v = tiles * Kp + 2 * LANES, next_m = tiles * BLOCK + LANES;
 #pragma omp parallel num_threads(threads)
     {
         Buffer<bf16> v(POINTS * next_v);
         Buffer<float> m(POINTS * next_m);
 #pragma omp for schedule(dynamic)
-        for (i64 part = 0; part < ceiling(all, tiles); part++) {
-            const i64 first = part * tiles, last = first + tiles < all ? first + tiles : all;
+        for (i64 chunk = 0; chunk < ceiling(all, tiles); chunk++) {
+            const i64 first = chunk * tiles, last = first + tiles < all ? first + tiles : all;
             forward_tiles(x, in, N, u, bias, residual, relu, y, first, last, v.get(), next_v, m.get(), next_m);
         }
     }
@@ -400,7 +399,7 @@ static void look_at(const bf16 *x, const Few &few, i64 b, i64 h, bf16 *lines) {
             std::memcpy(lines + i * few.pitch() + few.padding * few.C, x + (b * few.H + top + i) * width, width * sizeof(bf16));
 }
 
-// Of all that is no number, that whose bits come after those of any number: for pooling, which compares them.
+// Every NaN becomes the one whose bits are larger than those of any number: pooling compares bits.
 INLINE __m256i comparable(__m512 x) {
     return rounded(_mm512_mask_mov_ps(x, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_ps(__builtin_nanf(""))));
 }
@@ -476,13 +475,13 @@ VECTORS static void few_gradient_row(const bf16 *g, const Few &few, i64 step, bf
 static void few_gradient(const bf16 *x, const bf16 *g, const Few &few, i64 slices, float *w, int threads) {
     const Image out = {few.B / slices, few.rows(), few.columns(), slices, few.N};
     const i64 all = few.side * few.run(), Tp = padded(all), Np = padded(few.N), pairs = ceiling(few.columns(), 2), size = few.N * Tp;
-    Buffer<float> parts(threads * size);
-    std::memset(parts.get(), 0, threads * size * sizeof(float));
+    Buffer<float> per_thread(threads * size);
+    std::memset(per_thread.get(), 0, threads * size * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
         Buffer<bf16> lines(few.side * few.pitch()), taps(2 * Tp), looked(pairs * Tp * 2), given(pairs * Np * 2);
         std::memset(taps.get(), 0, 2 * Tp * sizeof(bf16));
-        float *sums = parts.get() + omp_get_thread_num() * size;
+        float *sums = per_thread.get() + omp_get_thread_num() * size;
 #pragma omp for schedule(static)
         for (i64 r = 0; r < few.B * out.H; r++) {
             const i64 d = r % slices, h = r / slices % out.H, b = r / slices / out.H;
@@ -493,12 +492,12 @@ static void few_gradient(const bf16 *x, const bf16 *g, const Few &few, i64 slice
     for (i64 n = 0; n < few.N; n++)
         for (i64 t = 0; t < all; t++) {
             float sum = 0.0f;
-            for (i64 thread = 0; thread < threads; thread++) sum += parts.get()[thread * size + n * Tp + t];
+            for (i64 thread = 0; thread < threads; thread++) sum += per_thread.get()[thread * size + n * Tp + t];
             w[n * all + t] = sum;
         }
 }
 
-// ---- the stem in use, with bias, ReLU and 3x3x3 max pooling, of which only what was pooled is written ----
+// ---- the stem in inference, with bias, ReLU and 3x3x3 max pooling, of which only what was pooled is written ----
 
 // The largest of each 3x3 of columns and slices of a row, (W', depth * C) to (ceil(W' / 2), ceil(depth / 2) * C). Behind a ReLU bfloat16
 // values have the order of their bits.
@@ -558,32 +557,32 @@ static bool multiplies_bfloat16_in_vectors() {
     return __builtin_cpu_supports("avx512vl") && !amx;
 }
 
-extern "C" int convolutions_supported() { return multiplies_bfloat16_in_vectors(); }
-extern "C" void winograd_pack(const float *w, i64 O, i64 I, int turned, bf16 *u, int threads) { pack_kernels(w, O, I, turned, u, threads); }
-extern "C" void winograd_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N, const bf16 *u, const float *bias,
-                                 const bf16 *residual, int relu, bf16 *y, int threads) {
+EXPORT(int, convolutions_supported, void) { return multiplies_bfloat16_in_vectors(); }
+EXPORT(void, winograd_pack, const float *w, i64 O, i64 I, int turned, bf16 *u, int threads) { pack_kernels(w, O, I, turned, u, threads); }
+EXPORT(void, winograd_forward, const bf16 *x, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N, const bf16 *u, const float *bias,
+       const bf16 *residual, int relu, bf16 *y, int threads) {
     forward(x, {B, H, W, D, K}, N, u, bias, residual, relu, y, threads);
 }
-extern "C" void winograd_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N, float *w, void *scratch,
-                                  int threads) {
+EXPORT(void, winograd_gradient, const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N, float *w, void *scratch,
+       int threads) {
     kernel_gradient(x, g, {B, H, W, D, K}, N, w, scratch, threads);
 }
-extern "C" i64 winograd_scratch(i64 B, i64 H, i64 W, i64 D, i64 K, i64 N) { return Scratch({B, H, W, D, K}, N).bytes(); }
-extern "C" void few_channels_forward(const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices, const bf16 *u,
-                            const float *bias, bf16 *y, int threads) {
+EXPORT(i64, winograd_scratch, i64 B, i64 H, i64 W, i64 D, i64 K, i64 N) { return Scratch({B, H, W, D, K}, N).bytes(); }
+EXPORT(void, few_channels_forward, const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices,
+       const bf16 *u, const float *bias, bf16 *y, int threads) {
     few_forward(x, {B, H, W, C, side, stride, padding, N}, slices, u, bias, y, threads);
 }
-extern "C" void few_channels_gradient(const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 slices,
-                             float *w, int threads) {
+EXPORT(void, few_channels_gradient, const bf16 *x, const bf16 *g, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N,
+       i64 slices, float *w, int threads) {
     few_gradient(x, g, {B, H, W, C, side, stride, padding, N}, slices, w, threads);
 }
-extern "C" void stem_and_pool(const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 depth, const bf16 *u,
-                              const float *bias, bf16 *y, int threads) {
+EXPORT(void, stem_and_pool, const bf16 *x, i64 B, i64 H, i64 W, i64 C, i64 side, i64 stride, i64 padding, i64 N, i64 depth,
+       const bf16 *u, const float *bias, bf16 *y, int threads) {
     few_pooled(x, {B, H, W, C, side, stride, padding, N}, depth, u, bias, y, threads);
 }
 
 #else
 
-extern "C" int convolutions_supported() { return 0; }
+EXPORT(int, convolutions_supported, void) { return 0; }
 
 #endif

@@ -3,14 +3,14 @@
 // Convolutions are the libraries' work. Between two of them torch makes a pass each for the mean, the variance, the normalised values,
 // the residual sum and the ReLU, and as many on the way back; on a CPU these take longer than the convolutions. All activations are
 // seen as rows of C channels, whatever the order of the other dimensions, in float32 or bfloat16, with all sums in float32 blocks that
-// are added up in float64. Loaded through ctypes (kernels.py); where no compiler was at hand, torch's own operations do the same.
+// are added up in float64. Loaded by native.py through ctypes; without a compiled library, torch's own operations do the same.
 
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <vector>
 #include <omp.h>
+#include "_exports.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define KERNEL template <typename T> __attribute__((noinline, target_clones("avx512f", "avx2", "default")))
@@ -19,7 +19,6 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-typedef int64_t i64;
 struct bf16 { uint16_t bits; };
 
 INLINE float load(float x) { return x; }
@@ -80,9 +79,9 @@ struct Moments {
     }
 };
 
-static void finish(std::vector<Moments> &parts, float *mean, float *var) {
-    Moments all = parts[0];
-    for (size_t t = 1; t < parts.size(); t++) all.merge(parts[t].count, parts[t].mean.data(), parts[t].squares.data());
+static void finish(std::vector<Moments> &per_thread, float *mean, float *var) {
+    Moments all = per_thread[0];
+    for (size_t t = 1; t < per_thread.size(); t++) all.merge(per_thread[t].count, per_thread[t].mean.data(), per_thread[t].squares.data());
     for (size_t c = 0; c < all.mean.size(); c++) {
         mean[c] = (float)all.mean[c];
         var[c] = (float)(all.squares[c] / all.count);
@@ -90,7 +89,7 @@ static void finish(std::vector<Moments> &parts, float *mean, float *var) {
 }
 
 template <typename T> static void moments(const T *x, i64 rows, i64 C, float *mean, float *var, int threads) {
-    std::vector<Moments> parts(threads, Moments(C));
+    std::vector<Moments> per_thread(threads, Moments(C));
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num();
@@ -99,10 +98,10 @@ template <typename T> static void moments(const T *x, i64 rows, i64 C, float *me
         for (i64 r = mine.first; r < mine.last; r += BLOCK) {
             const i64 n = mine.last - r < BLOCK ? mine.last - r : BLOCK;
             block_moments(x + r * C, n, C, C, m.data(), s.data());
-            parts[thread].merge((double)n, m.data(), s.data());
+            per_thread[thread].merge((double)n, m.data(), s.data());
         }
     }
-    finish(parts, mean, var);
+    finish(per_thread, mean, var);
 }
 
 // ---- x * scale + shift, plus a residual that may be coarser and have fewer channels, then ReLU ----
@@ -305,11 +304,11 @@ static void backward(const T *g, const T *x, const T *z, i64 rows, i64 C, const 
     }
 }
 
-// Pools, and on the same way takes mean and variance of all that it reads, unless mean is null.
+// Pools, and in the same pass computes mean and variance of all that it reads, unless mean is null.
 template <typename T>
 static void pool(const T *x, const Strides *in, const float *sign, T *out, uint8_t *tap, const Strides *to, float *mean, float *var,
                  int threads) {
-    std::vector<Moments> parts(threads, Moments(in->C));
+    std::vector<Moments> per_thread(threads, Moments(in->C));
 #pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num();
@@ -322,12 +321,12 @@ static void pool(const T *x, const Strides *in, const float *sign, T *out, uint8
                     for (i64 w = 0; w < in->W; w += BLOCK) {
                         const i64 n = in->W - w < BLOCK ? in->W - w : BLOCK;
                         block_moments(x + b * in->b + d * in->d + h * in->h + w * in->w, n, in->w, in->C, m.data(), s.data());
-                        parts[thread].merge((double)n, m.data(), s.data());
+                        per_thread[thread].merge((double)n, m.data(), s.data());
                     }
             pool_row(x, in, sign, out, tap, to, b, oh);
         }
     }
-    if (mean) finish(parts, mean, var);
+    if (mean) finish(per_thread, mean, var);
 }
 
 template <typename T>
@@ -340,33 +339,34 @@ static void unpool(const T *g, const uint8_t *tap, const Strides *to, const T *x
     }
 }
 
-// ---- one set of entry points for each type ----
+// ---- exported, once for each type: native.py holds the same prototypes, with T for the type ----
 
-#define ENTRIES(T, type)                                                                                                                   \
-    extern "C" void moments_##type(const T *x, i64 rows, i64 C, float *mean, float *var, int threads) {                                     \
+static_assert(sizeof(Grid) == 8 * sizeof(i64) && sizeof(Strides) == 9 * sizeof(i64), "native.py passes arrays of numbers");
+
+#define EXPORTS(T, type)                                                                                                                   \
+    EXPORT(void, moments_##type, const T *x, i64 rows, i64 C, float *mean, float *var, int threads) {                                      \
         moments(x, rows, C, mean, var, threads);                                                                                           \
     }                                                                                                                                      \
-    extern "C" void normalise_##type(const T *x, const T *residual, const Grid *grid, i64 rows, i64 C, i64 Cr, const float *scale,          \
-                                     const float *shift, int relu, T *out, int threads) {                                                  \
-        normalise(x, residual, grid, rows, C, Cr, scale, shift, relu, out, threads);                                                       \
+    EXPORT(void, normalise_##type, const T *x, const T *residual, const i64 grid[8], i64 rows, i64 C, i64 Cr, const float *scale,          \
+           const float *shift, int relu, T *out, int threads) {                                                                            \
+        normalise(x, residual, (const Grid *)grid, rows, C, Cr, scale, shift, relu, out, threads);                                         \
     }                                                                                                                                      \
-    extern "C" void reduce_##type(const T *g, const T *x, const T *z, i64 rows, i64 C, const float *scale, const float *shift,              \
-                                  const float *mean, int relu, float *sum, float *dot, int threads) {                                      \
+    EXPORT(void, reduce_##type, const T *g, const T *x, const T *z, i64 rows, i64 C, const float *scale, const float *shift,               \
+           const float *mean, int relu, float *sum, float *dot, int threads) {                                                             \
         reduce(g, x, z, rows, C, scale, shift, mean, relu, sum, dot, threads);                                                             \
     }                                                                                                                                      \
-    extern "C" void backward_##type(const T *g, const T *x, const T *z, i64 rows, i64 C, const float *scale, const float *shift, int relu,  \
-                                    const float *a, const float *b, const float *k, T *gx, T *gr, int threads) {                           \
+    EXPORT(void, backward_##type, const T *g, const T *x, const T *z, i64 rows, i64 C, const float *scale, const float *shift, int relu,   \
+           const float *a, const float *b, const float *k, T *gx, T *gr, int threads) {                                                    \
         backward(g, x, z, rows, C, scale, shift, relu, a, b, k, gx, gr, threads);                                                          \
     }                                                                                                                                      \
-    extern "C" void pool_##type(const T *x, const Strides *in, const float *sign, T *out, uint8_t *tap, const Strides *to, float *mean,         \
-                                float *var, int threads) {                                                                                 \
-        pool(x, in, sign, out, tap, to, mean, var, threads);                                                                               \
+    EXPORT(void, pool_##type, const T *x, const i64 in[9], const float *sign, T *out, uint8_t *tap, const i64 to[9], float *mean,          \
+           float *var, int threads) {                                                                                                      \
+        pool(x, (const Strides *)in, sign, out, tap, (const Strides *)to, mean, var, threads);                                             \
     }                                                                                                                                      \
-    extern "C" void unpool_##type(const T *g, const uint8_t *tap, const Strides *to, const T *x, const Strides *in, const float *slope,         \
-                                  const float *level, T *gx, int threads) {                                                                \
-        unpool(g, tap, to, x, in, slope, level, gx, threads);                                                                              \
+    EXPORT(void, unpool_##type, const T *g, const uint8_t *tap, const i64 to[9], const T *x, const i64 in[9], const float *slope,          \
+           const float *level, T *gx, int threads) {                                                                                       \
+        unpool(g, tap, (const Strides *)to, x, (const Strides *)in, slope, level, gx, threads);                                            \
     }
 
-extern "C" int interface() { return 4; }  // see kernels.py
-ENTRIES(float, float32)
-ENTRIES(bf16, bfloat16)
+EXPORTS(float, float32)
+EXPORTS(bf16, bfloat16)

@@ -1,19 +1,18 @@
-"""Convolutions in bfloat16 on CPUs that multiply it in vectors of AVX-512 and have no AMX, by the compiled _convolutions.cpp.
+"""Convolutions in bfloat16 by the compiled _convolutions.cpp, on CPUs that multiply it in vectors of AVX-512 and have no AMX.
 
 Winograd's F(2x2, 3x3) (Lavin and Gray 2016, Sec. 4.1) needs 16 multiplications where a direct 3x3 convolution needs 36, in all three of
-its forms: forward, gradient of the input, gradient of the kernel. Its sums are in float32, but what is multiplied is rounded to bfloat16
-behind the transforms, not before them: results are 0.3 to 0.4 % off where those of a direct convolution in bfloat16 are 0.2 % off, and
-those of a whole network as near to float32 as without it. It is used in that precision only.
+its forms: forward, gradient of the input, gradient of the kernel. Its sums are in float32, but its factors are rounded to bfloat16 after
+the transforms, not before them. The error of its results is 0.3 to 0.4 %, that of a direct convolution in bfloat16 0.2 %; a whole network
+is as near to float32 with it as without. It is used in bfloat16 only.
 
-Convolutions with few input channels, as those of the stem, are direct ones. In use, the stem is done together with the ReLU and the pooling
-behind it. What is infinite comes out as no number, or spreads to a neighbour; what is no number stays so.
+Convolutions with few input channels, such as the stem, are direct ones. In inference, the stem is one pass with the ReLU and the pooling
+behind it. Infinite values become NaN or spread to a neighbour; NaN stays NaN.
 
 Volumes are (B, H, W, D, C) here, in this order in memory, and a 2D kernel goes over each slice.
 """
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,21 +24,21 @@ from torch.nn.grad import conv2d_input
 
 from ctcovid.kernels import native
 
-# With fewer channels or pixels than these, the transforms take longer than what they save.
+# With fewer channels or pixels than these, the transforms take longer than they save.
 CHANNELS, PIXELS = 32, 64
-# With more input channels than these, libraries are as fast in both directions, and give results in the order in which they are wanted.
+# With more input channels than these, libraries are as fast in both directions, and their results are in the order needed here.
 FEW = 16
 
 supported = native.compiled is not None and bool(native.compiled.convolutions_supported())
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the compiled functions are there, the processor is one that they are for, and they take this tensor."""
+    """Whether the compiled functions are there, made for this processor, and take this tensor."""
     return supported and x.dtype == torch.bfloat16 and x.numel() > 0 and native.usable(x)
 
 
 def pays(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], pixels: int) -> bool:
-    """Whether a 2D convolution by `weight`, (O, I, kh, kw), of images of so many pixels is of the kind meant here, and large enough."""
+    """Whether a 2D convolution by `weight`, (O, I, kh, kw), of images of so many pixels is of this kind, and large enough to gain."""
     outputs, inputs, *kernel = weight.shape
     return kernel == [3, 3] and stride == padding == (1, 1) and min(outputs, inputs) >= CHANNELS and pixels >= PIXELS
 
@@ -56,7 +55,7 @@ def convolve(x: Tensor, kernel: Tensor, packed: Tensor, bias: Tensor | None) -> 
     ----------
     x : bfloat16 (B, H, W, D, I), dense
     kernel : float32 (O, 3, 3, I), dense; the gradient goes to it
-    packed : the same, as :func:`pack` makes it
+    packed : the same kernel, as :func:`pack` makes it
     bias : float32 (O,)
 
     Returns
@@ -87,7 +86,7 @@ class FewChannels:
 
     @staticmethod
     def of(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> FewChannels | None:
-        """That of a weight (O, I, kh, kw), or None where it is of another kind."""
+        """The geometry of a weight (O, I, kh, kw), or None where it is of another kind."""
         outputs, inputs, high, wide = weight.shape
         square = high == wide > 1 and stride[0] == stride[1] and padding[0] == padding[1]
         return FewChannels(high, stride[0], padding[0]) if square and inputs <= FEW <= outputs else None
@@ -138,14 +137,14 @@ def stem(x: Tensor, kernel: Tensor, bias: Tensor, few: FewChannels, depth: int) 
 
 
 def _pack_few(kernel: Tensor) -> Tensor:
-    """In blocks of 64 outputs, in them rows of the kernel, in them pairs of neighbours of all outputs, which fill whole vectors."""
+    """The kernel as blocks of 64 outputs, each as rows of the kernel, each as pairs of neighbours of all outputs in whole vectors."""
     outputs, inputs, side, _ = kernel.shape
     rows = F.pad(kernel.permute(0, 2, 3, 1).flatten(2), (0, side * inputs % 2, 0, 0, 0, -outputs % 16))
     return torch.cat([block.unflatten(2, (-1, 2)).permute(1, 2, 0, 3).flatten() for block in rows.split(64)])
 
 
 def _pack(kernel: Tensor, turned: bool) -> Tensor:
-    """`turned`, it is the kernel of the input's gradient: the other way round in the plane, with input and output channels exchanged."""
+    """A packed kernel; with `turned`, that of the input's gradient: reversed in the plane, with input and output channels exchanged."""
     outputs, _, _, inputs = kernel.shape
     size = 16 * _whole_vectors(outputs) * _whole_vectors(inputs)
     packed = torch.empty(size, dtype=torch.bfloat16, device=kernel.device)
@@ -160,8 +159,7 @@ def _whole_vectors(channels: int) -> int:
 def _gradient_scratch(x: Tensor, outputs: int) -> int:
     """Bytes that the kernel's gradient works in."""
     assert native.compiled is not None
-    native.compiled.winograd_scratch.restype = ctypes.c_int64
-    return int(native.compiled.winograd_scratch(*map(ctypes.c_int64, (*x.shape, outputs))))
+    return int(native.compiled.winograd_scratch(*x.shape, outputs))
 
 
 class _Winograd(torch.autograd.Function):
@@ -180,7 +178,7 @@ class _Winograd(torch.autograd.Function):
             gx = convolve_relu(g, _pack(kernel, turned=True), None, None, False, kernel.shape[3])
         if for_kernel:
             gk = torch.empty_like(kernel)
-            # Memory from torch, whose want of it is an error that somebody can read.
+            # Memory from torch, which raises a readable error when it is out of memory.
             scratch = torch.empty(_gradient_scratch(x, len(kernel)), dtype=torch.uint8)
             native.call("winograd_gradient", x, g, *x.shape, len(kernel), gk, scratch)
         return gx, gk, None, g.sum((0, 1, 2, 3), dtype=torch.float32) if for_bias else None
@@ -207,7 +205,7 @@ class _FewChannels(torch.autograd.Function):
         for_x, for_kernel, for_bias, _, _ = ctx.needs_input_grad
         g, gx, gk = gradient.contiguous(), None, None
         if for_x:
-            # Nobody trains what stands before the stem, so that its input's gradient need not be fast.
+            # Nothing before the stem is trained, so its input's gradient need not be fast.
             images, strides = g.movedim(3, 1).flatten(0, 1).permute(0, 3, 1, 2), (few.stride, few.stride)
             like = x.permute(0, 3, 1, 2)
             gx = conv2d_input(like.shape, kernel.float(), images.float(), strides, (few.padding, few.padding))

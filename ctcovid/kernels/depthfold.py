@@ -30,15 +30,15 @@ Triple = tuple[int, int, int]
 FOLDED, FOLDED_BACK = (0, 3, 4, 2, 1), (0, 4, 3, 1, 2)
 BY_SLICES, BY_SLICES_BACK = (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)
 
-# How much dearer than a multiplication of a 2D kernel one of a 3D kernel may be taken to be, see `folds`.
+# How much longer a multiplication takes in a 3D kernel of the libraries than in a 2D one, at least; see `folds`.
 MARGIN = 1.5
 
 
 def folds(depth: int, kernel: int) -> bool:
     """Whether a convolution with `kernel` taps in depth over `depth` slices is cheaper folded than plain.
 
-    For each output slice the dense band multiplies all `depth` input slices, the plain convolution `kernel` of them, padding included.
-    A 2D kernel of the libraries does at least `MARGIN` times as many multiplications in the same time as a 3D one.
+    For each output slice the dense band multiplies all `depth` input slices. The plain convolution multiplies `kernel` of them, padding
+    included, and its multiplications take at least `MARGIN` times as long.
     """
     return depth <= MARGIN * kernel
 
@@ -64,9 +64,9 @@ def memory_order(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A kernel made ready for volumes of one size: `way` to run it, weight and bias in the shape and precision that this way needs.
+    """A kernel ready for volumes of one size: the `way` to run it, weight and bias in the shape and precision that this way needs.
 
-    `packed` is there where the 2D convolution is Winograd's; the weight is then float32 (O, 3, 3, I).
+    `packed` is set where the 2D convolution is Winograd's; the weight is then float32 (O, 3, 3, I).
     """
 
     way: str
@@ -96,7 +96,7 @@ def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
     fast = fast and convolutions.pays(weight[:, :, 0], stride[1:], padding[1:], pixels)
     dtype = torch.float32 if fast else x.dtype
     if chosen in ("folded", "band"):
-        kernel = _Band.apply(weight, depth, out, stride[0], padding[0], dtype)  # (out, O, kh, kw, depth, I)
+        kernel = _Band.apply(weight, depth, out, list(_taps(k, depth, out, stride[0], padding[0])), dtype)  # (out, O, kh, kw, depth, I)
         kernel = kernel.flatten(4).flatten(0, 1).permute(0, 3, 1, 2)
         bias = None if bias is None else bias.repeat(out)
     else:
@@ -131,7 +131,7 @@ def convolve(x: Tensor, kernel: Prepared, relu: bool = False, residual: Tensor |
 
 
 def stem(x: Tensor, kernel: Prepared) -> Tensor | None:
-    """Convolution, ReLU and 3x3x3 max pooling with stride 2 in one pass, as :func:`convolve`; None where that is not to be had."""
+    """Convolution, ReLU and 3x3x3 max pooling with stride 2 in one pass, as :func:`convolve`; None where no such pass takes them."""
     if kernel.way != "folded" or kernel.bias is None or not convolutions.usable(x) or _differentiated(x, kernel.weight, kernel.bias):
         return None
     few = FewChannels.of(kernel.weight, kernel.stride[1:], kernel.padding[1:])
@@ -184,7 +184,7 @@ def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
 
 def _plain(x: Tensor, kernel: Prepared) -> Tensor:
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-        # The library has no fast bfloat16 kernel for the backward pass of Conv3d, and at batch 1 the one that it has corrupts memory.
+        # The library has no fast bfloat16 kernel for the backward pass of Conv3d, and the one that it has corrupts memory at batch 1.
         bias = None if kernel.bias is None else kernel.bias.float()
         return F.conv3d(x.float(), kernel.weight.float(), bias, kernel.stride, kernel.padding).to(x.dtype)
     return F.conv3d(x, kernel.weight, kernel.bias, kernel.stride, kernel.padding)
@@ -193,7 +193,7 @@ def _plain(x: Tensor, kernel: Prepared) -> Tensor:
 class Conv3d(nn.Conv3d):
     """``nn.Conv3d`` without bias, groups and dilation, in the cheapest of the ways above. One input channel stands for equal ones.
 
-    `kept` is a kernel that was made ready for use, with what it was made from.
+    `kept` is a kernel that is ready for use, with what it was made from.
     """
 
     kept: tuple[object, Prepared] | None = None
@@ -244,7 +244,7 @@ class MaxPool3d(nn.MaxPool3d):
                 # The first of equal ones wins and takes the whole gradient, as in torch; torch.maximum would halve it.
                 best = torch.where((other > best) | other.isnan(), other, best)
             pooled.append(best)
-        return torch.stack([part.permute(0, 2, 3, 1) for part in pooled], order.index(2)).permute(back)
+        return torch.stack([one.permute(0, 2, 3, 1) for one in pooled], order.index(2)).permute(back)
 
 
 def shortcut(x: Tensor, width: int, stride: int) -> Tensor:
@@ -278,15 +278,15 @@ def _taps(kernel: int, depth: int, out: int, stride: int, padding: int) -> Itera
 
 
 class _Band(torch.autograd.Function):
-    """The banded block kernel, (out, O, kh, kw, depth, I) in `dtype`, of a weight (O, I, k, kh, kw)."""
+    """The banded block kernel, (out, O, kh, kw, depth, I) in `dtype`, of a weight (O, I, k, kh, kw) with its `_taps`."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, depth: int, out: int, stride: int, padding: int, dtype: torch.dtype) -> Tensor:
-        outputs, inputs, k, kh, kw = weight.shape
-        ctx.taps, ctx.like = list(_taps(k, depth, out, stride, padding)), (weight.shape, weight.stride(), weight.dtype)
-        full = len(ctx.taps) == out * depth
+    def forward(ctx: Any, weight: Tensor, depth: int, out: int, taps: list[tuple[int, int, int]], dtype: torch.dtype) -> Tensor:
+        outputs, inputs, _, kh, kw = weight.shape
+        ctx.taps, ctx.like = taps, (weight.shape, weight.stride(), weight.dtype)
+        full = len(taps) == out * depth
         band = (torch.empty if full else torch.zeros)(out, outputs, kh, kw, depth, inputs, dtype=dtype, device=weight.device)
-        for o, i, tap in ctx.taps:
+        for o, i, tap in taps:
             band[o, :, :, :, i] = weight[:, :, tap].permute(0, 2, 3, 1)
         return band
 
@@ -298,4 +298,4 @@ class _Band(torch.autograd.Function):
         found = torch.empty_strided(shape, strides, dtype=dtype, device=gradient.device).zero_()
         for o, i, tap in ctx.taps:
             found[:, :, tap] += gradient[o, :, :, :, i].permute(0, 3, 1, 2)
-        return found, None, None, None, None, None
+        return found, None, None, None, None

@@ -1,11 +1,13 @@
 """Batch norm with all that stands between two convolutions: residual sum, ReLU, max pooling. Few passes over memory, fewer tensors kept.
 
 On a CPU with the compiled passes, forward and backward are written out here. Elsewhere they are torch's own operations. Statistics are
-float32 or better in any case. The activations are those of depthfold.py.
+float32 or better in any case. The memory orders of activations are those of depthfold.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,9 +17,18 @@ from torch.autograd.function import once_differentiable
 
 from ctcovid.kernels import native
 from ctcovid.kernels.depthfold import BY_SLICES, memory_order, shortcut
+from ctcovid.kernels.native import Affine
 
 
-def norm_relu(x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tensor | None = None, stride: int = 1) -> Tensor:
+@dataclass(frozen=True)
+class Activation:
+    """What enters a convolution. `again` computes the values once more from tensors that are kept in any case, None where it cannot."""
+
+    values: Tensor
+    again: Callable[[], Tensor] | None = None
+
+
+def norm_relu(x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tensor | None = None, stride: int = 1) -> Activation:
     """``relu(norm(x) + shortcut(residual))`` with the statistics of the batch, which enter the running ones.
 
     Parameters
@@ -30,34 +41,31 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tens
         y = _batch_norm(x, norm)
         if residual is not None:
             y = y + shortcut(residual, x.shape[1], stride)
-        return y.relu_() if relu else y
+        return Activation(y.relu_() if relu else y)
     _require_several(x)
     order, back = memory_order(x)
-    rows, mean, var, scale, shift = _NormRelu.apply(x, norm.weight, norm.bias, residual, stride, norm.eps, relu)
+    rows, mean, var, scale, shift = _NormRelu.apply(x, norm.weight, norm.bias, residual, _Settings(norm.eps, relu, stride))
     y = rows.permute(back)
-    _remember(norm, mean, var, x.numel() // x.shape[1])
-    if residual is None:
-
-        def made_again() -> Tensor:
-            return native.normalise(x.detach().permute(order).contiguous(), scale, shift, relu)
-
-        y.made_again = made_again
-    return y
+    _update_running(norm, mean, var, x.numel() // x.shape[1])
+    if residual is not None:
+        return Activation(y)
+    return Activation(y, lambda: native.normalise(x.detach().permute(order).contiguous(), Affine(scale, shift, relu)))
 
 
-def forgetful(conv: nn.Module, x: Tensor) -> Tensor:
-    """``conv(x)``; where `x` can be made again from what is kept in any case, it is not kept for the backward pass.
+def forgetful(conv: nn.Module, x: Activation) -> Tensor:
+    """``conv(x)``; values that can be computed again are not kept for the backward pass.
 
-    Between two convolutions only the output of the first is kept, and the values behind its batch norm and ReLU, which the gradient of
-    the second one's weight needs, are computed twice. That is one pass over memory, for half of what a training step keeps. Hooks for
-    saved tensors that somebody has set outside do not see those of this convolution.
+    Between two convolutions only the output of the first is kept. The values behind its batch norm and ReLU, which the gradient of the
+    second one's weight needs, are computed twice: one more pass over memory, for half of what a training step keeps. Hooks for saved
+    tensors that are set outside do not see those of this convolution.
     """
-    again = getattr(x, "made_again", None)
+    again = x.again
     if again is None:
-        result: Tensor = conv(x)
+        result: Tensor = conv(x.values)
         return result
-    storage = x.untyped_storage().data_ptr()
+    storage = x.values.untyped_storage().data_ptr()
 
+    # Neither of these refers to x, which would keep its values.
     def pack(kept: Tensor) -> Any:
         return (kept.shape, kept.stride(), kept.storage_offset()) if kept.untyped_storage().data_ptr() == storage else kept
 
@@ -65,20 +73,20 @@ def forgetful(conv: nn.Module, x: Tensor) -> Tensor:
         return kept if isinstance(kept, Tensor) else again().as_strided(*kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return conv(x)
+        return conv(x.values)
 
 
 def norm_relu_pool(x: Tensor, norm: nn.BatchNorm3d, maxpool: nn.MaxPool3d) -> Tensor:
     """``maxpool(relu(norm(x)))`` with the statistics of the batch, which enter the running ones; `maxpool` is 3x3x3, stride 2, padding 1.
 
-    The affine map of a batch norm and the ReLU keep the order of values, or turn it round where a channel's weight is negative. So the
-    largest value can be looked for first, and the rest be done at an eighth of the size.
+    Batch norm and ReLU keep the order of values, or reverse it where a channel's weight is negative. So the largest values are found
+    first, and the rest is done at an eighth of the size.
     """
     if not native.usable(x):
         return maxpool(F.relu(_batch_norm(x, norm), inplace=True))
     _require_several(x)
     pooled, mean, var = _NormReluPool.apply(x, norm.weight, norm.bias, norm.eps)
-    _remember(norm, mean, var, x.numel() // x.shape[1])
+    _update_running(norm, mean, var, x.numel() // x.shape[1])
     y: Tensor = pooled.permute(memory_order(x)[1])
     return y
 
@@ -94,7 +102,7 @@ def relu_pool(x: Tensor, maxpool: nn.MaxPool3d) -> Tensor:
 
 
 def fold_norm(weight: Tensor, norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does a convolution without bias and the batch norm behind it, in use, at once."""
+    """Weight and bias of one convolution that does, in inference, a convolution without bias and the batch norm behind it."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return weight * scale[:, None, None, None, None], norm.bias - norm.running_mean * scale
@@ -119,8 +127,8 @@ def _momentum(norm: nn.BatchNorm3d) -> float:
 
 
 @torch.no_grad()
-def _remember(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Move the running statistics as torch does, with the unbiased variance."""
+def _update_running(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Update the running statistics as torch does, with the unbiased variance."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     if not count:
         return
@@ -133,6 +141,15 @@ def _remember(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor, count: int) -> No
 def _require_several(x: Tensor) -> None:
     if x.numel() == x.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How `_NormRelu` normalises; `stride` is that of the residual."""
+
+    eps: float
+    relu: bool
+    stride: int
 
 
 def _affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,20 +173,20 @@ def _logical(dense: Tensor, order: tuple[int, ...]) -> Tensor:
 class _NormRelu(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, eps: float, relu: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, settings: _Settings
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         order, back = memory_order(x)
         rows = x.permute(order).contiguous()
         mean, var = native.moments(rows)
-        scale, shift, inverse = _affine(weight, bias, mean, var, eps)
-        added = None
+        scale, shift, inverse = _affine(weight, bias, mean, var, settings.eps)
+        relu, s, added = settings.relu, settings.stride, None
         if residual is not None:
-            added = residual.to(x.dtype)[:, :, ::stride, ::stride, ::stride].permute(order)
+            added = residual.to(x.dtype)[:, :, ::s, ::s, ::s].permute(order)
             added = added if added.stride(4) == 1 else added.contiguous()
-        out = native.normalise(rows, scale, shift, relu, added)
-        # Without a residual, the ReLU's mask can be had from x, which is kept in any case.
+        out = native.normalise(rows, Affine(scale, shift, relu), added)
+        # Without a residual, the ReLU's mask follows from x, which is kept in any case.
         ctx.save_for_backward(rows, out if relu and residual is not None else None, mean, scale, shift, inverse)
-        ctx.order, ctx.back, ctx.relu, ctx.stride = order, back, relu, stride
+        ctx.order, ctx.back, ctx.settings = order, back, settings
         ctx.residual = None if residual is None else (residual.shape, residual.dtype)
         ctx.mark_non_differentiable(mean, var, scale, shift)
         return out, mean, var, scale, shift
@@ -178,22 +195,22 @@ class _NormRelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         rows, out, mean, scale, shift, inverse = ctx.saved_tensors
-        g = gradient.contiguous()
-        total, dot = native.reduce(g, rows, out, scale, shift, mean, ctx.relu)
+        g, affine = gradient.contiguous(), Affine(scale, shift, ctx.settings.relu)
+        total, dot = native.reduce(g, rows, out, affine, mean)
         factors = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
         wanted = ctx.needs_input_grad[3]
-        gx, masked = native.backward(g, rows, out, scale, shift, ctx.relu, factors, masked=wanted and ctx.relu)
+        gx, masked = native.backward(g, rows, out, affine, factors, masked=wanted and affine.relu)
         gr = None
         if wanted:
             gr = (g if masked is None else masked).permute(ctx.back)
             shape, dtype = ctx.residual
             if gr.shape != shape:
-                s, order = ctx.stride, ctx.order
+                s, order = ctx.settings.stride, ctx.order
                 wide = g.new_zeros([shape[dim] for dim in order]).permute(ctx.back)
                 wide[:, :, ::s, ::s, ::s] = gr[:, : shape[1]]
                 gr = wide
             gr = gr.to(dtype)
-        return gx.permute(ctx.back), dot * inverse, total, gr, None, None, None
+        return gx.permute(ctx.back), dot * inverse, total, gr, None
 
 
 class _NormReluPool(torch.autograd.Function):
@@ -206,7 +223,7 @@ class _NormReluPool(torch.autograd.Function):
         assert mean is not None and var is not None
         scale, shift, inverse = _affine(weight, bias, mean, var, eps)
         dense = _dense(pooled, order)
-        out = native.normalise(dense, scale, shift, relu=True)
+        out = native.normalise(dense, Affine(scale, shift))
         ctx.save_for_backward(rows, dense, tap, mean, scale, shift, inverse)
         ctx.order, ctx.back = order, back
         ctx.mark_non_differentiable(mean, var)
@@ -216,11 +233,11 @@ class _NormReluPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         rows, dense, tap, mean, scale, shift, inverse = ctx.saved_tensors
-        g = gradient.contiguous()
-        total, dot = native.reduce(g, dense, None, scale, shift, mean, relu=True)
+        g, affine = gradient.contiguous(), Affine(scale, shift)
+        total, dot = native.reduce(g, dense, None, affine, mean)
         a, b, k = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
         nothing = torch.zeros_like(a)
-        sent, _ = native.backward(g, dense, None, scale, shift, True, (a, nothing, nothing), masked=False)
+        sent, _ = native.backward(g, dense, None, affine, (a, nothing, nothing), masked=False)
         gx = native.unpool(_logical(sent, ctx.order), tap, rows, b, k)
         return gx.permute(0, 4, 1, 2, 3), dot * inverse, total, None
 

@@ -1,4 +1,4 @@
-"""The architectures, as plain data: what the command line offers, the documentation lists and the tests walk through."""
+"""The architectures as plain data, for the command line, the documentation and the tests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PAPER = "Li et al. 2021, Table 3"
 class Architecture:
     """One architecture.
 
-    `parameters` counts those of the three-class network. `last_layer` is the module whose output the head pools, which Grad-CAM
-    methods look at by default; `channels_last` says that it gives (B, D, H, W, C). `name_in_torchvision` is empty for our own.
+    `parameters` counts those of the three-class network. `last_layer` is the module whose output the head pools, the default layer of
+    the CAM methods; `channels_last` says that this output is (B, D, H, W, C). `name_in_torchvision` is empty for our own.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What each convolution of a network costs, plain and as it is run."""
+"""The cost of each convolution of a network, plain and as it is run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from ctcovid.models.registry import create, require_fit
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One convolution and one volume.
+    """One convolution of one volume.
 
-    `shape` is that of its output, (O, D, H, W); `plain` the GMAC (10^9 multiply-accumulates) of the 3D convolution, padding and equal
-    input channels included; `folded` those of the 2D convolution over folded depth, None in networks that do not fold; `way` how it is run
-    (depthfold.way), and `cost` the GMAC of that, with one input channel for equal ones where the network folds.
+    Attributes
+    ----------
+    shape : of its output, (O, D, H, W)
+    plain : GMAC (10^9 multiply-accumulates) of the 3D convolution, padding and equal input channels included
+    folded : GMAC of the 2D convolution over folded depth, None in networks that do not fold
+    way : how it is run (depthfold.way)
+    cost : GMAC of that way; where the network folds, one input channel stands for equal ones
     """
 
     layer: str
@@ -30,9 +34,9 @@ class LayerCost:
 
 
 def plan(name: str, depth: int, size: int) -> list[LayerCost]:
-    """The convolutions of an architecture in the order in which volumes of `depth` slices of `size` pixels pass them.
+    """The convolutions of an architecture, in the order in which volumes of `depth` slices of `size` pixels pass through them.
 
-    Raises UsageError where there is no such architecture, or it does not take such volumes.
+    Raises UsageError if the architecture is unknown or does not take such volumes.
     """
     require_fit(name, depth, size)
     rows: list[LayerCost] = []
@@ -51,20 +55,14 @@ def _cost(rows: list[LayerCost], layer: str, folds: bool) -> Any:
     def add(conv: nn.Conv3d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         k, kh, kw = conv.kernel_size
         assert not isinstance(conv.padding, str)
-        depth, (out, channels) = inputs[0].shape[2], (output.shape[2], output.shape[1])
-        pixels = output.shape[3] * output.shape[4]
-        plane = kh * kw * pixels * channels * conv.in_channels // conv.groups / 1e9
+        depth, (p0, p1, p2) = inputs[0].shape[2], conv.padding
+        channels, out, height, width = output.shape[1:]
+        plane = kh * kw * height * width * channels * conv.in_channels // conv.groups / 1e9
         # All input channels of the first convolution are equal, and in networks that fold one stands for them.
         grey = 1 / conv.in_channels if folds and not rows else 1.0
         plain, dense = plane * out * k, plane * out * (depth if k > 1 else 1) * grey
-        chosen = way(depth, (k, kh, kw), _triple(conv.padding)) if folds else "plain"
+        chosen = way(depth, (k, kh, kw), (p0, p1, p2)) if folds else "plain"
         cost = dense if chosen in ("folded", "band") else plain * grey
-        _, channels, *space = output.shape
-        rows.append(LayerCost(layer, (channels, space[0], space[1], space[2]), plain, dense if folds else None, chosen, cost))
+        rows.append(LayerCost(layer, (channels, out, height, width), plain, dense if folds else None, chosen, cost))
 
     return add
-
-
-def _triple(values: tuple[int, ...]) -> tuple[int, int, int]:
-    first, second, third = values
-    return first, second, third

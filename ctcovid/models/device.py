@@ -1,61 +1,71 @@
-"""Which device, and in which precision."""
+"""Which device, in which precision, and what a process that computes on it sets for the time of a command."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
+from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.choices import PRECISIONS
 from ctcovid.base.errors import UsageError
 from ctcovid.base.process_info import process_info
 from ctcovid.models.catalog import Architecture
 
+# Bytes of the largest activations that one layer leaves to the next, on a CPU.
+LARGEST_KEPT = 1 << 30
+
 
 def choose_device(wanted: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Of several processes on a node each takes a GPU of its own.
+    """The device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Each of several processes on a node takes a GPU of its own.
 
-    Raises UsageError where that device is absent or unknown.
+    Raises UsageError if that device is absent or unknown.
     """
     if wanted == "auto":
-        # MPS only on request: the releases of torch that are supported here pool and convolve in 3D on it late, or wrongly.
+        # MPS only on request: on it, some of the supported releases of torch lack 3D pooling and convolution, or compute them wrongly.
         return torch.device(_own_gpu() if torch.cuda.is_available() else "cpu")
     if wanted == "cuda" and torch.cuda.is_available():
         return torch.device(_own_gpu())
+    unknown = f"--device {wanted}: unknown device. Use auto, cpu, cuda, cuda:N or mps."
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise UsageError(f"--device {wanted}: no such kind of device. Use auto, cpu, cuda, cuda:N or mps.") from error
+        raise UsageError(unknown) from error
     present = {
         "cpu": device.index in (None, 0),
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
     if device.type not in present:
-        raise UsageError(f"--device {wanted}: no such kind of device. Use auto, cpu, cuda, cuda:N or mps.")
+        raise UsageError(unknown)
     if not present[device.type]:
         count = torch.cuda.device_count()
         reason = {
             "cpu": "all CPUs are one device, cpu",
-            "cuda": f"torch sees {count} CUDA device{'' if count == 1 else 's'}",
-            "mps": "torch sees no GPU of Apple",
+            "cuda": f"torch finds {count} CUDA device{'' if count == 1 else 's'}",
+            "mps": "torch finds no Apple GPU",
         }
-        raise UsageError(f"--device {wanted} is absent here; {reason[device.type]}. Use --device auto.")
+        raise UsageError(f"--device {wanted} is not available: {reason[device.type]}. Use --device auto.")
     return device
 
 
 def _own_gpu() -> str:
     here = process_info()
-    # SLURM may show each process nothing but its own GPU, which is number 0 for all.
+    # SLURM may show each process only its own GPU, which is number 0 for all.
     return "cuda" if here.size == 1 else f"cuda:{here.local_rank % torch.cuda.device_count()}"
 
 
 def choose_precision(wanted: str, device: torch.device, architecture: Architecture) -> torch.dtype:
-    """float32, or bfloat16 for autocast, where that is the faster one.
+    """float32, or bfloat16 for autocast where that is faster.
 
     On a CPU, bfloat16 gains only where the processor computes in it and convolutions run as 2D ones (depthfold.py): the library has no
-    fast bfloat16 kernel for the backward pass of Conv3d, and at batch 1 the one that it has corrupted memory (torch 2.13).
+    fast bfloat16 kernel for the backward pass of Conv3d, and the one that it has corrupted memory at batch 1 (torch 2.13).
+
+    Raises UsageError if the precision is unknown, or bfloat16 was asked for and is not faster.
     """
     if wanted not in PRECISIONS:
-        raise UsageError(f"--precision {wanted}: no such precision. Use {', '.join(PRECISIONS)}.")
+        raise UsageError(f"--precision {wanted}: unknown precision. Use {', '.join(PRECISIONS)}.")
     if wanted == "float32":
         return torch.float32
     if device.type == "cuda":
@@ -64,7 +74,7 @@ def choose_precision(wanted: str, device: torch.device, architecture: Architectu
         folded = not architecture.name_in_torchvision
         fast = device.type == "cpu" and folded and _takes_bfloat16()
     if wanted == "bfloat16" and not fast:
-        raise UsageError(f"--precision bfloat16 is not to be had for {architecture.name} on {device}. Use --precision auto.")
+        raise UsageError(f"--precision bfloat16 is not available for {architecture.name} on {device}. Use --precision auto.")
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -83,8 +93,28 @@ def _takes_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def keep_freed_layers(device: torch.device) -> None:
+    """On a CPU, keep the memory that one layer frees for the next one, in the whole process (base/allocation.py).
+
+    The commands call this, as their process is their own. Loading a model does not: a notebook's process is the user's.
+    """
+    if device.type == "cpu":
+        keep_freed_memory(LARGEST_KEPT)
+
+
+@contextlib.contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Only algorithms of cuDNN that give the same bits on every run; afterwards, whatever was allowed before."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
 def device_name(device: torch.device) -> str:
-    """The device as a person knows it, as in ``cuda (NVIDIA H200)`` or ``cpu (2 threads)``."""
+    """The device for messages, such as ``cuda (NVIDIA H200)`` or ``cpu (2 threads)``."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
@@ -93,5 +123,5 @@ def device_name(device: torch.device) -> str:
 
 
 def device_kind(device: torch.device) -> str:
-    """What a result may depend on to the bit: the model of a GPU, ``cpu`` or ``mps``."""
+    """The model of a GPU, ``cpu`` or ``mps``: results of the same kind of device may agree to the bit."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -8,30 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models.catalog import Architecture
 
-# Volumes per forward pass, and the voxels that they may have together: enough to keep a device busy, little enough for its memory.
+# Volumes per forward pass, of so many voxels each: enough to keep a device busy, few enough for its memory.
 VOLUMES_AT_ONCE = {"cpu": 4, "mps": 4, "cuda": 32}
 VOXELS_PER_VOLUME = 4 * 512 * 512
 
-# Bytes of the largest activations that one layer leaves to the next, on a CPU.
-LARGEST_KEPT = 1 << 30
-
-# Pixels enter the network as (pixel - offset) / scale, so that black, with which convolutions pad, is zero.
+# Pixels enter the network as (pixel - offset) / scale, so that black is zero, the value with which convolutions pad.
 SCALING = {"offset": 0.0, "scale": 255.0}
 
 
 class Network:
-    """One architecture with its weights, on one device, in one precision. Callers see neither layouts nor autocast.
-
-    With the first one on a CPU, the process no longer gives back to the system what it frees (base/allocation.py).
+    """One architecture with its weights, on one device, in one precision. Callers need no memory formats and no autocast.
 
     Attributes
     ----------
     module : the torch module, float32 parameters
-    architecture : its row of the catalogue
+    architecture : its row in the catalogue
     classes : class names in the order of the outputs
     device, precision : where and how it computes
     """
@@ -39,8 +33,6 @@ class Network:
     def __init__(
         self, module: nn.Module, architecture: Architecture, classes: list[str], device: torch.device, precision: torch.dtype
     ) -> None:
-        if device.type == "cpu":
-            keep_freed_memory(LARGEST_KEPT)
         self.module = module.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
         self.architecture, self.classes, self.device, self.precision = architecture, classes, device, precision
 
@@ -59,10 +51,10 @@ class Network:
         return self.forward(self.scale(volumes))
 
     def passes(self, volumes: Tensor | np.ndarray) -> Iterator[tuple[Tensor, int]]:
-        """uint8 (N, D, H, W) in pieces for one forward pass each, with the number of volumes that are to be counted in the piece.
+        """uint8 (N, D, H, W) in batches of one forward pass each, with the number of volumes that count in the batch.
 
-        Every piece is of the same size, the last one filled up with copies: libraries choose their kernels by shape, and in bfloat16
-        a volume's result would otherwise depend, in the fourth place, on how many others came with it.
+        Every batch has the same size; copies fill up the last one. Libraries choose their kernels by shape, and in bfloat16 the fourth
+        digit of a volume's result would otherwise depend on how many other volumes are in its batch.
         """
         pixels = torch.as_tensor(volumes)
         if len(pixels):
@@ -79,7 +71,7 @@ class Network:
     def probabilities(self, volumes: Tensor | np.ndarray) -> np.ndarray:
         """uint8 (N, D, H, W), any number of them, to softmax probabilities, float64 (N, classes), each row summing to 1.
 
-        Raises ModelRefusedError where the network answers with what is no number, which is not to pass for a class.
+        Raises ModelRefusedError if the network returns NaN or Inf.
         """
         self.module.eval()
         found = [np.zeros((0, len(self.classes)))]
@@ -87,7 +79,5 @@ class Network:
             found.append(self.logits(some)[:count].cpu().double().softmax(1).numpy())
         probabilities = np.concatenate(found)
         if not np.isfinite(probabilities).all():
-            raise ModelRefusedError(
-                f"The {self.architecture.name} answers with values that are not finite. Its weights are of no use; train again."
-            )
+            raise ModelRefusedError(f"The {self.architecture.name} returns NaN or Inf, so its weights are unusable. Train the model again.")
         return probabilities

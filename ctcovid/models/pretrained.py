@@ -13,7 +13,7 @@ from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models.store import unsound
 from ctcovid.models.weightfile import find_weights, read_weights
 
-# torchvision's names of a residual block's parts, and ours; the (2+1)D ones first.
+# torchvision's names within a residual block, and ours; the (2+1)D ones first.
 _TORCHVISION = (
     (r"^stem\.0\.", "conv1."),
     (r"^stem\.1\.", "bn1."),
@@ -23,18 +23,23 @@ _TORCHVISION = (
     (r"\.conv(\d)\.0\.", r".conv\1."),
 )
 
-
 # Weights of another network that shares some names with this one fill about half of it; torchvision's of a (2+1)D ResNet fill 72 % of ours.
 ENOUGH = 0.6
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a file of weights gave to a network, by the names of tensors.
+    """What a network took from a file of weights, by the names of tensors.
 
-    `layout` is where the file seems to come from and `prefix` what stands before each name in it; `loaded` counts tensors, of `wanted`,
-    and `share` is that of the network's parameters which they make up, from 0 to 1. `adapted` says which were changed to fit, and how,
-    `unused` are those of the file that found no place, and `fresh` those of the network that keep their random values.
+    Attributes
+    ----------
+    layout : where the file seems to come from
+    prefix : what precedes each name in the file
+    loaded, wanted : number of tensors loaded, and of those that the network has
+    share : of the network's parameters that were loaded, from 0 to 1
+    adapted : those that were changed to fit, and how
+    unused : those of the file that were not loaded, and why
+    fresh : those of the network that keep their random values
     """
 
     layout: str
@@ -47,8 +52,8 @@ class Match:
     fresh: list[str]
 
     def sentence(self) -> str:
-        """In words, for the terminal."""
-        prefix = f", behind the prefix {self.prefix}" if self.prefix else ""
+        """The match in words, for the terminal."""
+        prefix = f", with the prefix {self.prefix}" if self.prefix else ""
         said = [f"{self.loaded} of {self.wanted} tensors loaded, {self.share:.0%} of the parameters ({self.layout} layout{prefix})"]
         for what, names in (("adapted", self.adapted), ("not used", self.unused), ("left at random values", self.fresh)):
             if names:
@@ -56,59 +61,61 @@ class Match:
                 said.append(f"{what}: {', '.join(names[:6])}{more}")
         return "; ".join(said) + "."
 
-    def doubt(self) -> str:
-        """What the user should look into, in words; empty where there is nothing."""
+    def warning(self) -> str:
+        """What the user should check, in words; empty if nothing."""
         if min(self.share, self.loaded / self.wanted) >= ENOUGH:
             return ""
         return (
-            f"only {self.loaded} of {self.wanted} tensors ({self.share:.0%} of the parameters) came from --pretrained, the rest is random: "
-            "are these weights of another architecture?"
+            f"only {self.loaded} of {self.wanted} tensors ({self.share:.0%} of the parameters) came from --pretrained; the rest is random. "
+            "Are these weights of another architecture?"
         )
 
     def record(self) -> dict[str, str | int | float]:
-        """In short, for the records of the run."""
+        """The match in short, for the records of the run."""
         return {"layout": self.layout, "loaded": self.loaded, "wanted": self.wanted, "share": self.share}
 
 
 def load_pretrained(module: nn.Module, path: Path) -> Match:
-    """Load what fits of the weights in `path`, a file or a trained run, into `module`.
+    """Load the weights in `path`, a file or a trained run, into `module` as far as they fit.
 
-    Understood are state dicts, bare or under the usual key of a checkpoint, with any prefix before the names (``module.``, ``model.``):
-    those of 3D-ResNets-PyTorch (any number of classes), of MedicalNet (one input channel, which becomes three with a third of the weight
-    each) and of torchvision (whose 3D stem of three taps in depth becomes the middle of ours; its (2+1)D stem has fewer channels and finds
-    no place). A classifier for another number of classes is not used, nor is a batch norm whose convolution did not fit.
+    The file holds a state dict, bare or under the usual key of a checkpoint, with any prefix before the names (``module.``, ``model.``):
 
-    Raises InputError where there is no such file, ModelRefusedError where it holds no weights, none that fit, or values that no training
-    leaves.
+    - of 3D-ResNets-PyTorch, with any number of classes;
+    - of MedicalNet, whose one input channel becomes three with a third of the weight each;
+    - of torchvision, whose 3D stem of three taps in depth becomes the middle of ours. Its (2+1)D stem has fewer channels and is not used.
+
+    A classifier for another number of classes is not used, nor is a batch norm whose convolution did not fit.
+
+    Raises InputError if there is no such file, ModelRefusedError if it holds no weights, none that fit, or NaN, Inf or negative variances.
     """
     path = find_weights(path)
     own = module.state_dict()
-    # What holds integers counts batches or follows from the architecture.
+    # Tensors of integers count batches or follow from the architecture.
     wanted = {name: tensor for name, tensor in own.items() if tensor.is_floating_point()}
     everything, unused = read_weights(path)
     prefix = _prefix(everything, wanted)
     outside = {name: tensor for name, tensor in everything.items() if not name.startswith(prefix)}
     given = outside | {name[len(prefix) :]: tensor for name, tensor in everything.items() if name.startswith(prefix)}
-    places = _places(given, wanted)
+    targets = _targets(given, wanted)
     taken: dict[str, Tensor] = {}
     came_from: dict[str, str] = {}
     adapted: dict[str, str] = {}
     for name, tensor in given.items():
-        place = places[name]
-        fitting, how = _fitted(place, tensor, wanted.get(place))
+        target = targets[name]
+        fitting, how = _fitted(target, tensor, wanted.get(target))
         if fitting is None:
             unused.append(f"{name} ({how})")
             continue
-        taken[place], came_from[place] = fitting.to(wanted[place].dtype), name
+        taken[target], came_from[target] = fitting.to(wanted[target].dtype), name
         if how:
-            adapted[place] = f"{name} ({how})"
+            adapted[target] = f"{name} ({how})"
     convolutions = _convolutions_of_norms(module)
-    for place in [place for place in taken if convolutions.get(place.rpartition(".")[0], place) not in taken]:
-        del taken[place]
-        unused.append(f"{came_from[place]} (its convolution did not fit)")
-    if not any(wanted[place].ndim == 5 for place in taken):
+    for target in [name for name in taken if convolutions.get(name.rpartition(".")[0], name) not in taken]:
+        del taken[target]
+        unused.append(f"{came_from[target]} (its convolution did not fit)")
+    if not any(wanted[name].ndim == 5 for name in taken):
         example = next((name for name, tensor in everything.items() if tensor.ndim == 5), next(iter(everything), None))
-        named = f"tensors are named like {example!r} {tuple(everything[example].shape)}" if example else "tensors hold no such numbers"
+        named = f"tensors are named like {example!r} {tuple(everything[example].shape)}" if example else "tensors are not floating-point"
         raise ModelRefusedError(f"No convolution in {path} fits this architecture; its {named}. Choose another --arch or --pretrained.")
     fault = unsound(taken)
     if fault:
@@ -121,14 +128,14 @@ def load_pretrained(module: nn.Module, path: Path) -> Match:
 
 
 def _prefix(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """What has to be cut off the names for the most convolutions to fit: that of DataParallel, Lightning or a wrapping module."""
+    """The prefix without which most convolutions fit: that of DataParallel, Lightning or a wrapping module."""
     most, best = 0, ""
     paths = {"": None} | {name[: match.end()]: None for name in given for match in re.finditer(r"\.", name)}
     for prefix in sorted(paths, key=len):
         inside = {name[len(prefix) :]: tensor for name, tensor in given.items() if name.startswith(prefix)}
-        places = _places(inside, wanted)
-        convolutions = [(places[name], tensor) for name, tensor in inside.items() if tensor.ndim == 5]
-        fitting = sum(_fitted(place, tensor, wanted.get(place))[0] is not None for place, tensor in convolutions)
+        targets = _targets(inside, wanted)
+        convolutions = [(targets[name], tensor) for name, tensor in inside.items() if tensor.ndim == 5]
+        fitting = sum(_fitted(target, tensor, wanted.get(target))[0] is not None for target, tensor in convolutions)
         if fitting > most:
             most, best = fitting, prefix
     return best
@@ -137,10 +144,10 @@ def _prefix(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
 def _convolutions_of_norms(module: nn.Module) -> dict[str, str]:
     """For each batch norm, the name of the weight of the convolution before it."""
     found, convolution = {}, ""
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Conv3d):
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv3d):
             convolution = f"{name}.weight"
-        elif isinstance(part, nn.modules.batchnorm._BatchNorm):
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
             found[name] = convolution
     return found
 
@@ -152,8 +159,8 @@ def _layout(given: dict[str, Tensor]) -> str:
     return "MedicalNet" if stem is not None and stem.ndim == 5 and stem.shape[1] == 1 else "3D-ResNets-PyTorch"
 
 
-def _places(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, str]:
-    """By the file's name of each tensor, the network's name for it."""
+def _targets(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, str]:
+    """The network's name for each tensor of the file, by the file's name."""
     ours = "fc.weight" in wanted and not any(name.startswith("stem.") for name in wanted)
     renaming = ours and _layout(given) == "torchvision"
     return {name: _renamed(name, given) if renaming else name for name in given}
@@ -164,7 +171,7 @@ def _renamed(name: str, given: dict[str, Tensor]) -> str:
         name, found = re.subn(pattern, ours, name)
         if found:
             return name
-    # Behind a convolution stands its batch norm, in one step or behind the second of two.
+    # The batch norm after a convolution, or after the second step of one in two steps.
     block = re.match(r"(.*)\.conv(\d)\.1\.", name)
     if block:
         suffix = "_t" if f"{block[1]}.conv{block[2]}.0.3.weight" in given else ""
@@ -172,22 +179,22 @@ def _renamed(name: str, given: dict[str, Tensor]) -> str:
     return name
 
 
-def _fitted(name: str, tensor: Tensor, place: Tensor | None) -> tuple[Tensor | None, str]:
-    """The tensor as the network wants it, and what was done to it; or None, and why."""
-    if place is None:
-        return None, "no such part"
-    if tensor.shape == place.shape:
+def _fitted(name: str, tensor: Tensor, wanted: Tensor | None) -> tuple[Tensor | None, str]:
+    """The tensor in the shape of `wanted`, and what was changed; or None, and why."""
+    if wanted is None:
+        return None, "no such tensor in the network"
+    if tensor.shape == wanted.shape:
         return tensor, ""
-    if tensor.ndim == place.ndim == 5 and tensor.shape[0] == place.shape[0]:
+    if tensor.ndim == wanted.ndim == 5 and tensor.shape[0] == wanted.shape[0]:
         how = []
-        if tensor.shape[1] == 1 and place.shape[1] == 3:
+        if tensor.shape[1] == 1 and wanted.shape[1] == 3:
             tensor, how = tensor.expand(-1, 3, -1, -1, -1) / 3, ["one input channel spread over three"]
-        missing = place.shape[2] - tensor.shape[2]
+        missing = wanted.shape[2] - tensor.shape[2]
         if name == "conv1.weight" and missing > 0 and missing % 2 == 0:
             tensor = F.pad(tensor, (0, 0, 0, 0, missing // 2, missing // 2))
-            how.append(f"{place.shape[2] - missing} taps in depth set in the middle of {place.shape[2]}")
-        if tensor.shape == place.shape:
+            how.append(f"{wanted.shape[2] - missing} taps in depth set in the middle of {wanted.shape[2]}")
+        if tensor.shape == wanted.shape:
             return tensor, ", ".join(how)
     if name.startswith(("fc.", "head.", "classifier.")):
         return None, f"{tensor.shape[0]} classes"
-    return None, f"shape {tuple(tensor.shape)}, {tuple(place.shape)} wanted"
+    return None, f"shape {tuple(tensor.shape)}, {tuple(wanted.shape)} needed"

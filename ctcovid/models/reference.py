@@ -1,4 +1,4 @@
-"""What a network makes of volumes before its last layer, and how far that is from what it made of its training volumes."""
+"""Reference features: what a model's training data look like to it, and how far other scans are from them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ctcovid.base.runcard import sha256
 from ctcovid.models.network import Network
 
 FILE = "features.safetensors"
-# So much of the covariance is replaced by that of independent features of equal variance: there may be fewer volumes than features.
+# Share of the covariance that is replaced by that of independent features of equal variance: there may be fewer volumes than features.
 SHRINKAGE = 0.1
-# This share of the validation scans is not flagged.
+# Share of the validation scans that is not flagged.
 QUANTILE = 0.99
 
 
@@ -37,7 +37,7 @@ def probabilities_and_features(network: Network, volumes: np.ndarray) -> tuple[n
     ----------
     volumes : uint8 (N, D, H, W)
 
-    Raises ModelRefusedError where the network answers with what is no number.
+    Raises ModelRefusedError if the network returns NaN or Inf.
     """
     head = last_linear(network)
     if head is None:
@@ -55,7 +55,14 @@ def probabilities_and_features(network: Network, volumes: np.ndarray) -> tuple[n
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """The features of training volumes: float32 `means` (classes, C) and `whitening` (C, C); scans beyond `threshold` are unlike them."""
+    """Statistics of the features of training volumes.
+
+    Attributes
+    ----------
+    means : float32 (classes, C)
+    whitening : float32 (C, C)
+    threshold : distance from which a scan is flagged as out of distribution
+    """
 
     means: np.ndarray
     whitening: np.ndarray
@@ -91,24 +98,24 @@ def fit_reference(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 
 def save_reference(folder: Path, reference: ReferenceFeatures) -> dict[str, Any]:
-    """Write means and whitening beside the weights; what model.json shall say of them."""
+    """Write means and whitening beside the weights, and return their entry for model.json."""
     with atomic(folder / FILE) as temporary:
         temporary.write_bytes(save({"means": reference.means, "whitening": np.ascontiguousarray(reference.whitening)}))
     return {"threshold": reference.threshold, "quantile": QUANTILE, "sha256": sha256(folder / FILE)}
 
 
 def load_reference(folder: Path, card: dict[str, Any]) -> ReferenceFeatures | None:
-    """What `save_reference` wrote; None where the model has none, or the file was not copied along.
+    """What `save_reference` wrote; None if the model has none, or the file was not copied with it.
 
-    Raises ModelRefusedError where the file is not the one that model.json was written for.
+    Raises ModelRefusedError if the file is damaged, or not the one that model.json was written for.
     """
     said, path = card.get("features"), folder / FILE
     if not said or not path.is_file():
         return None
     try:
         if sha256(path) != said["sha256"]:
-            raise ValueError("another file than model.json was written for")
+            raise ValueError("not the file that model.json was written for")
         tensors = load_file(path)
         return ReferenceFeatures(tensors["means"], tensors["whitening"], float(said["threshold"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelRefusedError(f"{path}: {error}. Restore it, or remove it to go without.") from error
+        raise ModelRefusedError(f"{path}: {error}. Restore it, or remove it to continue without reference features.") from error

@@ -1,6 +1,6 @@
 """The only door to a network: by architecture, or by the name of a trained run.
 
-Everything with torch in it is imported where a network is made, so that a run is found, or not found, without it.
+Functions that make a network import torch themselves, so that finding a run does not wait for it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ if TYPE_CHECKING:
     from ctcovid.models.reference import ReferenceFeatures
 
 RUNS = Path("runs")
-# What to propose where volumes are too small for an architecture.
+# What to propose if volumes are too small for an architecture.
 LARGER_DEPTHS, LARGER_SIZES = (8, 16, 32), (128, 224)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, ready to be called: its `name`, its `folder`, what its model.json says (`card`), the `network`, and what it is
-    `reference` with, where that is known.
-    """
+    """A trained model, ready to be called. `card` is the content of its model.json; `reference` is None if its features were not kept."""
 
     name: str
     folder: Path
@@ -53,13 +51,13 @@ class TrainedModel:
 
     @property
     def window(self) -> Window:
-        """The window that its training scans were brought to grey by; models from before there was a choice have the default."""
+        """The display window of its training scans; models from before there was a choice have the default."""
         level, width = self.card.get("window", (LUNG.level, LUNG.width))
         return Window(level, width)
 
     @property
     def temperature(self) -> float:
-        """What its logits are divided by for calibrated probabilities; 1 where nothing was left to fit it on."""
+        """What its logits are divided by for calibrated probabilities; 1 if the validation split was empty."""
         return float((self.card.get("calibration") or {}).get("temperature", 1.0))
 
 
@@ -70,13 +68,13 @@ def create(name: str, classes: int = 3, plain: bool = False) -> nn.Module:
     """A new network of the named architecture, on the CPU, with fresh weights.
 
     It takes float (B, 1 or 3, D, H, W) and returns logits (B, classes). With `plain`, the paper's networks are made of torch's own 3D
-    operations, without depth folding: slower, the same function of the same parameters.
+    operations, without depth folding: slower, but the same function of the same parameters.
 
-    Raises UsageError, with the nearest name, where there is no such architecture.
+    Raises UsageError, with the nearest name, if the architecture is unknown.
     """
     row = architecture(name)
     if row.name_in_torchvision:
-        from ctcovid.models.torchvision_video import video_model
+        from ctcovid.models.torchvision import video_model
 
         return video_model(row.name_in_torchvision, classes)
     from ctcovid.models.resnet3d import ResNet3D
@@ -85,17 +83,17 @@ def create(name: str, classes: int = 3, plain: bool = False) -> nn.Module:
 
 
 def require_fit(name: str, depth: int, size: int, volumes: int = 2) -> None:
-    """Make sure that the architecture takes volumes of that depth and size, and can learn from as few as `volumes` of them at a time.
+    """Make sure that the architecture takes volumes of that depth and size, and can be trained on `volumes` of them at a time.
 
-    Raises UsageError where it does not, as some of torchvision's models with thin volumes, or batch norm with a single value.
+    Raises UsageError if not: some of torchvision's models need thicker volumes, and batch norm needs more than one value per channel.
     """
     if not _takes(name, depth, size):
         way_out = _larger(name, depth, size)
         raise UsageError(f"{depth}×{size}×{size} volumes are too small for {name}. {way_out}, or choose another --arch.")
     if volumes < 2 and not _takes(name, depth, size, learning=True):
         raise UsageError(
-            f"{name} cannot learn from one {depth}×{size}×{size} volume at a time: batch norm would see a single value per channel. "
-            "Take two or more at a time (--batch, --micro-batch), or larger volumes."
+            f"{name} cannot be trained on one {depth}×{size}×{size} volume at a time: batch norm would see a single value per channel. "
+            "Use two or more at a time (--batch, --micro-batch), or larger volumes."
         )
 
 
@@ -104,12 +102,12 @@ def _larger(name: str, depth: int, size: int) -> str:
     for pixels in (size, *(other for other in LARGER_SIZES if other > size)):
         for slices in (depth, *(other for other in LARGER_DEPTHS if other > depth)):
             if _takes(name, slices, pixels):
-                return f"--depth {slices}{'' if pixels == size else f' with slices of {pixels} pixels'} would do"
-    return "Choose larger ones"
+                return f"--depth {slices}{'' if pixels == size else f' with slices of {pixels} pixels'} is enough"
+    return "Use larger ones"
 
 
 def _takes(name: str, depth: int, size: int, learning: bool = False) -> bool:
-    """Whether one volume passes through the network, in use or in training."""
+    """Whether one volume passes through the network, in inference or in training."""
     import torch
 
     with torch.device("meta"), torch.inference_mode():
@@ -121,7 +119,7 @@ def _takes(name: str, depth: int, size: int, learning: bool = False) -> bool:
 
 
 def build(name: str, classes: list[str], device: str = "auto", precision: str = "auto") -> Network:
-    """A new network on its device, ready to be trained. Raises UsageError where the device is absent."""
+    """A new network on its device, ready to be trained. Raises UsageError if the device is absent."""
     from ctcovid.models.device import choose_device, choose_precision
     from ctcovid.models.network import Network
 
@@ -134,7 +132,7 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
 
     The same model on the same device is loaded once in a process.
 
-    Raises InputError where there is none of that name, UsageError where the device is absent, ModelRefusedError where it cannot be trusted.
+    Raises InputError if there is no such model, UsageError if the device is absent, ModelRefusedError if the model cannot be trusted.
     """
     folder = find(model, runs)
     card = store.read_card(folder)
@@ -143,7 +141,9 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     from ctcovid.models.reference import load_reference
 
     if card["scaling"] != SCALING:
-        raise ModelRefusedError(f"{folder / store.CARD} asks for the intensity scaling {card['scaling']}; this ctcovid has {SCALING}.")
+        raise ModelRefusedError(
+            f"{folder / store.CARD} needs the intensity scaling {card['scaling']}; this ctcovid has {SCALING}. Train the model again."
+        )
     try:
         row = architecture(card["architecture"])
     except UsageError as error:
@@ -154,7 +154,7 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     if key not in _loaded:
         module = create(row.name, len(card["classes"]))
         store.load_weights(folder, card, module)
-        # Explanations differentiate by feature maps, never by weights; without this torch would keep what it needs for both.
+        # Explanations need gradients of feature maps, never of weights; torch would keep what it needs for both.
         module.requires_grad_(False)
         network = Network(module, row, list(card["classes"]), chosen, dtype)
         _loaded[key] = TrainedModel(folder.name, folder, card, network, load_reference(folder, card))
@@ -166,7 +166,7 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
     finished = finished_runs(runs)
     if model is None:
         if not finished:
-            raise InputError(f"No trained model under {runs}/. Train one with ctcovid train, or name one with --model.")
+            raise InputError(f"No trained model in {runs}/. Train one with `ctcovid train`, or name one with --model.")
         return finished[-1]
     for folder in (runs / model, Path(model)):
         if folder.is_dir():
@@ -177,12 +177,12 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
         raise ModelRefusedError(f"{model} is a file; a trained model is a run directory with {store.WEIGHTS} and {store.CARD}.")
     names = [folder.name for folder in finished]
     raise InputError(
-        f"No trained model '{model}' under {runs}/, nor a folder of that path.{did_you_mean(model, names)} See ctcovid models."
+        f"No trained model '{model}' in {runs}/, and no such folder.{did_you_mean(model, names)} `ctcovid models` lists the trained models."
     )
 
 
 def finished_runs(runs: Path = RUNS) -> list[Path]:
-    """Run directories with a registered model, oldest first; those whose model.json cannot be read come before all."""
+    """Run directories with a registered model, oldest first; those with an unreadable model.json come first."""
     folders = [path.parent for path in runs.glob(f"*/{store.CARD}")]
     return sorted(folders, key=lambda folder: (_created(folder), folder.name))
 
@@ -195,7 +195,7 @@ def _created(folder: Path) -> float:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What model.json says of a finished run, without loading weights; {"error": …} where it cannot be read."""
+    """The content of a finished run's model.json, without loading weights; {"error": …} if it cannot be read."""
     try:
         return store.read_card(folder)
     except ModelRefusedError as error:

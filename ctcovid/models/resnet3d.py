@@ -6,12 +6,13 @@ Parameter names and shapes are those of 3D-ResNets-PyTorch (Hara et al. 2018), s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ctcovid.kernels.depthfold import Conv3d, GlobalAverage, MaxPool3d, Prepared, convolve, prepare, shortcut, stem
-from ctcovid.kernels.fusednorm import fold_norm, forgetful, norm_relu, norm_relu_pool, relu_pool
+from ctcovid.kernels.fusednorm import Activation, fold_norm, forgetful, norm_relu, norm_relu_pool, relu_pool
 
 # Table 3: the stem's kernel, and the widths of Conv2 to Conv5.
 STEM_KERNEL = 7
@@ -35,7 +36,7 @@ class ResNet3D(nn.Module):
     def __init__(self, block: str, blocks: tuple[int, ...], factorised: bool, classes: int, plain: bool = False) -> None:
         super().__init__()
         self.factorised, self.plain = factorised, plain
-        add_unit(self, 1, 3, WIDTHS[0], STEM_KERNEL, (1, 2), factorised, plain)
+        add_unit(self, 1, Unit(3, WIDTHS[0], STEM_KERNEL, (1, 2), factorised, plain))
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d(3, stride=2, padding=1) if plain else MaxPool3d()
         kind: type[BasicBlock] | type[Bottleneck] = BasicBlock if block == "basic" else Bottleneck
@@ -54,31 +55,36 @@ class ResNet3D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.plain:
             return self._logits(x.expand(-1, 3, -1, -1, -1) if x.shape[1] == 1 else x)
-        # Which operation is computed in which precision is decided below, operation by operation.
+        # The functions below choose the precision of each operation.
         precision = _precision(x)
         with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
             return self._logits(x.to(precision))
 
     def _logits(self, x: Tensor) -> Tensor:
         first = [module for name, module in self.named_children() if name.startswith(("conv1", "bn1", "relu", "maxpool"))]
-        if self.plain or _watched(first) or not _ours(units(self, 1)):
+        if self.plain or _observed(first) or not _ours(units(self, 1)):
             x = self.maxpool(self.relu(unit_by_modules(self, 1, x)))
         else:
-            *before, (conv, norm) = units(self, 1)
-            for pair in before:
-                x = conv_norm_relu(*pair, x)
-            if norm.training:
-                conv.kept = None
-                x = norm_relu_pool(forgetful(conv, x), norm, self.maxpool)
-            else:
-                kernel = _with_norm(conv, norm, x)
-                pooled = stem(x, kernel)
-                x = relu_pool(convolve(x, kernel), self.maxpool) if pooled is None else pooled
+            x = self._fused_stem(x)
         for number in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{number}")(x)
         features: Tensor = self.avgpool(x).flatten(1)
         logits: Tensor = self.fc(features if self.plain else features.to(self.fc.weight.dtype))
         return logits
+
+    def _fused_stem(self, x: Tensor) -> Tensor:
+        """Conv1 with batch norm, ReLU and max pooling."""
+        entering = Activation(x)
+        *before, (conv, norm) = units(self, 1)
+        for pair in before:
+            entering = conv_norm_relu(*pair, entering)
+        x = entering.values
+        if norm.training:
+            conv.kept = None
+            return norm_relu_pool(forgetful(conv, entering), norm, self.maxpool)
+        kernel = _with_norm(conv, norm, x)
+        pooled = stem(x, kernel)
+        return relu_pool(convolve(x, kernel), self.maxpool) if pooled is None else pooled
 
 
 class BasicBlock(nn.Module):
@@ -89,17 +95,17 @@ class BasicBlock(nn.Module):
     def __init__(self, channels: int, width: int, stride: int, factorised: bool, plain: bool = False) -> None:
         super().__init__()
         self.width, self.stride, self.plain = width, stride, plain
-        add_unit(self, 1, channels, width, 3, (stride, stride), factorised, plain)
+        add_unit(self, 1, Unit(channels, width, 3, (stride, stride), factorised, plain))
         self.relu = nn.ReLU(inplace=True)
-        add_unit(self, 2, width, width, 3, (1, 1), factorised, plain)
+        add_unit(self, 2, Unit(width, width, 3, (1, 1), factorised, plain))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.plain or _watched(self.children()):
+        if self.plain or _observed(self.children()):
             y = self.relu(unit_by_modules(self, 1, x))
             y = unit_by_modules(self, 2, y)
             return self.relu(y + shortcut(x, self.width, self.stride))
-        y = fused_unit(self, 1, x)
-        return fused_unit(self, 2, y, residual=x, stride=self.stride)
+        first = fused_unit(self, 1, Activation(x))
+        return fused_unit(self, 2, first, residual=x, stride=self.stride).values
 
 
 class Bottleneck(nn.Module):
@@ -110,36 +116,45 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, width: int, stride: int, factorised: bool, plain: bool = False) -> None:
         super().__init__()
         self.plain = plain
-        add_unit(self, 1, channels, width, 1, (1, 1), False, plain)
+        add_unit(self, 1, Unit(channels, width, 1, (1, 1), False, plain))
         self.relu = nn.ReLU(inplace=True)
-        add_unit(self, 2, width, width, 3, (stride, stride), factorised, plain)
-        add_unit(self, 3, width, width * self.expansion, 1, (1, 1), False, plain)
+        add_unit(self, 2, Unit(width, width, 3, (stride, stride), factorised, plain))
+        add_unit(self, 3, Unit(width, width * self.expansion, 1, (1, 1), False, plain))
         self.downsample = None
         if stride != 1 or channels != width * self.expansion:
             projection = (nn.Conv3d if plain else Conv3d)(channels, width * self.expansion, 1, stride=stride, bias=False)
             self.downsample = nn.Sequential(projection, nn.BatchNorm3d(width * self.expansion))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.plain or _watched(self.children()):
+        if self.plain or _observed(self.children()):
             y = self.relu(unit_by_modules(self, 1, x))
             y = self.relu(unit_by_modules(self, 2, y))
             y = unit_by_modules(self, 3, y)
             return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-        y = fused_unit(self, 2, fused_unit(self, 1, x))
-        residual = x if self.downsample is None else conv_norm_relu(*self.downsample, x, relu=False)  # type: ignore[call-arg, misc]
-        return fused_unit(self, 3, y, residual=residual)
+        second = fused_unit(self, 2, fused_unit(self, 1, Activation(x)))
+        residual = x
+        if self.downsample is not None:
+            residual = conv_norm_relu(*self.downsample, Activation(x), relu=False).values  # type: ignore[call-arg, misc]
+        return fused_unit(self, 3, second, residual=residual).values
 
 
-def add_unit(
-    module: nn.Module, number: int, channels: int, width: int, kernel: int, stride: tuple[int, int], factorised: bool, plain: bool
-) -> None:
-    """Give `module` convolution `number` with its batch norm, whole or in two steps, under 3D-ResNets-PyTorch's names.
+@dataclass(frozen=True)
+class Unit:
+    """A convolution from `channels` to `width` channels, and its batch norm; `stride` is that in depth and that in the plane."""
 
-    `stride` is that in depth and that in the plane.
-    """
-    kind = nn.Conv3d if plain else Conv3d
-    (along, across), p = stride, kernel // 2
-    if not factorised:
+    channels: int
+    width: int
+    kernel: int
+    stride: tuple[int, int]
+    factorised: bool
+    plain: bool
+
+
+def add_unit(module: nn.Module, number: int, unit: Unit) -> None:
+    """Give `module` convolution `number` with its batch norm, whole or in two steps, under 3D-ResNets-PyTorch's names."""
+    kind = nn.Conv3d if unit.plain else Conv3d
+    channels, width, kernel, (along, across), p = unit.channels, unit.width, unit.kernel, unit.stride, unit.kernel // 2
+    if not unit.factorised:
         conv = kind(channels, width, kernel, stride=(along, across, across), padding=p, bias=False)
         module.add_module(f"conv{number}", conv)
         module.add_module(f"bn{number}", nn.BatchNorm3d(width))
@@ -168,7 +183,7 @@ def unit_by_modules(module: nn.Module, number: int, x: Tensor) -> Tensor:
     return y
 
 
-def fused_unit(module: nn.Module, number: int, x: Tensor, residual: Tensor | None = None, stride: int = 1) -> Tensor:
+def fused_unit(module: nn.Module, number: int, x: Activation, residual: Tensor | None = None, stride: int = 1) -> Activation:
     """Convolution `number` with batch norm, residual sum and ReLU."""
     *before, last = units(module, number)
     for pair in before:
@@ -177,27 +192,26 @@ def fused_unit(module: nn.Module, number: int, x: Tensor, residual: Tensor | Non
 
 
 def conv_norm_relu(
-    conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor, relu: bool = True, residual: Tensor | None = None, stride: int = 1
-) -> Tensor:
-    """``relu(norm(conv(x)) + shortcut(residual))``; in use, the batch norm is part of the convolution."""
+    conv: Conv3d, norm: nn.BatchNorm3d, x: Activation, relu: bool = True, residual: Tensor | None = None, stride: int = 1
+) -> Activation:
+    """``relu(norm(conv(x)) + shortcut(residual))``; in inference, the batch norm is folded into the convolution."""
     if not _ours([(conv, norm)]):
         # Somebody has put another layer here, such as a synchronised batch norm.
-        y = norm(conv(x))
-    elif norm.training:
+        y = norm(conv(x.values))
+        if residual is not None:
+            y = y + shortcut(residual, y.shape[1], stride)
+        return Activation(y.relu_() if relu else y)
+    if norm.training:
         conv.kept = None
         return norm_relu(forgetful(conv, x), norm, relu, residual, stride)
-    else:
-        added = None if residual is None else shortcut(residual, norm.num_features, stride)
-        return convolve(x, _with_norm(conv, norm, x), relu, added)
-    if residual is not None:
-        y = y + shortcut(residual, y.shape[1], stride)
-    return y.relu_() if relu else y
+    added = None if residual is None else shortcut(residual, norm.num_features, stride)
+    return Activation(convolve(x.values, _with_norm(conv, norm, x.values), relu, added))
 
 
 def _with_norm(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Prepared:
     """The convolution's kernel for `x`, with the batch norm's running statistics in it.
 
-    The kernel is kept where the weights are frozen, as those of a trained model are. Where they may learn it is made anew each time:
+    The kernel is kept where the weights are frozen, as those of a trained model are. Where they are trained it is computed on every call:
     not every optimiser leaves a trace of having changed them.
     """
     assert norm.running_mean is not None and norm.running_var is not None
@@ -211,7 +225,7 @@ def _with_norm(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Prepared:
         conv.kept = None
         return ready()
     key = (x.shape[1:], x.dtype, [(tensor.data_ptr(), tensor._version) for tensor in numbers])
-    # One look at what is kept: another thread may replace it at any moment.
+    # Read once: another thread may replace it at any moment.
     kept = conv.kept
     if kept is None or kept[0] != key:
         with torch.inference_mode(False), torch.no_grad():
@@ -221,20 +235,21 @@ def _with_norm(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Prepared:
 
 
 def _ours(pairs: Iterable[tuple[nn.Module, nn.Module]]) -> bool:
-    """Whether convolution and batch norm are the layers that the fused passes stand for, and no replacements or subclasses."""
+    """Whether convolution and batch norm are exactly the layers that the fused passes replace, not other layers or subclasses."""
     return all(type(conv) is Conv3d and type(norm) is nn.BatchNorm3d and norm.affine and norm.track_running_stats for conv, norm in pairs)
 
 
-def _watched(modules: Iterable[nn.Module]) -> bool:
-    """Whether somebody has hooks on one of the modules or inside of them, or traces them, and so wants each of them to be called."""
+def _observed(modules: Iterable[nn.Module]) -> bool:
+    """Whether a trace, or hooks on one of the modules or inside of them, want each of them to be called."""
     if torch.jit.is_tracing():
         return True
-    parts = [part for module in modules for part in module.modules()]
-    return any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks for part in parts)
+    # torch has no public way to ask for hooks. These are the dicts that nn.Module's own call looks into.
+    inner = [one for module in modules for one in module.modules()]
+    return any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks for one in inner)
 
 
 def _precision(x: Tensor) -> torch.dtype:
-    """What autocast asks for, where it is on; like autocast itself, it leaves float64 alone."""
+    """The precision of autocast where it is on, except for float64, which autocast does not change either."""
     kind = x.device.type
     asked = x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if asked else x.dtype

@@ -1,6 +1,6 @@
-"""A trained model on disk: a run directory with model.safetensors (weights) and model.json (all else).
+"""A trained model on disk: a run directory with model.safetensors (weights) and model.json (everything else).
 
-torch is imported where weights are, so that a run is found, or not found, without it.
+Functions that need torch import it themselves, so that finding a run does not wait for it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-# What a run goes on from.
+# What a run resumes from.
 CHECKPOINT = "last.pt"
 CARD_VERSION = 1
-# What every command relies on, with its type in JSON.
+# Fields that every command needs, with their types in JSON.
 FIELDS: dict[str, type] = {
     "format_version": int,
     "architecture": str,
@@ -40,44 +40,44 @@ FIELDS: dict[str, type] = {
 
 
 def require_no_run(folder: Path) -> None:
-    """Raises OutputExistsError where `folder` holds a run, finished or not."""
+    """Raises OutputExistsError if `folder` holds a run, finished or not."""
     if any((folder / name).exists() for name in (CHECKPOINT, CARD, WEIGHTS)):
         raise OutputExistsError(
-            f"{folder} holds a run already. Continue it with --resume, replace it with --overwrite, or choose a --name."
+            f"{folder} already holds a run. Resume it with --resume, replace it with --overwrite, or choose another --name."
         )
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Write the module's parameters and buffers as safetensors, whole or not at all."""
+    """Write the module's parameters and buffers as safetensors, completely or not at all."""
     from safetensors.torch import save
 
     with atomic(path) as temporary:
-        # Bytes first: safetensors' own file is readable by its owner alone.
+        # Written as bytes: a file that safetensors writes itself is readable by its owner only.
         temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}))
 
 
 def save_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write model.json, which registers the model: from now on the folder is found by name."""
+    """Write model.json, which registers the model: from then on it is found by the folder's name."""
     write_json(folder / CARD, {"format_version": CARD_VERSION, "created": now(), **card, "weights_sha256": sha256(folder / WEIGHTS)})
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What model.json says.
+    """The content of model.json.
 
-    Raises ModelRefusedError where it is absent, damaged, newer, or lacks a field.
+    Raises ModelRefusedError if it is absent, damaged, newer, or lacks a field.
     """
     path = folder / CARD
     if not path.is_file():
-        raise ModelRefusedError(f"{folder} holds no {CARD}: the run is unfinished. `ctcovid train --resume` with its line finishes it.")
+        raise ModelRefusedError(f"{folder} has no {CARD}: the run is unfinished. Run its `ctcovid train` command again with --resume.")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelRefusedError(f"{path} cannot be read ({error}). Restore it, or train the model again.") from error
     if not isinstance(card, dict):
-        raise ModelRefusedError(f"{path} is no model card. Restore it, or train the model again.")
+        raise ModelRefusedError(f"{path} is not a model card. Restore it, or train the model again.")
     version = card.get("format_version")
     if isinstance(version, int) and version > CARD_VERSION:
-        raise ModelRefusedError(f"{path} was made by a newer ctcovid. Update this one: pip install -U ctcovid")
+        raise ModelRefusedError(f"{path} was written by a newer ctcovid. Update yours: pip install -U ctcovid")
     wrong = [name for name, kind in FIELDS.items() if type(card.get(name)) is not kind]
     wrong += [name for name in ("depth", "size") if name not in wrong and card[name] < 1]
     if "window" in card and not _is_window(card["window"]):
@@ -103,8 +103,8 @@ def _is_calibration(value: Any) -> bool:
 def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:
     """Load model.safetensors into `module`.
 
-    Raises ModelRefusedError where the file is absent, no safetensors file (a pickle is never opened), not the one that model.json
-    was written for, or made for another network.
+    Raises ModelRefusedError if the file is absent, not safetensors (a pickle is never opened), not the one that model.json was written
+    for, or made for another network.
     """
     path = folder / WEIGHTS
     weights = _read(path)
@@ -122,44 +122,44 @@ def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:
 
 
 def read_tensors(path: Path) -> Any:
-    """What torch.save wrote, tensors and plain types alone, on the CPU; code in the file is never run.
+    """What torch.save wrote, on the CPU: tensors and plain types only. Code in the file is never run.
 
-    Raises ValueError, with the reason in one line, where it cannot be read so.
+    Raises ValueError, with the reason in one line, if the file cannot be read this way.
     """
     import torch
 
     try:
-        # Of a path, torch would look at the suffix too.
+        # Given a path, torch would consider its suffix too.
         with warnings.catch_warnings(), path.open("rb") as file:
-            # torch would advise on how to have code run.
+            # torch's warnings advise on how to run the code.
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise ValueError("it may not be read") from error
     except Exception as error:
-        # There is hardly an exception that a damaged pickle cannot end in.
+        # A damaged pickle can end in almost any exception.
         raise ValueError(_reason(str(error))) from error
 
 
 def _reason(said: str) -> str:
-    """Why torch did not read a file, without its advice to read it all the same."""
+    """Why torch did not read a file, without its advice to read it anyway."""
     code = re.search(r"GLOBAL ([\w.]+)", said)
     if code:
         return f"it holds Python code of type {code[1]}, which is never run"
     if "TorchScript" in said:
         return "it holds a TorchScript program, which is never run"
-    return "it is no PyTorch checkpoint, or damaged"
+    return "it is not a PyTorch checkpoint, or it is damaged"
 
 
 def unsound(tensors: dict[str, Tensor]) -> str:
-    """What no training leaves in weights, and where, in words; empty where there is nothing of the kind."""
+    """What makes weights unusable, and where, in words; empty if they are sound."""
     import torch
 
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return f"values that are not finite, in {name}"
+            return f"NaN or Inf in {name}"
         if name.endswith("running_var") and (tensor < 0).any():
-            return f"a variance below zero, in {name}"
+            return f"a variance below zero in {name}"
     return ""
 
 
@@ -174,9 +174,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         if _is_pickle(path):
             raise ModelRefusedError(
-                f"{path} is a Python pickle, which can run any code when it is opened; it was not. Weights must be a safetensors file."
+                f"{path} is a Python pickle, which could run any code, so it was not opened. Weights must be a safetensors file."
             ) from error
-        raise ModelRefusedError(f"{path} is no safetensors file, or damaged ({error}). Restore it, or train the model again.") from error
+        raise ModelRefusedError(
+            f"{path} is not a safetensors file, or it is damaged ({error}). Restore it, or train the model again."
+        ) from error
 
 
 def _is_pickle(path: Path) -> bool:
@@ -191,5 +193,5 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _first(error: RuntimeError) -> str:
-    """The first thing that torch found, in one line."""
+    """The first of the faults that torch lists, in one line."""
     return " ".join(line.strip() for line in str(error).splitlines()[1:2])[:300] or str(error)

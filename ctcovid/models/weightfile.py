@@ -14,7 +14,7 @@ from ctcovid.models.store import WEIGHTS, read_tensors
 
 # Under which a checkpoint keeps the weights.
 KEYS = ("state_dict", "model_state_dict", "model", "net")
-# Names of what is no weight, but counts batches or follows from the architecture.
+# Names of tensors that are not weights: they count batches or follow from the architecture.
 INTEGERS = ("num_batches_tracked", "relative_position_index")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -22,7 +22,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def find_weights(path: Path) -> Path:
     """The file of weights that `path` names: itself, or that of a trained run.
 
-    Raises InputError where there is none that can be read.
+    Raises InputError if there is none that can be read.
     """
     try:
         file = path / WEIGHTS if path.is_dir() else path
@@ -36,20 +36,20 @@ def find_weights(path: Path) -> Path:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of numbers with a point that a file holds, on the CPU, by name; and the others, by name and with the reason.
+    """The floating-point tensors of a file, on the CPU, by name; and its other tensors, each as a name with the reason.
 
-    Raises ModelRefusedError where it holds no tensors, or nothing that can be read without running code.
+    Raises ModelRefusedError if the file holds no tensors, or cannot be read without running code.
     """
     content = _content(path)
     for key in KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
-        raise ModelRefusedError(f"{path} holds no state dict. Save the state_dict of the model, and name that file.")
+        raise ModelRefusedError(f"{path} does not hold a state dict. Save the state_dict of the model, and name that file.")
     named = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     tensors = {name: tensor for name, tensor in named.items() if not name.endswith(INTEGERS)}
     if not tensors:
-        raise ModelRefusedError(f"{path} holds no tensors with names. Save the state_dict of the model, and name that file.")
+        raise ModelRefusedError(f"{path} does not hold named tensors. Save the state_dict of the model, and name that file.")
     reasons = {name: _unusable(tensor) for name, tensor in tensors.items()}
     return (
         {name: tensor for name, tensor in tensors.items() if not reasons[name]},
@@ -58,7 +58,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _content(path: Path) -> object:
-    # The header of a safetensors file is a JSON object behind eight bytes that say how long it is.
+    # The header of a safetensors file is a JSON object after eight bytes with its length.
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"
     try:

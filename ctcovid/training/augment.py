@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctcovid.models.torchvision_package import import_torchvision
+from ctcovid.models.torchvision import import_torchvision
 
 # Two scans of one patient on one scanner differ about as much in how the patient lies, breathes and was windowed.
 FLIP = 0.5  # chance of a left-right flip

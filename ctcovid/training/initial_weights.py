@@ -36,8 +36,8 @@ def begin_with(given: Path | None, folder: Path, network: Network, epochs: int, 
         raise UsageError(f"--pretrained {file} lies in {folder}/, which the new run would clear. Give the new run another --name.")
     match = load_pretrained(network.module, file)
     console.say(f"{file}: {match.sentence()}")
-    if match.doubt():
-        console.warn(match.doubt())
+    if match.warning():
+        console.warn(match.warning())
     if not epochs and match.fresh:
         raise ModelRefusedError(f"{file} leaves {match.fresh[0]} at random values: train it, with --epochs above 0.")
     return {"path": str(file.resolve()), "sha256": sha256(file), **match.record()}

@@ -1,4 +1,4 @@
-"""Memory that is freed is there for what comes next."""
+"""Freed memory is used again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not keep_freed_memory(32 << 20, 256 << 20), reason="the C library is not glibc")
-def test_memory_that_one_layer_frees_is_the_next_ones_without_a_page_made_anew() -> None:
+def test_memory_that_one_layer_frees_is_the_next_ones_without_new_pages() -> None:
     """Ten times 64 MiB are 163,840 pages of 4 KiB."""
     made = {}
     for way in ("usual", "kept"):

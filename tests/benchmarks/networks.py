@@ -38,8 +38,7 @@ from ctcovid.kernels import native
 from ctcovid.models import registry
 from ctcovid.models.catalog import ARCHITECTURES
 from ctcovid.models.costs import plan
-from ctcovid.models.device import device_name
-from ctcovid.models.network import LARGEST_KEPT
+from ctcovid.models.device import LARGEST_KEPT, device_name
 
 CLASSES = ["NCP", "CP", "Normal"]
 OURS = "ctcovid"

@@ -156,7 +156,7 @@ def test_a_network_is_as_near_to_float32_with_it_as_without(arch: str, training:
 
 @pytest.mark.parametrize(("depth", "height", "width"), [(1, 33, 40), (2, 7, 9), (3, 40, 33), (4, 64, 64), (7, 19, 50), (10, 33, 35)])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_stem_in_use_is_convolution_relu_and_pooling_to_the_last_digit(depth: int, height: int, width: int, threads: int) -> None:
+def test_the_stem_in_inference_is_convolution_relu_and_pooling_to_the_last_digit(depth: int, height: int, width: int, threads: int) -> None:
     x, weight = whole(2, 1, depth, height, width, seed=1), whole(48, 1, 7, 7, 7, seed=2)
     bias, geometry = whole(48, seed=3), ((1, 2, 2), (3, 3, 3))
     kernel = depthfold.prepare(weight, bias, *geometry, x.bfloat16())
@@ -168,7 +168,7 @@ def test_the_stem_in_use_is_convolution_relu_and_pooling_to_the_last_digit(depth
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_what_is_no_number_is_not_pooled_away(sign: float) -> None:
+def test_nan_is_not_pooled_away(sign: float) -> None:
     x, weight = torch.zeros(1, 1, 4, 32, 32), torch.zeros(16, 1, 7, 7, 7)
     weight[3, 0, 3, 3, 3] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
     kernel = depthfold.prepare(weight, torch.zeros(16), (1, 2, 2), (3, 3, 3), x.bfloat16())
@@ -198,7 +198,7 @@ def test_residual_and_relu_in_the_same_pass_give_what_they_give_behind_it(
     assert torch.allclose(with_gradient, expected, rtol=0.02)
 
 
-def test_a_relu_in_the_same_pass_lets_through_what_is_no_number() -> None:
+def test_a_relu_in_the_same_pass_lets_nan_through() -> None:
     x, weight = whole(1, 32, 2, 8, 8, seed=1), whole(32, 32, 3, 3, 3, seed=2)
     weight[5] = float("nan")
     prepared = depthfold.prepare(weight, None, (1, 1, 1), (1, 1, 1), x.bfloat16())

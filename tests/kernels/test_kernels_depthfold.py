@@ -126,7 +126,7 @@ def test_max_pooling_equals_torchs_and_gives_ties_to_the_first(shape: tuple[int,
     require_equal(MaxPool3d()(inputs[0]), F.max_pool3d(inputs[1], 3, 2, 1), [inputs[0]], [inputs[1]])
 
 
-def test_max_pooling_does_not_hide_what_is_not_a_number() -> None:
+def test_max_pooling_does_not_hide_nan() -> None:
     x = random(1, 2, 4, 6, 6)
     x[0, 1, 2, 3, 3] = float("nan")
     torch.testing.assert_close(MaxPool3d()(x), F.max_pool3d(x, 3, 2, 1), equal_nan=True)

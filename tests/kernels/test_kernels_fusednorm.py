@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctcovid.kernels import depthfold, native
 from ctcovid.kernels.depthfold import Conv3d, MaxPool3d
-from ctcovid.kernels.fusednorm import forgetful, norm_relu, norm_relu_pool, relu_pool
+from ctcovid.kernels.fusednorm import Activation, forgetful, norm_relu, norm_relu_pool, relu_pool
 
 LAYOUTS = ("folded", "by slices", "contiguous")
 # With and without a length that fills the processor's registers; more channels than the passes take at a time.
@@ -83,7 +83,7 @@ def test_batch_norm_sum_and_relu(passes: str, shape: tuple[int, ...], layout: st
         values = random(*sizes[added], seed=8)
         residuals = [laid_out(values, layout).clone().requires_grad_(), values.double().requires_grad_()]
         inputs = [[x[0], residuals[0]], [x[1], residuals[1]]]
-    found = norm_relu(x[0], ours, relu, residuals[0], stride)
+    found = norm_relu(x[0], ours, relu, residuals[0], stride).values
     expected = right(x[1])
     if residuals[1] is not None:
         kept = residuals[1][:, :, ::stride, ::stride, ::stride]
@@ -113,7 +113,7 @@ def test_passes_in_bfloat16_round_only_what_they_write(layout: str) -> None:
 
 
 @pytest.mark.parametrize(("shape", "layout"), [*product(SHAPES, LAYOUTS)])
-def test_in_use_relu_and_pooling_change_places(passes: str, shape: tuple[int, ...], layout: str) -> None:
+def test_in_inference_relu_and_pooling_are_exchanged(passes: str, shape: tuple[int, ...], layout: str) -> None:
     x = laid_out(random(*shape), layout)
     expected = F.max_pool3d(F.relu(x), 3, 2, 1)
     with torch.inference_mode():
@@ -144,12 +144,12 @@ def test_the_mean_of_large_numbers_does_not_eat_the_variance() -> None:
 
 
 @needs_compiled
-def test_what_is_not_a_number_is_not_hidden() -> None:
+def test_nan_is_not_hidden() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         x = random(1, 4, 4, 6, 6).to(dtype)
         x[0, 1, 1, 1, 1] = float("nan")
         assert norm_relu_pool(laid_out(x, "folded"), norm(4), MaxPool3d())[:, 1].isnan().all()
-        assert norm_relu(laid_out(x, "folded"), norm(4), relu=False)[:, 1].isnan().all()
+        assert norm_relu(laid_out(x, "folded"), norm(4), relu=False).values[:, 1].isnan().all()
 
 
 @needs_compiled
@@ -172,22 +172,22 @@ def test_a_single_value_per_channel_cannot_be_normalised(passes: str) -> None:
 
 
 @needs_compiled
-def test_values_between_two_convolutions_are_made_again_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same gradients, with one more pass in the backward one, which has nothing else to get them from."""
-    results, made_again = [], []
+def test_values_between_two_convolutions_are_computed_again_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gradients, with one more pass in the backward pass, which needs them."""
+    results, computed_again = [], []
     for remember in (True, False):
         torch.manual_seed(0)
         conv, x = Conv3d(8, 8, 3, padding=1, bias=False), random(2, 8, 2, 6, 6).requires_grad_()
         made = norm_relu(x, norm(8))
-        y = conv(made) if remember else forgetful(conv, made)
+        y = forgetful(conv, Activation(made.values) if remember else made)
         calls = []
         monkeypatch.setattr(native, "normalise", lambda *arguments, to=calls, make=NORMALISE: (to.append(1), make(*arguments))[1])
         del made
         y.square().sum().backward()
         monkeypatch.setattr(native, "normalise", NORMALISE)
         results.append([y, x.grad, conv.weight.grad])
-        made_again.append(len(calls))
-    assert made_again == [0, 1]
+        computed_again.append(len(calls))
+    assert computed_again == [0, 1]
     for ours, right in zip(*results, strict=True):
         torch.testing.assert_close(ours, right)
 
@@ -195,9 +195,9 @@ def test_values_between_two_convolutions_are_made_again_and_not_kept(monkeypatch
 @needs_compiled
 def test_a_block_can_be_changed_in_place_by_whoever_gets_it() -> None:
     x = random(2, 8, 2, 6, 6).requires_grad_()
-    norm_relu(x, norm(8)).mul_(2).sum().backward()
+    norm_relu(x, norm(8)).values.mul_(2).sum().backward()
     other = random(2, 8, 2, 6, 6).requires_grad_()
-    (norm_relu(other, norm(8)) * 2).sum().backward()
+    (norm_relu(other, norm(8)).values * 2).sum().backward()
     torch.testing.assert_close(x.grad, other.grad)
 
 

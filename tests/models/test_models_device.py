@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import ctcovid
 from ctcovid.base.errors import UsageError
-from ctcovid.models import registry
+from ctcovid.models import device, registry
 from ctcovid.models.catalog import ARCHITECTURES, architecture
-from ctcovid.models.device import choose_device, choose_precision
+from ctcovid.models.device import choose_device, choose_precision, deterministic_convolutions, keep_freed_layers
 
 CPU = torch.device("cpu")
 
@@ -30,14 +33,14 @@ def test_asking_for_an_absent_device_is_an_error_and_no_silent_fallback(wanted: 
 
 
 @pytest.mark.usefixtures("no_accelerator")
-@pytest.mark.parametrize(("wanted", "why"), [("cpu:1", "one device"), ("cuda:1", "0 CUDA devices"), ("mps", "no GPU of Apple")])
+@pytest.mark.parametrize(("wanted", "why"), [("cpu:1", "one device"), ("cuda:1", "0 CUDA devices"), ("mps", "no Apple GPU")])
 def test_why_a_device_is_absent_is_said_of_that_kind_of_device(wanted: str, why: str) -> None:
-    with pytest.raises(UsageError, match=f"--device {wanted} is absent here; .*{why}"):
+    with pytest.raises(UsageError, match=f"--device {wanted} is not available: .*{why}"):
         choose_device(wanted)
 
 
 @pytest.mark.parametrize("wanted", ["", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "meta", "cpu:7"])
-def test_a_word_that_is_no_device_is_a_usage_error(wanted: str) -> None:
+def test_an_unknown_device_is_a_usage_error(wanted: str) -> None:
     with pytest.raises(UsageError, match="--device"):
         choose_device(wanted)
 
@@ -57,7 +60,7 @@ def test_auto_falls_back_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_float32_is_always_to_be_had(name: str) -> None:
+def test_float32_is_always_available(name: str) -> None:
     assert choose_precision("float32", CPU, architecture(name)) == torch.float32
 
 
@@ -66,3 +69,30 @@ def test_on_a_cpu_networks_that_do_not_fold_stay_in_float32(name: str) -> None:
     assert choose_precision("auto", CPU, architecture(name)) == torch.float32
     with pytest.raises(UsageError, match=f"bfloat16.*{name}"):
         choose_precision("bfloat16", CPU, architecture(name))
+
+
+def test_a_model_in_a_notebook_does_not_change_how_its_process_allocates(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(device, "keep_freed_memory", kept.append)
+    registry.build("tv_mc3_18", ["a", "b", "c"], "cpu", "float32")
+    assert kept == []
+    keep_freed_layers(torch.device("cuda"))
+    assert kept == []
+    keep_freed_layers(CPU)
+    assert kept == [device.LARGEST_KEPT]
+
+
+def test_the_commands_that_compute_keep_freed_memory() -> None:
+    """`demo` runs the others in its own process."""
+    package = Path(ctcovid.__file__).parent
+    calling = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if "    keep_freed_layers(" in path.read_text()}
+    assert calling == {f"commands/{name}.py" for name in ("train", "evaluate", "predict", "explain")}
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_deterministic_convolutions_end_with_what_asked_for_them(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", before)
+    with pytest.raises(KeyError), deterministic_convolutions():
+        assert torch.backends.cudnn.deterministic is True
+        raise KeyError
+    assert torch.backends.cudnn.deterministic is before

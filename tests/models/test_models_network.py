@@ -26,12 +26,12 @@ def network(request: pytest.FixtureRequest) -> Network:
     """Real networks, their last layer ten times stronger, so that the probabilities are far from all alike."""
     name, precision = request.param.split("-")
     torch.manual_seed(0)
-    placed = registry.build(name, CLASSES, "cpu", "float32" if precision == "float32" else "auto")
-    if str(placed.precision) != f"torch.{precision}":
-        pytest.skip(f"{name} computes in {placed.precision} here")
+    built = registry.build(name, CLASSES, "cpu", "float32" if precision == "float32" else "auto")
+    if str(built.precision) != f"torch.{precision}":
+        pytest.skip(f"{name} computes in {built.precision} here")
     with torch.no_grad():
-        placed.module.fc.weight.mul_(10)
-    return placed
+        built.module.fc.weight.mul_(10)
+    return built
 
 
 @pytest.fixture
@@ -40,16 +40,16 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(network_module.VOLUMES_AT_ONCE, "cpu", 2)
 
 
-def test_what_is_no_number_does_not_pass_for_a_class() -> None:
-    placed = registry.build("tv_mc3_18", CLASSES, "cpu", "float32")
+def test_nan_is_never_reported_as_a_class() -> None:
+    built = registry.build("tv_mc3_18", CLASSES, "cpu", "float32")
     with torch.no_grad():
-        placed.module.fc.bias[1] = float("nan")
-    with pytest.raises(ModelRefusedError, match="not finite"):
-        placed.probabilities(volumes(2))
+        built.module.fc.bias[1] = float("nan")
+    with pytest.raises(ModelRefusedError, match="NaN or Inf"):
+        built.probabilities(volumes(2))
 
 
 @pytest.mark.usefixtures("few_at_once")
-def test_probabilities_of_a_volume_are_exactly_the_same_in_any_company(network: Network) -> None:
+def test_probabilities_of_a_volume_do_not_depend_on_the_other_volumes(network: Network) -> None:
     together = volumes(3)
     expected = network.probabilities(together)
     alone = np.concatenate([network.probabilities(volume[None]) for volume in together])
@@ -61,7 +61,7 @@ def test_probabilities_of_a_volume_are_exactly_the_same_in_any_company(network: 
     assert expected.std(0).min() > 1e-4
 
 
-def test_in_use_the_module_itself_does_not_mix_the_volumes_of_a_batch(network: Network) -> None:
+def test_in_inference_the_module_does_not_mix_the_volumes_of_a_batch(network: Network) -> None:
     together = volumes(3)
     with torch.inference_mode():
         expected = network.logits(together)

@@ -1,4 +1,4 @@
-"""Public weights arrive where they belong, and what does not fit is named."""
+"""Public weights are loaded into the right layers, and what does not fit is named."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_3d_resnets_pytorch_with_its_prefix_and_its_classes(network: nn.Module, 
     assert match.unused == [
         f"fc.weight ({classes} classes)",
         f"fc.bias ({classes} classes)",
-        "layer2.0.downsample.0.weight (no such part)",
+        "layer2.0.downsample.0.weight (no such tensor in the network)",
     ]
     assert match.fresh == ["fc.weight", "fc.bias"]
     for key, tensor in network.state_dict().items():
@@ -116,26 +116,26 @@ def test_any_prefix_before_all_names_is_cut_off(network: nn.Module, tmp_path: Pa
     state = {f"{prefix}{name}": tensor for name, tensor in given.items()} | {"criterion.weight": torch.ones(3)}
     torch.save({"state_dict": state}, tmp_path / "lightning.ckpt")
     match = load_pretrained(network, tmp_path / "lightning.ckpt")
-    assert (match.prefix, match.loaded, match.unused) == (prefix, 87, ["criterion.weight (no such part)"])
+    assert (match.prefix, match.loaded, match.unused) == (prefix, 87, ["criterion.weight (no such tensor in the network)"])
     assert torch.equal(network.layer4[1].conv2.weight, given["layer4.1.conv2.weight"])
 
 
-def test_what_was_loaded_is_told_by_how_much_it_is(network: nn.Module, tmp_path: Path) -> None:
+def test_how_much_was_loaded_is_reported(network: nn.Module, tmp_path: Path) -> None:
     given = weights("r3d18", 400)
     torch.save(given, tmp_path / "whole.pth")
     match = load_pretrained(network, tmp_path / "whole.pth")
-    assert match.share == pytest.approx(1 - 3 * 513 / 33_031_619) and match.doubt() == ""
+    assert match.share == pytest.approx(1 - 3 * 513 / 33_031_619) and match.warning() == ""
     assert match.sentence().startswith("85 of 87 tensors loaded, 100% of the parameters (3D-ResNets-PyTorch layout)")
     assert match.record() == {"layout": "3D-ResNets-PyTorch", "loaded": 85, "wanted": 87, "share": match.share}
     few = {name: tensor for name, tensor in given.items() if name.startswith(("conv1", "bn1", "layer1"))}
     torch.save(few, tmp_path / "few.pth")
-    assert "only 25 of 87 tensors (2% of the parameters)" in load_pretrained(network, tmp_path / "few.pth").doubt()
+    assert "only 25 of 87 tensors (2% of the parameters)" in load_pretrained(network, tmp_path / "few.pth").warning()
 
 
 @pytest.mark.parametrize(("arch", "source"), [("r3d34", "r3d50"), ("r3d50", "r3d34"), ("tv_r3d_18", "tv_mc3_18")])
-def test_weights_of_another_architecture_are_doubted(arch: str, source: str, tmp_path: Path) -> None:
+def test_weights_of_another_architecture_give_a_warning(arch: str, source: str, tmp_path: Path) -> None:
     torch.save(weights(source, 400), tmp_path / "other.pth")
-    assert "another architecture?" in load_pretrained(registry.create(arch), tmp_path / "other.pth").doubt()
+    assert "another architecture?" in load_pretrained(registry.create(arch), tmp_path / "other.pth").warning()
 
 
 def test_a_batch_norm_is_not_used_without_its_convolution(tmp_path: Path) -> None:
@@ -162,15 +162,15 @@ def test_the_convolution_of_a_batch_norm_is_the_one_whose_output_it_gets(name: s
         made: dict[int, tuple[str, Tensor]] = {}
         expected: dict[str, str] = {}
 
-        def follow(path: str, part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if isinstance(part, nn.Conv3d):
+        def follow(path: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if isinstance(layer, nn.Conv3d):
                 # Kept, so that no later tensor takes its identity.
                 made[id(output)] = (f"{path}.weight", output)
-            elif isinstance(part, nn.BatchNorm3d):
+            elif isinstance(layer, nn.BatchNorm3d):
                 expected[path] = made[id(inputs[0])][0]
 
-        for path, part in network.named_modules():
-            part.register_forward_hook(partial(follow, path))
+        for path, layer in network.named_modules():
+            layer.register_forward_hook(partial(follow, path))
         network(torch.empty(1, 3, 16, 224, 224))
     assert expected and _convolutions_of_norms(network) == expected
 
@@ -185,7 +185,7 @@ def test_names_are_those_of_the_file_where_ours_differ(tmp_path: Path) -> None:
     assert match.adapted == ["stem.0.weight (3 taps in depth set in the middle of 7)"]
 
 
-def test_what_is_no_weight_is_left_alone(network: nn.Module, tmp_path: Path) -> None:
+def test_tensors_that_are_not_weights_are_not_loaded(network: nn.Module, tmp_path: Path) -> None:
     given: dict[object, Tensor] = {**weights("r3d18", 3), 7: torch.ones(3)}
     odd = {
         "layer1.0.conv1.weight": (given["layer1.0.conv1.weight"].to_sparse(), "not dense"),
@@ -222,10 +222,10 @@ def test_what_holds_no_fitting_weights_is_refused_in_words(network: nn.Module, t
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     (tmp_path / "header.pth").write_bytes(b"\xff\0\0\0\0\0\0\0{")
     refused = {
-        "text": "cannot be read as weights: it is no PyTorch checkpoint",
-        "list": "no state dict",
+        "text": "cannot be read as weights: it is not a PyTorch checkpoint",
+        "list": "not hold a state dict",
         "other": r"No convolution.*'other.weight' \(3,\)",
-        "empty": "no tensors",
+        "empty": "not hold named tensors",
         "integers": "No convolution",
         "module": "Python code of type torch.nn.modules.linear.Linear, which is never run",
         "header": "damaged safetensors",

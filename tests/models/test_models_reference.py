@@ -49,7 +49,7 @@ def test_distances_are_those_of_mahalanobis_to_the_nearest_class() -> None:
     assert np.allclose(distances(others, *statistics), expected, rtol=1e-4)
 
 
-def test_constant_features_are_no_measure() -> None:
+def test_constant_features_give_no_reference() -> None:
     assert fit_reference(np.ones((4, 3)), np.array([0, 0, 1, 1])) is None
 
 

@@ -1,4 +1,4 @@
-"""The only door to a trained model."""
+"""The registry is the only door to a trained model."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_an_unknown_name_gets_the_nearest_one(tmp_path: Path, typed: str) -> Non
         registry.find(typed, tmp_path)
 
 
-def test_where_nothing_is_trained_the_way_out_is_told(tmp_path: Path) -> None:
+def test_without_a_trained_model_the_message_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ctcovid train"):
         registry.find(None, tmp_path / "runs")
 
@@ -197,11 +197,11 @@ def test_every_architecture_takes_the_papers_volumes(name: str) -> None:
 def test_an_architecture_that_needs_thicker_volumes_says_so() -> None:
     require_fit("tv_s3d", depth=16, size=224)
     for depth, size, pixels in ((4, 224, ""), (4, 32, " with slices of 224 pixels"), (16, 32, " with slices of 224 pixels")):
-        with pytest.raises(UsageError, match=f"{depth}×{size}×{size} volumes are too small for tv_s3d. --depth 16{pixels} would do"):
+        with pytest.raises(UsageError, match=f"{depth}×{size}×{size} volumes are too small for tv_s3d. --depth 16{pixels} is enough"):
             require_fit("tv_s3d", depth, size)
 
 
-def test_an_architecture_that_cannot_learn_from_one_volume_at_a_time_says_so() -> None:
+def test_an_architecture_that_cannot_be_trained_on_one_volume_at_a_time_says_so() -> None:
     require_fit("r3d18", depth=4, size=32, volumes=2)
     require_fit("r3d18", depth=4, size=64, volumes=1)
     require_fit("tv_swin3d_t", depth=4, size=32, volumes=1)

@@ -178,12 +178,12 @@ class Plain:
                 x = self.block(f"layer{stage}.{number}.", x, 2 if stage > 1 and number == 0 else 1)
         return F.linear(x.mean((2, 3, 4)), self.get("fc.weight"), self.get("fc.bias"))
 
-    def block(self, place: str, x: Tensor, s: int) -> Tensor:
-        count = 3 if place + "conv3.weight" in self.weights else 2
+    def block(self, path: str, x: Tensor, s: int) -> Tensor:
+        count = 3 if path + "conv3.weight" in self.weights else 2
         strides = {2: (s, 1), 3: (1, s, 1)}[count]
         y = x
         for number, stride in enumerate(strides, start=1):
-            y = self.unit(f"{place}conv{number}", f"{place}bn{number}", y, (stride,) * 3)
+            y = self.unit(f"{path}conv{number}", f"{path}bn{number}", y, (stride,) * 3)
             if number < count:
                 y = F.relu(y)
         if count == 2:
@@ -191,7 +191,7 @@ class Plain:
             if y.shape[1] > x.shape[1]:
                 shortcut = torch.cat([shortcut, torch.zeros_like(y)[:, x.shape[1] :]], 1)
         elif y.shape != x.shape:
-            shortcut = self.norm(place + "downsample.1", F.conv3d(x, self.get(place + "downsample.0.weight"), stride=s))
+            shortcut = self.norm(path + "downsample.1", F.conv3d(x, self.get(path + "downsample.0.weight"), stride=s))
         else:
             shortcut = x
         return F.relu(y + shortcut)
@@ -281,7 +281,7 @@ def gradients(network: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor
 def test_in_float32_the_folded_network_is_as_near_to_the_truth_as_the_plain_one(name: str, depth: int, batch: int) -> None:
     """The truth is the plain network in float64, the measure how torch's own two memory orders differ from it.
 
-    Where a value falls on the other side of a ReLU by rounding, gradients differ in the third place in any implementation; so the
+    Where a value falls on the other side of a ReLU by rounding, gradients differ in the third digit in any implementation; so the
     median over all tensors is held to 1e-4, and the worst one to what torch itself does.
     """
     torch.manual_seed(depth + batch)
@@ -340,7 +340,7 @@ def test_the_same_weights_load_into_the_plain_and_the_folded_network(name: str) 
 
 
 def test_a_kernel_that_was_made_ready_follows_every_change_of_its_numbers() -> None:
-    """In use, batch norm is part of the convolution; what was folded once must not outlive a change of weights or statistics."""
+    """In use, batch norm is folded into the convolution; what was folded once must not outlive a change of weights or statistics."""
     torch.manual_seed(0)
     network, plain = lived_in("r3d18").eval().requires_grad_(False), registry.create("r3d18", plain=True).eval()
     x = torch.rand(1, 1, 4, 32, 32)
@@ -392,7 +392,7 @@ def test_a_traced_network_gives_what_the_network_gives() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_somebody_who_watches_a_module_sees_what_the_plain_one_gives(training: bool) -> None:
+def test_a_hook_on_a_module_sees_what_the_plain_one_gives(training: bool) -> None:
     """Fused passes skip modules; hooks on them must still fire, with the module's own output."""
     network = lived_in("r3d18").double().train(training)
     plain = registry.create("r3d18", plain=True).double().train(training)
@@ -401,8 +401,8 @@ def test_somebody_who_watches_a_module_sees_what_the_plain_one_gives(training: b
         seen: list[Tensor] = []
         plain.load_state_dict(network.state_dict())
         for module in (network, plain):
-            part = module.get_submodule(layer)
-            handle = part.register_forward_hook(lambda module, inputs, output, to=seen: to.append(output.detach().clone()))
+            inner = module.get_submodule(layer)
+            handle = inner.register_forward_hook(lambda module, inputs, output, to=seen: to.append(output.detach().clone()))
             with torch.no_grad():
                 module(x)
             handle.remove()

@@ -156,13 +156,13 @@ def test_weights_with_a_variance_below_zero_are_refused(folder: Path) -> None:
     network[1].running_var[2] = -1
     store.save_weights(folder / store.WEIGHTS, network)
     store.save_card(folder, store.read_card(folder))
-    assert "variance below zero, in 1.running_var" in refusal(folder, store.WEIGHTS)
+    assert "variance below zero in 1.running_var" in refusal(folder, store.WEIGHTS)
 
 
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "text": (lambda path: path.write_text("no weights"), "no PyTorch checkpoint"),
-    "empty": (lambda path: path.write_bytes(b""), "no PyTorch checkpoint"),
-    "other pickle": (lambda path: path.write_bytes(pickle.dumps([1], 4)), "no PyTorch checkpoint"),
+    "text": (lambda path: path.write_text("no weights"), "not a PyTorch checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "not a PyTorch checkpoint"),
+    "other pickle": (lambda path: path.write_bytes(pickle.dumps([1], 4)), "not a PyTorch checkpoint"),
     "module": (lambda path: torch.save(tiny(), path), "Python code of type torch.nn.modules.container.Sequential, which is never run"),
     "module, as before 1.6": (lambda path: torch.save(tiny(), path, _use_new_zipfile_serialization=False), "Python code of type"),
     "program": (lambda path: torch.jit.script(nn.Linear(1, 1)).save(str(path)), "TorchScript program, which is never run"),
@@ -196,7 +196,7 @@ def test_the_card_of_a_newer_version_is_refused_with_the_way_out(folder: Path) -
 
 
 @pytest.mark.parametrize("version", ["2", None, [1]])
-def test_a_card_whose_version_is_no_number_is_refused(folder: Path, version: object) -> None:
+def test_a_card_whose_version_is_not_a_number_is_refused(folder: Path, version: object) -> None:
     rewrite(folder, lambda card: card.update(format_version=version))
     refusal(folder, store.CARD)
 

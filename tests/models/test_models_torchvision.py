@@ -19,7 +19,7 @@ SHAPE = {"tv_s3d": (16, 224)}
 
 def test_torchvision_is_imported_in_a_fresh_process_even_without_its_compiled_part() -> None:
     code = (
-        "from ctcovid.models.torchvision_package import import_torchvision\n"
+        "from ctcovid.models.torchvision import import_torchvision\n"
         "first, second = import_torchvision(), import_torchvision()\n"
         "from torchvision.models.video import r3d_18\n"
         "print(first is second, first.__name__, callable(r3d_18))\n"
