@@ -14,9 +14,9 @@ FOLDER = "tensorboard"
 class Scalars:
     """Event files in a folder of the run: loss and accuracy of both parts, and the learning rate, by epoch.
 
-    They are made anew from `history` when a run goes on, so that however it ended they lack no epoch and repeat none.
+    A resumed run writes them again from its `history`, so that they have each epoch once, however the run had ended.
 
-    Raises UsageError where TensorBoard is not installed.
+    Raises UsageError if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, history: list[EpochRow]) -> None:
@@ -26,7 +26,7 @@ class Scalars:
             self.add(row)
 
     def add(self, row: EpochRow) -> None:
-        """Write what one epoch gave, for a TensorBoard that is looking on to see at once."""
+        """Write the row of an epoch, which an open TensorBoard shows at once."""
         values = {
             "loss/train": row.train_loss,
             "loss/valid": row.valid_loss,
@@ -44,7 +44,7 @@ class Scalars:
 
 
 def require_tensorboard() -> None:
-    """Raises UsageError where TensorBoard is not installed."""
+    """Raises UsageError if TensorBoard is not installed."""
     _summary_writer()
 
 
