@@ -138,6 +138,8 @@ def _five_commands(options: Options, data: Path, size: int, console: Console) ->
     trained = train.run(training, inner)
     _show(console, "evaluate", "--runs", runs)
     evaluated = evaluate.run(evaluate.Options(runs=runs, workers=options.workers, **machine, **common), inner)
+    # Several processes are refused before.
+    assert evaluated is not None
     unseen = _unseen_lesions(data, trained.folder)
     _show(console, "predict", unseen[0].folder, "--runs", runs)
     predicted = predict.run(predict.Options([unseen[0].folder], runs=runs, **machine), inner)

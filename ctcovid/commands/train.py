@@ -101,7 +101,7 @@ def _check(options: Options, ranks: Ranks) -> None:
     """Raises UsageError if the options contradict each other or the number of processes."""
     options.require_sense()
     if options.tensorboard:
-        scalars.require_tensorboard()
+        scalars.summary_writer()
     if options.batch < ranks.size:
         raise UsageError(
             f"--batch {options.batch} leaves some of {ranks.size} processes without a volume. Start fewer, or use a larger --batch."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtcovidError, PeerError, StoppedError
@@ -155,13 +156,22 @@ class Heartbeat(threading.Thread):
             self.aware.set()
             raise self.failure
 
-    def explained(self, error: RuntimeError) -> CtcovidError | StoppedError:
-        """What to raise after a connection broke: the failure of the other process, which is waited for."""
-        self._broken = True
-        self.known.wait(PAUSE * (LOOKS + 3))
-        self.aware.set()
-        reason = (str(error).splitlines() or [""])[0]
-        return self.failure or PeerError(f"{self._process(self.info.rank)} lost the connection to another one ({reason}). {self.remedy}")
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """The processes exchange something in the block.
+
+        Raises the failure of another process: at once if it is known, or, after a connection broke, once it is.
+        """
+        self.check()
+        try:
+            yield
+        except RuntimeError as error:
+            self._broken = True
+            self.known.wait(PAUSE * (LOOKS + 3))
+            self.aware.set()
+            reason = (str(error).splitlines() or [""])[0]
+            lost = f"{self._process(self.info.rank)} lost the connection to another one ({reason}). {self.remedy}"
+            raise self.failure or PeerError(lost) from error
 
     def _await(self, condition: Callable[[], bool]) -> bool:
         pause = threading.Event()

@@ -63,13 +63,10 @@ class Ranks:
             return
         import torch.distributed as dist
 
-        self.heartbeat.check()
-        try:
+        with self.heartbeat.exchange():
             waiting = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
             for work in waiting:
                 work.wait()
-        except RuntimeError as error:
-            raise self.heartbeat.explained(error) from error
 
     def gather(self, thing: T) -> list[T]:
         """What each process gave, by rank, in every one of them.
@@ -80,12 +77,9 @@ class Ranks:
             return [thing]
         import torch.distributed as dist
 
-        self.heartbeat.check()
         found: list[Any] = [None] * self.size
-        try:
+        with self.heartbeat.exchange():
             dist.all_gather_object(found, thing)
-        except RuntimeError as error:
-            raise self.heartbeat.explained(error) from error
         return found
 
     def check(self) -> None:

@@ -21,7 +21,7 @@ class Scalars:
 
     def __init__(self, folder: Path, history: list[EpochRow]) -> None:
         clear(folder)
-        self._writer = _summary_writer()(str(folder / FOLDER))
+        self._writer = summary_writer()(str(folder / FOLDER))
         for row in history:
             self.add(row)
 
@@ -43,18 +43,17 @@ class Scalars:
         self._writer.close()
 
 
-def require_tensorboard() -> None:
-    """Raises UsageError if TensorBoard is not installed."""
-    _summary_writer()
-
-
 def clear(folder: Path) -> None:
     """Remove the event files of an earlier run in `folder`, and nothing else."""
     for path in (folder / FOLDER).glob("events.out.tfevents.*"):
         path.unlink()
 
 
-def _summary_writer() -> Any:
+def summary_writer() -> Any:
+    """torch's class that writes event files.
+
+    Raises UsageError if TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
