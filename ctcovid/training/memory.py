@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,11 @@ def largest_fitting(network: Network, most: int, shape: tuple[int, int, int], pr
 
     Raises UsageError if not even one fits.
     """
-    fits = _tried if network.device.type != "cpu" else _Estimated(network, shape, processes)
     size = most
     with _unchanged(network.module), alone(network.module):
-        while not fits(network, size, shape):
+        fits = _fits(network, shape, processes)
+        # A piece may have one volume more than the others, see Recipe.pieces.
+        while not fits(size + 1):
             if size == 1:
                 raise UsageError(
                     f"Not even one volume of {'×'.join(map(str, shape))} fits into the memory of {device_name(network.device)}. "
@@ -95,10 +96,18 @@ def largest_fitting(network: Network, most: int, shape: tuple[int, int, int], pr
     return size
 
 
+def _fits(network: Network, shape: tuple[int, int, int], processes: int) -> Callable[[int], bool]:
+    """Whether a step of so many volumes fits into memory, as a function of their number."""
+    if network.device.type != "cpu":
+        return lambda size: _tried(network, size, shape)
+    each = _bytes_per_volume(network, shape)
+    room = SHARE * free_memory() / processes
+    return lambda size: each * size <= room
+
+
 def _tried(network: Network, size: int, shape: tuple[int, int, int]) -> bool:
     try:
-        # A piece may be one volume larger than the rest, see Recipe.pieces.
-        _step(network, size + 1, shape, moments=True)
+        _step(network, size, shape, moments=True)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -111,32 +120,25 @@ def _tried(network: Network, size: int, shape: tuple[int, int, int]) -> bool:
     return True
 
 
-class _Estimated:
-    """Whether a step fits, from the peak of its memory, which grows linearly with the number of volumes."""
-
-    def __init__(self, network: Network, shape: tuple[int, int, int], processes: int) -> None:
-        few, more = 2, 6
-        try:
-            with _unchanged(network.module), alone(network.module):
-                hand_back()
-                _reset_peak()
-                _step(network, few, shape, moments=False)
-                before = _peak()
-                hand_back()
-                _step(network, more, shape, moments=False)
-                self.each = (_peak() - before) / (more - few)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # So little is left that not even a small step fits.
-            self.each = math.inf
+def _bytes_per_volume(network: Network, shape: tuple[int, int, int]) -> float:
+    """How much the peak of a step's memory grows with each volume, from two small steps; infinite if not even these fit."""
+    few, more = 2, 6
+    try:
+        hand_back()
+        _reset_peak()
+        _step(network, few, shape, moments=False)
+        before = _peak()
+        hand_back()
+        _step(network, more, shape, moments=False)
+        return (_peak() - before) / (more - few)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return math.inf
+    finally:
         network.module.zero_grad(set_to_none=True)
         # The memory of these steps is free, though the process may still hold it.
         hand_back()
-        self.room = SHARE * free_memory() / processes
-
-    def __call__(self, network: Network, size: int, shape: tuple[int, int, int]) -> bool:
-        return self.each * (size + 1) <= self.room
 
 
 def _step(network: Network, size: int, shape: tuple[int, int, int], moments: bool) -> None:

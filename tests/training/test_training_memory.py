@@ -59,4 +59,4 @@ def test_what_the_process_took_before_does_not_hide_what_a_volume_takes(monkeypa
     # Small pieces come from the heap, whose end is held by the last of them, so that a step could be given what the others leave.
     pieces = [np.ones(60_000, np.uint8) for _ in range(5000)]
     del pieces[:-1]
-    assert memory._Estimated(network, (4, 8, 8), 1).each == pytest.approx(50e6, rel=0.2)
+    assert memory._bytes_per_volume(network, (4, 8, 8)) == pytest.approx(50e6, rel=0.2)
