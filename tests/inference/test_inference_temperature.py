@@ -1,4 +1,4 @@
-"""Temperature from the validation part: what it does to the log loss, and that training's last step stores it."""
+"""Temperature from the validation part, and what it does to the log loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctcovid.inference.temperature import calibrated, fit_temperature, scan_loss
 
 
 def volumes(count: int, sureness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that are `sureness` times as sure as the classes, which are drawn from their softmax, allow."""
+    """Logits, float (N, 3), `sureness` times those whose softmax the classes are drawn from."""
     generator = np.random.default_rng(seed)
     honest = generator.normal(0, 2, (count, 3))
     labels = np.array([generator.choice(3, p=shares) for shares in softmax(honest, 1)])
@@ -39,8 +39,8 @@ def test_temperature_is_where_an_independent_search_finds_it() -> None:
     def loss(temperature: np.ndarray) -> float:
         total = 0.0
         for row, label in zip(log_softmax(logits / temperature[0], 1), labels, strict=True):
-            for place in range(3):
-                total -= row[place] * ((count[label] + 1) / (count[label] + 3) if place == label else 1 / (count[label] + 3))
+            for number in range(3):
+                total -= row[number] * ((count[label] + 1) / (count[label] + 3) if number == label else 1 / (count[label] + 3))
         return total
 
     expected = minimize(loss, [1.0], method="Nelder-Mead", options={"xatol": 1e-6}).x[0]
@@ -67,11 +67,11 @@ def of_patients(count: int, each: int, sureness: float, seed: int) -> tuple[np.n
 
 
 def test_a_temperature_is_for_the_mean_over_the_volumes_of_a_scan() -> None:
-    """Volumes that are too sure, and differ, have a mean that is not: what would make them less sure would make it so as well."""
+    """Volumes that are overconfident, and differ, have a mean that is not. A temperature for the volumes would make the mean underconfident."""
     generator = np.random.default_rng(0)
     honest, labels = volumes(1500, 1.0, 0)
     means = softmax(honest, 1)
-    # Each volume is sure of one class, and as many of each scan as its probability says.
+    # Each volume is confident of one class, and each class has as many volumes of a scan as its probability says.
     shares = np.concatenate([0.97 * np.eye(3)[generator.choice(3, 40, p=row)] + 0.01 for row in means])
     scans = np.arange(1500).repeat(40)
     temperature = fit_temperature(shares, labels.repeat(40), scans)
@@ -89,7 +89,7 @@ def test_a_temperature_that_many_patients_ask_for_is_kept() -> None:
 
 
 def test_a_temperature_that_chance_has_made_does_less_harm_than_if_it_were_kept() -> None:
-    """Probabilities are right as they are here, so that any temperature makes the log loss of others higher."""
+    """The probabilities are calibrated already, so that any temperature raises the log loss of other volumes."""
     others, theirs, _ = of_patients(2000, 1, 1.0, 1000)
     before, kept, harm = log_loss(others, theirs), 0, {"fitted": 0.0, "trusted": 0.0}
     for seed in range(100):

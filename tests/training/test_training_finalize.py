@@ -25,7 +25,7 @@ def test_the_last_step_of_training_stores_how_to_use_the_model(volumes_file: Pat
     assert model.temperature == about["temperature"] in (1, about["fitted"])
     assert about["log_loss_calibrated"] <= about["log_loss"] and about["patients"] > 1
     assert model.reference is not None and model.reference.threshold > 0
-    # Without the file that was not copied along, the model works and does not know what it is familiar with.
+    # A model without its reference features still works.
     (folder / "features.safetensors").unlink()
     registry._loaded.clear()
     assert registry.load("run", "cpu", runs=tmp_path / "runs").reference is None
