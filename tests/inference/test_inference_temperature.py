@@ -67,7 +67,7 @@ def of_patients(count: int, each: int, sureness: float, seed: int) -> tuple[np.n
 
 
 def test_a_temperature_is_for_the_mean_over_the_volumes_of_a_scan() -> None:
-    """Volumes that are overconfident, and differ, have a mean that is not. A temperature for the volumes would make the mean underconfident."""
+    """Overconfident volumes that differ have a mean that is not. A temperature for them would make the mean underconfident."""
     generator = np.random.default_rng(0)
     honest, labels = volumes(1500, 1.0, 0)
     means = softmax(honest, 1)
