@@ -18,16 +18,15 @@ MOST_SKIPPED = 3
 class StepTracker:
     """Follows the steps of one epoch.
 
-    On a GPU a step is read only after the next one was started, so that the GPU never waits for the program. A signal therefore ends the
-    epoch one step late: all processes read it with step n, finish step n + 1, which has been started, and stop there. On a CPU they stop
-    after step n.
+    On a GPU a step is read only after the next one was started, so that the GPU never waits for the program. A signal that all processes
+    read with step n therefore ends the epoch after step n + 1. On a CPU it ends it after step n.
 
-    A checkpoint needs every step to be read, and may be due in one process alone. That process then hears of a signal one step before
-    the others do, and makes the next step all the same, because they will have started it.
+    A checkpoint needs the last step to be read, and may be due in one process alone. That process knows of the signal before the others
+    do, and makes step n + 1 with them.
 
     Attributes
     ----------
-    stopped : whether a signal ends the epoch at a step that all processes agree on
+    stopped : whether a signal was read; the epoch then ends after this step or the next
     """
 
     def __init__(self, stepper: Stepper, train_set: VolumeSet, session: Session, saving: Saving, advance: Advance) -> None:
@@ -46,15 +45,16 @@ class StepTracker:
         if self._unread is not None:
             self.stopped = self._read(self._unread)
         self._unread = step
+        if self.stopped:
+            self._read_last()
+            return True
         due = self.saving.due()
-        if self.ahead and not due and not self.stopped:
-            return False
-        heard = self._read_last()
-        if due and not (heard or self.stopped):
-            self.saving.save()
-        ends = self.stopped or (heard and not self.ahead)
-        self.stopped = self.stopped or heard
-        return ends
+        if due or not self.ahead:
+            self.stopped = self._read_last()
+            if due and not self.stopped:
+                self.saving.save()
+        # On a GPU the other processes have started the next step before they read the signal.
+        return self.stopped and not self.ahead
 
     def finish(self) -> None:
         """Read what was not read yet, after the last step."""
