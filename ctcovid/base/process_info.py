@@ -1,4 +1,4 @@
-"""Which of several processes this is, as torchrun or SLURM's srun say in the environment."""
+"""Which of several processes this is, from the environment that torchrun or SLURM's srun sets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from ctcovid.base.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
-# Below the ports that systems hand out by themselves.
+# Below the ports that operating systems assign by themselves.
 FIRST_PORT, PORTS = 10000, 20000
-# Commands that several processes do together.
+# Commands that several processes can run together.
 TOGETHER = ("train", "evaluate", "predict")
 
 
@@ -20,8 +20,8 @@ TOGETHER = ("train", "evaluate", "predict")
 class ProcessInfo:
     """Process `rank` of `size`, and `local_rank` of the `local_size` on its node; they meet at `address`:`port`.
 
-    `hosted` says that the meeting place is there already (torchrun's own), else rank 0 opens it. `attempt` tells restarts apart.
-    `own_cpus` says that the CPUs which this process sees are its own, and not also those of its neighbours.
+    `hosted` says that a server listens there already (torchrun's own); otherwise rank 0 starts it. `attempt` distinguishes restarts.
+    `own_cpus` says that this process does not share the CPUs that it sees with other processes of its node.
     """
 
     rank: int = 0
@@ -36,9 +36,9 @@ class ProcessInfo:
 
 
 def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo:
-    """This process's place, from torchrun's variables or else from those of an srun step; a process of its own without either.
+    """This process, from torchrun's variables or else from those of an srun step; without either, a single process.
 
-    Raises UsageError where the variables contradict each other.
+    Raises UsageError if the variables contradict each other.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         found = _torchrun(environment)
@@ -47,22 +47,22 @@ def process_info(environment: Mapping[str, str] = os.environ) -> ProcessInfo:
     else:
         return ProcessInfo()
     if not (0 <= found.rank < found.size and 0 <= found.local_rank < found.local_size):
-        raise UsageError(f"The environment says that this is process {found.rank} of {found.size}. Start it with torchrun or srun.")
+        raise UsageError(f"The environment gives process number {found.rank} of {found.size}. Start the processes with torchrun or srun.")
     return found if found.size > 1 else ProcessInfo()
 
 
 def require_alone(command: str, engine: str | None = None) -> None:
-    """Raises UsageError where several processes were started of a command that works in one.
+    """Raises UsageError if several processes were started for a command that works in one.
 
-    With the `engine` mpi, the first of them works and hands out tasks, and the others wait for such.
+    With the `engine` mpi this is allowed: the first process distributes tasks to the others.
     """
     size = process_info().size
     if size > 1 and command not in TOGETHER and engine != "mpi":
         raise UsageError(
-            f"ctcovid {command} works in one process, and {size} were started. Start it without torchrun, or by srun --ntasks=1."
+            f"ctcovid {command} works in one process, and {size} were started. Start it without torchrun, or with srun --ntasks=1."
         )
     if size > 1:
-        # That a connection broke is said in a sentence; torch would add a page of addresses before it.
+        # We report a broken connection in one sentence; torch would print a page of addresses before it.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
@@ -96,7 +96,7 @@ def _slurm(environment: Mapping[str, str]) -> ProcessInfo:
     size = _number(environment, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS")
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     hosts = next((environment[name] for name in names if environment.get(name)), "")
-    # srun gives each process of a node a number there, but says how many they are only as "4(x2),3".
+    # srun numbers the processes of a node, but gives their count only as "4(x2),3".
     tasks = next((environment[n] for n in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE") if environment.get(n)), str(size))
     local = _number(environment, "SLURM_LOCALID", "0")
     job, step = _number(environment, "SLURM_JOB_ID", "0"), environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", "0"))
@@ -112,9 +112,9 @@ def _slurm(environment: Mapping[str, str]) -> ProcessInfo:
 
 
 def first_host(hosts: str) -> str:
-    """The first of SLURM's list of hosts, as ``node003`` of ``node[003-005,9],login``; this one where it is alone.
+    """The first host of SLURM's list, as ``node003`` of ``node[003-005,9],login``; the loopback address for a single host.
 
-    Raises UsageError where the list is not written as SLURM does.
+    Raises UsageError if the list is not in SLURM's format.
     """
     if not re.search(r"[,\[]", hosts):
         return LOOPBACK

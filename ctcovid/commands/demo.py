@@ -157,6 +157,8 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     trained = train.run(training, inner)
     _show(console, "evaluate", "--runs", runs)
     evaluated = evaluate.run(evaluate.Options(runs=runs, workers=options.workers, **machine, **common), inner)
+    # Several processes are refused before.
+    assert evaluated is not None
     unseen = _unseen_lesions(data, trained.folder)
     _show(console, "predict", unseen[0].folder, "--runs", runs)
     predicted = predict.run(predict.Options([unseen[0].folder], runs=runs, **machine), inner)

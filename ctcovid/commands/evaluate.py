@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import ToldError, UsageError
+from ctcovid.base.errors import UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.distributed.ranks import Ranks, together
@@ -66,11 +66,10 @@ class Found:
     valid: Predictions | None = None
 
 
-def run(options: Options, console: Console) -> Summary:
+def run(options: Options, console: Console) -> Summary | None:
     """Predict or read predictions, score them, compare them with the first, write tables, figures and the report.
 
-    Of several processes started together, each predicts its share of the volumes, and the first does all else; the others end with
-    ToldError.
+    Of several processes started together, each predicts its share of the volumes. The first does everything else; the others return None.
     """
     if options.sensitivity is not None and options.part == "valid":
         raise UsageError("--sensitivity chooses a threshold on the validation part, and says nothing there. Evaluate another --part.")
@@ -87,7 +86,7 @@ def run(options: Options, console: Console) -> Summary:
         card = RunCard(folder / RUN_CARD, "evaluate", asdict(options), options.sources)
         for source in sources:
             _found(source, given, options, card, ranks, console)
-    raise ToldError(0)
+    return None
 
 
 def _score_and_write(

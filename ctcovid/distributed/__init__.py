@@ -1,1 +1,1 @@
-"""The processes of one run: what they tell each other, and whether they live."""
+"""The processes of one run: how they join, what they exchange, and whether they are alive."""

@@ -1,4 +1,4 @@
-"""One step's gradients and running statistics, put together over all processes."""
+"""Gradients and running statistics of a step, combined over all processes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from ctcovid.distributed.ranks import Ranks
 
-# Values that travel in one message: large enough to use a network's bandwidth, small enough to begin with the first while the second
-# is packed.
+# Values per message: large enough to use a network's bandwidth, small enough to send the first while the second is packed.
 BUCKET = 8 << 20
 
 
 class Gradients:
-    """Sums the gradients of `parameters` over all processes, in buckets of some million values that are kept from step to step."""
+    """Sums the gradients of `parameters` over all processes, in buckets of some million values that are reused in every step."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
         self.ranks = ranks
@@ -29,7 +28,7 @@ class Gradients:
                 self.views += [v.view_as(p) for v, p in zip(bucket.split([p.numel() for p in group]), group, strict=True)]
 
     def exchange(self, *more: Tensor) -> None:
-        """Give every process the sum of the gradients, and of the tensors in `more`. One without volumes has none to add."""
+        """Give every process the sum of the gradients, and of the tensors in `more`. A process without volumes adds nothing."""
         if self.ranks.size == 1:
             return
         for parameter, view in zip(self.parameters, self.views, strict=True):
@@ -45,10 +44,10 @@ class Gradients:
 
 
 class RunningStatistics:
-    """The running means and variances of all batch norms of a module that learn, seen as one tensor; frozen ones do not move."""
+    """The running means and variances of all batch norms of a module that learn, as one tensor. Frozen ones do not change."""
 
     def __init__(self, module: nn.Module) -> None:
-        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and _learns(part)]
+        norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and _learns(layer)]
         self.buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
 
     def read(self, like: Tensor) -> Tensor:
@@ -56,8 +55,9 @@ class RunningStatistics:
         return torch.cat([buffer.flatten() for buffer in self.buffers]) if self.buffers else like.new_zeros(0)
 
     def write(self, values: Tensor) -> None:
-        for buffer, part in zip(self.buffers, values.split([b.numel() for b in self.buffers]), strict=True):
-            buffer.copy_(part.view_as(buffer))
+        """Set all of them from float (K,)."""
+        for buffer, chunk in zip(self.buffers, values.split([b.numel() for b in self.buffers]), strict=True):
+            buffer.copy_(chunk.view_as(buffer))
 
 
 def _learns(norm: nn.Module) -> bool:

@@ -1,13 +1,14 @@
-"""A thread beside the work that tells the processes of a run of each other's death and failure, while the work waits for them."""
+"""A thread in each process that notices when another process of the run dies or fails, even while the main thread waits for it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtcovidError, PeerError, StoppedError
@@ -17,35 +18,35 @@ from ctcovid.base.signals import STOPPING, StopRequest
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-# Seconds between two looks. A process whose counter stood still for so many looks is dead; looks and not seconds, because a batch system
-# may suspend all processes and wake them again. Where a connection has broken, fewer will do.
+# Seconds between two beats. A process whose counter did not change for LOOKS beats is dead, or for SUSPICIOUS once a connection broke.
+# Beats are counted and not seconds, because a batch system may suspend all processes and resume them.
 PAUSE, LOOKS, SUSPICIOUS = 1.0, 12, 4
-# Seconds that the work has to end by itself, once another process is known to have failed, and that a farewell may take.
+# Seconds that the main thread has to end by itself once another process has failed, and that telling the others may take.
 GRACE, FAREWELL = 8.0, 5.0
 
 
 class Heartbeat(threading.Thread):
-    """Looks every second whether all processes still count, whether one has failed, and whether one was asked to stop.
+    """Counts up every second, and checks whether the others do too, whether one has failed, and whether one received a signal.
 
     Attributes
     ----------
     failure : what ended the run, once that is known
-    orphaned : whether that is the first process's silent death
-    again : the sentence that says how to go on after a death
-    ended : whether the first process has said that all is done
-    writing : a lock that the work holds while a file must not be cut short
+    orphaned : whether that is the death of the first process without a message
+    remedy : the sentence that says how to resume after a process has died
+    ended : set once the first process has said that all is done
+    writing : a lock that the main thread holds while it writes a file that must be complete
     stop : where a stopping signal that another process received is noted
     """
 
-    def __init__(self, place: ProcessInfo, store: dist.Store, again: str) -> None:
+    def __init__(self, info: ProcessInfo, store: dist.Store, remedy: str) -> None:
         super().__init__(daemon=True, name="heartbeat")
-        self.place, self.store, self.again = place, store, again
+        self.info, self.store, self.remedy = info, store, remedy
         self.failure: CtcovidError | StoppedError | None = None
         self.orphaned = self._broken = False
         self.known, self.ended, self.aware, self.closed = (threading.Event() for _ in range(4))
         self.writing = threading.Lock()
         self.stop: StopRequest | None = None
-        others = range(1, place.size) if place.rank == 0 else [0]
+        others = range(1, info.size) if info.rank == 0 else [0]
         self._counts = dict.fromkeys(others, (0, 0))
 
     def run(self) -> None:
@@ -54,12 +55,12 @@ class Heartbeat(threading.Thread):
                 self._look()
             except RuntimeError:
                 # The first process holds the store, or torchrun does.
-                self._learn(0, False, f"{self._process(0)} has gone, or its node has. {self.again}", EXIT_UNEXPECTED)
+                self._learn(0, False, f"{self._process(0)} has ended, or its node is down. {self.remedy}", EXIT_UNEXPECTED)
             if self.known.is_set():
                 break
         if self.failure is None or self.closed.wait(GRACE) or (self.aware.is_set() and self.closed.wait(GRACE)):
             return
-        # The work waits in a call that nothing interrupts, for a process that will not answer.
+        # The main thread waits for a process that will not answer, in a call that nothing interrupts.
         with self.writing:
             if self.tells:
                 print(f"Error: {self.failure}", file=sys.stderr, flush=True)
@@ -67,11 +68,11 @@ class Heartbeat(threading.Thread):
 
     @property
     def tells(self) -> bool:
-        """Whether it is for this process to tell the user of another one's failure: the first does, or all where that one has gone."""
-        return self.place.rank == 0 or self.orphaned
+        """Whether this process reports another one's failure to the user: the first does, or all if the first has died."""
+        return self.info.rank == 0 or self.orphaned
 
     def _look(self) -> None:
-        self.store.add(f"beat/{self.place.rank}", 1)
+        self.store.add(f"beat/{self.info.rank}", 1)
         if self.store.check(["failure"]):
             self._hear()
         elif self.store.check(["end"]):
@@ -82,12 +83,12 @@ class Heartbeat(threading.Thread):
             self._pass_on()
 
     def _hear(self) -> None:
-        """Learn of a failure, and let those know who wait to be heard."""
+        """Read which failure was posted, and confirm it to the process that waits in `fail`."""
         rank, host, message, code = json.loads(self.store.get("failure"))
-        own = rank == self.place.rank
+        own = rank == self.info.rank
         self._learn(rank, bool(host), message if own or not host else f"{self._process(rank)} on {host}: {message}", code)
         self.store.add("heard", 1)
-        if self.place.rank == 0:
+        if self.info.rank == 0:
             self.store.set("told", "1")
 
     def _learn(self, rank: int, spoke: bool, message: str, code: int) -> None:
@@ -100,14 +101,13 @@ class Heartbeat(threading.Thread):
         count, looks = self._counts[rank]
         now = self.store.add(f"beat/{rank}", 0)
         self._counts[rank] = (now, looks + 1 if now == count else 0)
-        # One that has done its part may go.
+        # A process that has finished may end.
         if looks >= (SUSPICIOUS if self._broken else LOOKS) and not self.store.add(f"idle/{rank}", 0):
-            self._post(
-                rank, "", f"{self._process(rank)} has not answered for {looks * PAUSE:.0f} s: killed, or its node is gone. {self.again}", 1
-            )
+            message = f"{self._process(rank)} has not answered for {looks * PAUSE:.0f} s. It was killed, or its node is down. {self.remedy}"
+            self._post(rank, "", message, 1)
 
     def _pass_on(self) -> None:
-        """Tell the others of a stopping signal, or hear of theirs; at which step all stop is for the work to agree on."""
+        """Pass a stopping signal on, or note one of theirs. At which step all stop is agreed on in the training loop."""
         if self.stop is None:
             return
         if self.stop.received is not None:
@@ -117,52 +117,61 @@ class Heartbeat(threading.Thread):
             self.stop.received = next(known for known in STOPPING if known == number)
 
     def _process(self, rank: int) -> str:
-        return f"Process {rank} of {self.place.size}"
+        return f"Process {rank} of {self.info.size}"
 
     def _post(self, rank: int, host: str, message: str, code: int) -> None:
-        """Say what ends the run; the first to say something is heard."""
+        """Post what ends the run. Only the first failure counts."""
         self.store.compare_set("failure", "", json.dumps([rank, host, message, code]))
 
     def fail(self, message: str, code: int) -> bool:
-        """Tell the others why this process ends; whether the first process has heard it, and so will say it."""
+        """Tell the others why this process ends. Returns whether the first process knows, and so reports it."""
         try:
-            self._post(self.place.rank, socket.gethostname(), message, code)
-            if self.place.rank == 0:
-                # They learn it from the store in this process.
-                self._await(lambda: self.store.add("heard", 0) >= self.place.size)
+            self._post(self.info.rank, socket.gethostname(), message, code)
+            if self.info.rank == 0:
+                # The store is in this process, so it waits until all have read it.
+                self._await(lambda: self.store.add("heard", 0) >= self.info.size)
                 return False
             return self._await(lambda: self.store.check(["told"]))
         except RuntimeError:
             return False
 
     def leave(self) -> None:
-        """End with the others: the first process says when, and goes last.
+        """End together with the others. The first process says when, and ends last.
 
-        Raises PeerError where the first one fails before that.
+        Raises PeerError if the first one fails before that.
         """
-        if self.place.rank:
-            self.store.add(f"idle/{self.place.rank}", 1)
+        if self.info.rank:
+            self.store.add(f"idle/{self.info.rank}", 1)
             while not self.ended.wait(PAUSE / 4):
                 self.check()
             self.store.add("left", 1)
         else:
             self.store.set("end", "1")
-            self._await(lambda: self.store.add("left", 0) == self.place.size - 1)
+            self._await(lambda: self.store.add("left", 0) == self.info.size - 1)
 
     def check(self) -> None:
-        """Raises what ended the run in another process."""
+        """Raises what ended the run in another process, if anything did."""
         if self.known.is_set():
             assert self.failure is not None
             self.aware.set()
             raise self.failure
 
-    def explained(self, error: RuntimeError) -> CtcovidError | StoppedError:
-        """What to raise where a connection to another process broke: what is known of the reason, or soon will be."""
-        self._broken = True
-        self.known.wait(PAUSE * (LOOKS + 3))
-        self.aware.set()
-        reason = (str(error).splitlines() or [""])[0]
-        return self.failure or PeerError(f"{self._process(self.place.rank)} has lost another one ({reason}). {self.again}")
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """The processes exchange something in the block.
+
+        Raises the failure of another process: at once if it is known, or, after a connection broke, once it is.
+        """
+        self.check()
+        try:
+            yield
+        except RuntimeError as error:
+            self._broken = True
+            self.known.wait(PAUSE * (LOOKS + 3))
+            self.aware.set()
+            reason = (str(error).splitlines() or [""])[0]
+            lost = f"{self._process(self.info.rank)} lost the connection to another one ({reason}). {self.remedy}"
+            raise self.failure or PeerError(lost) from error
 
     def _await(self, condition: Callable[[], bool]) -> bool:
         pause = threading.Event()

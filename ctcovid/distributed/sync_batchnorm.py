@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of the whole batch, wherever its volumes are. Works with Gloo on CPUs, as torch's own does not."""
+"""Batch norm with the statistics of the whole batch over all processes. Unlike torch's own, it works with Gloo on CPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 class SyncBatchNorm3d(nn.BatchNorm3d):
     """``nn.BatchNorm3d`` over the volumes of all processes together; `exchange` replaces a tensor by its sum over them.
 
-    In evaluation mode it is plain batch norm. A process may come with an empty batch, but it has to come.
+    In evaluation mode it is plain batch norm. Every process has to take part in training, if only with an empty batch.
     """
 
     exchange: Callable[[Tensor], None]
@@ -34,7 +34,7 @@ class SyncBatchNorm3d(nn.BatchNorm3d):
 
 
 def synchronise(module: nn.Module, exchange: Callable[[Tensor], None]) -> int:
-    """Put a synchronised batch norm in the place of each one in `module`, with the same parameters and buffers; how many there were."""
+    """Replace each batch norm of `module` by a synchronised one with the same parameters and buffers; returns how many there were."""
     count = 0
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm3d:
@@ -51,8 +51,8 @@ def synchronise(module: nn.Module, exchange: Callable[[Tensor], None]) -> int:
 
 @contextlib.contextmanager
 def alone(module: nn.Module) -> Iterator[None]:
-    """Synchronised batch norms of `module` keep to this process."""
-    norms = [part for part in module.modules() if isinstance(part, SyncBatchNorm3d)]
+    """While the block runs, synchronised batch norms of `module` use the volumes of this process only."""
+    norms = [layer for layer in module.modules() if isinstance(layer, SyncBatchNorm3d)]
     before = [norm.exchange for norm in norms]
     for norm in norms:
         norm.exchange = lambda sums: None
@@ -72,7 +72,7 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dims = (0, 2, 3, 4)
         n = x.numel() // x.shape[1]
-        # Moments about each process's own mean, put together in float64: sums of squares would lose what float32 has.
+        # Moments about each process's own mean, combined in float64: sums of squares would lose float32's precision.
         if n:
             var, mean = torch.var_mean(x.float(), dims, correction=0)
         else:

@@ -1,1 +1,1 @@
-"""The training loop, its order of batches, its checkpoints and its history."""
+"""The training loop, its recipe, its checkpoints and the folder of a run."""

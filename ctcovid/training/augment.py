@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ctcovid.models.torchvision import import_torchvision
 
-# Two scans of one patient on one scanner differ about as much in how the patient lies, breathes and was windowed.
-FLIP = 0.5  # chance of a left-right flip
+# Repeated scans of one patient differ about as much in position, breathing and window.
+FLIP = 0.5  # probability of a left-right flip
 ANGLE = 10.0  # degrees, in the slice's plane
 SHIFT = 0.05  # of a slice's side
 ZOOM = 0.1  # of a slice's size
@@ -24,7 +24,7 @@ NOISE = 0.03  # highest standard deviation, as a share of the grey range
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one volume, to all of its slices alike but for the noise.
+    """The change to one volume, the same for all of its slices except for the noise.
 
     `angle` is in degrees, `shift` a share of a slice's width and height, `noise` a standard deviation on the scale of 0 to 1.
     """
@@ -40,10 +40,10 @@ class Change:
 
 
 def draw(seed: int, indices: Sequence[int]) -> list[Change]:
-    """A change for each volume of a step, which depends on the step's seed and the volume's index in its set alone.
+    """A change for each volume of a step, which depends only on the step's seed and the volume's index in its set.
 
-    So it is the same in whatever pieces, on whichever process, and after whatever interruption a volume comes. A volume that is more
-    than once in the step is changed in another way each time.
+    It is therefore the same in any piece, on any process, and in a resumed run. A volume that is in the step several times is changed
+    differently each time.
     """
     found, repeats = [], Counter[int]()
     for index in indices:
@@ -69,23 +69,23 @@ def _draw(generator: np.random.Generator) -> Change:
 
 @torch.no_grad()
 def apply(scaled: Tensor, changes: Sequence[Change]) -> Tensor:
-    """Volumes, float (B, 1, D, H, W) from 0 to 1, each with its own change; black comes in from beyond the edges.
+    """Apply to each of the volumes, float (B, 1, D, H, W) from 0 to 1, its own change. Beyond the edges a volume is black.
 
-    A flip puts the heart on the right side. It is in common use all the same: these classes are told by the texture of the lungs, which
-    both sides share, and not by the side.
+    A flip moves the heart to the right side. It is commonly used all the same: these classes differ in the texture of the lungs, which
+    both sides share, and not in the side.
     """
     import_torchvision()
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     found = []
     for volume, change in zip(scaled.squeeze(1), changes, strict=True):
-        # The slices go as the channels of one picture: one map for all of them.
+        # The slices are the channels of one image, so that all have the same map.
         x = functional.horizontal_flip(volume) if change.flip else volume
         height, width = x.shape[-2:]
         translate = [change.shift[0] * width, change.shift[1] * height]
         x = functional.affine(x, change.angle, translate, change.zoom, [0.0, 0.0], InterpolationMode.BILINEAR)
         x = functional.adjust_gamma(x, change.gamma, change.gain)
-        # torchvision's own noise takes no generator; the global one belongs to what the network draws.
+        # torchvision's own noise takes no generator, and the global one is for what the network draws.
         generator = torch.Generator(x.device).manual_seed(change.noise_seed)
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         found.append((x + change.noise * noise).clamp(0, 1))

@@ -1,4 +1,4 @@
-"""Classes of unequal size: weights for the loss, or a draw in which all are equally frequent."""
+"""Classes of unequal size: weights for the loss, or a sampler that draws all classes equally often."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """A weight per class in inverse proportion to its frequency, 1 in the mean over all volumes; 0 for a class without any.
+    """A weight per class, inverse to its frequency, with a mean of 1 over all volumes; 0 for a class without volumes.
 
     labels : int (N,); returns float64 (classes,)
     """
-    # Not at the top: most training does without it, and it takes a second to import.
+    # Takes a second to import, and most trainings do not need it.
     from sklearn.utils.class_weight import compute_class_weight
 
     present = np.unique(labels)
@@ -20,15 +20,15 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def balanced_draw(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """As many indices as there are volumes, in random order, an equal number (or one more) of each class.
+    """As many indices as there are volumes, in random order, with equally many (or one more) of each class.
 
-    No volume of a class is drawn n + 1 times unless all of that class are drawn n times.
+    No volume is drawn n + 1 times before all volumes of its class are drawn n times.
 
     labels : int (N,); returns int (N,)
     """
     present = np.unique(labels)
     share, left = divmod(len(labels), len(present))
-    # Which classes have one more is drawn too, or over the epochs the first ones would be seen more often.
+    # The classes with one more are drawn too. Otherwise the first classes would be seen more often over the epochs.
     more = set(generator.permutation(present)[:left].tolist())
     drawn: list[np.ndarray] = []
     for label in present.tolist():

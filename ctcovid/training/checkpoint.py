@@ -1,4 +1,4 @@
-"""last.pt: all that a run needs to continue as if it had not been stopped."""
+"""last.pt: everything that a run needs to resume as if it had not been stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
 from ctcovid.base.files import atomic
+from ctcovid.models.network import Network
 from ctcovid.models.store import read_tensors
 from ctcovid.training.ema import Ema
 from ctcovid.training.history import EpochRow
@@ -21,9 +22,9 @@ from ctcovid.training.history import EpochRow
 
 @dataclass
 class Progress:
-    """How far a run has come: `epoch` whole epochs, and `step` batches of the next with the sums over their volumes.
+    """How far a run is: `epoch` whole epochs, and `step` batches of the next with the sums over their volumes.
 
-    `skipped` steps, the last `skipped_in_a_row` of all among them, had no finite loss and gradient.
+    `skipped` steps had no finite loss and gradient; `skipped_in_a_row` counts those since the last step that was made.
     """
 
     epoch: int = 0
@@ -52,9 +53,25 @@ class Progress:
         """Whether there have been so many epochs, or `patience` of them (0: any number) since the best one."""
         return self.epoch >= epochs or (self.best is not None and 0 < patience <= self.epoch - self.best.epoch)
 
+    def end_epoch(self, row: EpochRow) -> None:
+        """Count the epoch that `row` describes, and start the sums of the next."""
+        self.history.append(row)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum, self.correct, self.seen = 0.0, 0, 0
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What training changes and a checkpoint holds: weights, their moving average, optimiser and progress."""
+
+    network: Network
+    optimiser: torch.optim.Optimizer
+    ema: Ema | None = None
+    progress: Progress = field(default_factory=Progress)
+
 
 class Saving:
-    """Calls `save` every so many `minutes`, where the loop asks for it between two steps; never with 0 minutes."""
+    """Calls `save` every so many `minutes`, when the loop asks for it between two steps; never with 0 minutes."""
 
     def __init__(self, minutes: float, save: Callable[[], None]) -> None:
         self.seconds, self._save = 60 * minutes, save
@@ -68,20 +85,13 @@ class Saving:
         self.last = time.monotonic()
 
 
-def save_checkpoint(
-    path: Path,
-    module: torch.nn.Module,
-    optimiser: torch.optim.Optimizer,
-    progress: Progress,
-    settings: dict[str, Any],
-    ema: Ema | None = None,
-) -> None:
-    """Write weights and their average, optimiser, progress and the settings of the run, plain types only, whole or not at all."""
+def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) -> None:
+    """Write the state and the settings of the run, plain types only, whole or not at all."""
     content = {
-        "model": module.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "ema": None if ema is None else ema.state(),
-        "progress": asdict(progress),
+        "model": state.network.module.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "ema": None if state.ema is None else state.ema.state(),
+        "progress": asdict(state.progress),
         "settings": settings,
     }
     with atomic(path) as temporary:
@@ -89,7 +99,7 @@ def save_checkpoint(
             with temporary.open("wb") as file:
                 torch.save(content, file)
         except RuntimeError as error:
-            # What torch says of a full disk does not let one guess it; behind it is what the file said.
+            # torch's message does not mention a full disk. The error of the file, which does, is its context.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
@@ -97,41 +107,41 @@ def save_checkpoint(
 
 @contextlib.contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Turn a full disk, or a used up quota, into a sentence that says what is left of the run at `path`.
+    """Turn the error of a full disk, or of a used up quota, into a message that says what is left of the run at `path`.
 
-    Raises CtcovidError in its place.
+    Raises CtcovidError instead.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        kept = f"{path} is kept as it was" if path.is_file() else "nothing is kept yet"
+        kept = f"The previous {path} is kept" if path.is_file() else "Nothing is saved yet"
         raise CtcovidError(
-            f"No space is left to save {path} ({error.strerror}); {kept}. Free some, and the same line with --resume goes on."
+            f"No space is left to save {path} ({error.strerror}). {kept}. Free some space, and resume with the same command and --resume."
         ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
-    Raises ModelRefusedError where the file is damaged or holds anything but tensors and plain types.
+    Raises ModelRefusedError if the file is damaged or holds anything but tensors and plain types.
     """
     try:
         content = read_tensors(path)
     except ValueError as error:
-        raise ModelRefusedError(f"{path} is no checkpoint of ctcovid: {error}. Train again with --overwrite.") from error
+        raise ModelRefusedError(f"{path} is not a checkpoint of ctcovid: {error}. Train again with --overwrite.") from error
     if not isinstance(content, dict) or not {"model", "optimiser", "progress", "settings"} <= set(content):
-        raise ModelRefusedError(f"{path} is no checkpoint of ctcovid. Train again with --overwrite.")
+        raise ModelRefusedError(f"{path} is not a checkpoint of ctcovid. Train again with --overwrite.")
     return content
 
 
-def restore(content: dict[str, Any], module: torch.nn.Module, optimiser: torch.optim.Optimizer, ema: Ema | None = None) -> Progress:
-    """Put the checkpoint's state into `module`, `optimiser` and `ema`; how far the run had come."""
-    module.load_state_dict(content["model"])
-    optimiser.load_state_dict(content["optimiser"])
-    if ema is not None:
-        ema.load(content["ema"])
+def restore(content: dict[str, Any], state: TrainingState) -> TrainingState:
+    """Load the checkpoint's `content` into network, optimiser and average of `state`; the state with the checkpoint's progress."""
+    state.network.module.load_state_dict(content["model"])
+    state.optimiser.load_state_dict(content["optimiser"])
+    if state.ema is not None:
+        state.ema.load(content["ema"])
     progress = Progress(**content["progress"])
     progress.history = [EpochRow(**row) for row in content["progress"]["history"]]
-    return progress
+    return replace(state, progress=progress)

@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, which is what is validated and kept."""
+"""An exponential moving average of a network's weights, which is validated and kept instead of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 class Ema:
     """The average of all weights and running statistics of `module` over its steps.
 
-    In step n the average keeps ``min(decay, (1 + n) / (10 + n))`` of itself and takes the rest from the network: the bound of
-    TensorFlow's ExponentialMovingAverage, without which a short training would be validated with its random beginnings. Steps that were
-    skipped do not count; their number stays on the device, so that the program need not wait for it.
+    In step n the average keeps ``min(decay, (1 + n) / (10 + n))`` of itself and takes the rest from the network. This is the bound of
+    TensorFlow's ExponentialMovingAverage; without it, a short training would be validated with its random initial weights. Skipped steps
+    do not count. Their number stays on the device, so that the program does not wait for it.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -25,10 +25,10 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module, skipped: Tensor | None = None) -> None:
-        """Take in the weights after a step, unless it was `skipped`, bool ()."""
+        """Average in the weights after a step, unless it was `skipped`, bool ()."""
         made = torch.ones_like(self.updates) if skipped is None else (~skipped).to(self.updates)
         self.updates += made
-        # The least that is taken, and what the bound leaves: 1 - (1 + n) / (10 + n).
+        # 9 / (10 + n) is 1 - (1 + n) / (10 + n).
         taken = made * (9 / (10 + self.updates)).clamp(min=1 - self.decay)
         for name, tensor in module.state_dict().items():
             average = self.tensors[name]
@@ -38,18 +38,18 @@ class Ema:
                 average.copy_(torch.where(made > 0, tensor, average))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
+        """What a checkpoint holds."""
         return {"updates": int(self.updates), "tensors": self.tensors}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore from what a checkpoint holds."""
         self.updates.fill_(state["updates"])
         for name, tensor in state["tensors"].items():
             self.tensors[name].copy_(tensor)
 
     @torch.no_grad()
     def exchange(self, module: nn.Module) -> None:
-        """Put the averages into `module` and its own values here; once more puts back the same bits."""
+        """Swap the averages and the values of `module`. A second call restores the same bits."""
         for name, tensor in module.state_dict().items():
             own = tensor.clone()
             tensor.copy_(self.tensors[name])
@@ -58,7 +58,7 @@ class Ema:
 
 @contextmanager
 def averaged(module: nn.Module, ema: Ema | None) -> Iterator[None]:
-    """Let `module` have the averages while the block runs; its own values where there are none."""
+    """Give `module` the averages while the block runs; without an `ema` it keeps its own values."""
     if ema is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Training's last step: what the finished model's own data say of how to use it, for model.json."""
+"""The last step of training: temperature, reference features and ranges of the training data, for model.json."""
 
 from __future__ import annotations
 
@@ -10,56 +10,68 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from ctcovid.base.console import Console
+from ctcovid.base.console import Advance, Console
 from ctcovid.base.errors import counted
-from ctcovid.base.signals import StopRequest
-from ctcovid.inference.temperature import calibrated
+from ctcovid.distributed.session import Session
+from ctcovid.inference.temperature import LEAST, MOST, calibrated, fit_temperature, of_scans, scan_losses, trusted_temperature
 from ctcovid.models.network import Network
 from ctcovid.models.reference import QUANTILE, ReferenceFeatures, distances, fit_reference, probabilities_and_features
-from ctcovid.training.temperature import LEAST, MOST, fit_temperature, of_scans, scan_losses, trusted_temperature
+from ctcovid.training.data import TrainingData
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.layout import ScanRow
 
-# So many training volumes, evenly spread over the scans, show what features look like.
+# At most so many training volumes, evenly spread over the scans, give the reference features.
 MOST_TRAINING_VOLUMES = 2048
 AT_ONCE = 32
 
 
-def close(
-    weights: Path, network: Network, train_set: VolumeSet, valid_set: VolumeSet, workers: int, stop: StopRequest, console: Console
-) -> tuple[dict[str, Any], ReferenceFeatures | None]:
-    """What model.json shall say about use: the temperature from the validation scans, and kind of image and spacing of the training
-    scans; and what these look like, with the distance in feature space from which on a scan is unlike them. Nothing is written.
+def finalize(weights: Path, network: Network, data: TrainingData, session: Session) -> tuple[dict[str, Any], ReferenceFeatures | None]:
+    """What model.json says about the use of the model, and the reference features. Nothing is written.
+
+    The temperature comes from the validation scans; kind of image, slice spacing and reference features come from the training scans, and
+    the threshold of the distance to these again from the validation scans.
 
     Parameters
     ----------
     weights : the file of the final weights
-    network : another one of the same architecture, on its device; it takes the weights over
+    network : another one of the same architecture, on its device, into which the weights are loaded
 
-    Raises StoppedError where a signal comes before the end.
+    Raises StoppedError if a signal comes before the end.
     """
-    about = learnt_from([volume.scan for volume in train_set.volumes])
-    if not len(valid_set):
+    about = learnt_from([volume.scan for volume in data.train.volumes])
+    if not len(data.valid):
         return about, None
     network.module.load_state_dict(load_file(weights))
     network.module.requires_grad_(False)
+    train_set, valid_set = data.train, data.valid
     chosen = np.unique(np.linspace(0, len(train_set) - 1, min(len(train_set), MOST_TRAINING_VOLUMES)).round().astype(int))
-    with console.progress(len(valid_set) + len(chosen), "Calibrating") as advance:
-        probabilities, features = _through(network, valid_set, range(len(valid_set)), workers, stop, advance)
-        learnt = _through(network, train_set, chosen.tolist(), workers, stop, advance)[1] if features is not None else None
-    scans, patients = ([getattr(volume.scan, key) for volume in valid_set.volumes] for key in ("first_slice", "patient"))
-    fitted = fit_temperature(probabilities, valid_set.labels, scans)
-    temperature = trusted_temperature(probabilities, valid_set.labels, scans, patients, fitted)
+    with session.console.progress(len(valid_set) + len(chosen), "Calibrating") as advance:
+        probabilities, features = _through(network, valid_set, range(len(valid_set)), session, advance)
+        learnt = _through(network, train_set, chosen.tolist(), session, advance)[1] if features is not None else None
+    about["calibration"] = _calibration(probabilities, valid_set, session.console)
+    statistics = None if learnt is None else fit_reference(learnt, train_set.labels[chosen])
+    if statistics is None or features is None:
+        return about, None
+    each = distances(features, *statistics)
+    return about, ReferenceFeatures(*statistics, float(np.quantile(of_scans(each, _scans(valid_set)), QUANTILE)))
+
+
+def _calibration(probabilities: np.ndarray, valid_set: VolumeSet, console: Console) -> dict[str, Any]:
+    """The temperature for validation volumes with these probabilities, float (N, classes), and what it was fitted on."""
+    labels, scans = valid_set.labels, _scans(valid_set)
+    patients = [volume.scan.patient for volume in valid_set.volumes]
+    fitted = fit_temperature(probabilities, labels, scans)
+    temperature = trusted_temperature(probabilities, labels, scans, patients, fitted)
     if temperature != fitted:
         who = counted(len(set(patients)), "validation patient")
-        console.say(f"Probabilities stay as the softmax gives them: {who} do not show that a temperature makes them better.")
+        console.say(f"Probabilities stay those of the softmax: {who} do not show that a temperature improves them.")
     elif not 1.01 * LEAST < temperature < 0.99 * MOST:
         console.warn(
-            f"no temperature from {LEAST:g} to {MOST:g} makes the probabilities as sure as they are right, so {temperature:.3g} was taken: "
-            f"do not rely on them. Train longer, or validate on more than {counted(len(set(scans)), 'scan')}."
+            f"no temperature from {LEAST:g} to {MOST:g} calibrates the probabilities, so {temperature:.3g} is used. Do not rely on them. "
+            f"Train longer, or validate on more than {counted(len(set(scans)), 'scan')}."
         )
-    before, after = (float(scan_losses(calibrated(probabilities, used), valid_set.labels, scans).mean()) for used in (1.0, temperature))
-    about["calibration"] = {
+    before, after = (float(scan_losses(calibrated(probabilities, used), labels, scans).mean()) for used in (1.0, temperature))
+    return {
         "temperature": temperature,
         "fitted": fitted,
         "volumes": len(valid_set),
@@ -68,15 +80,15 @@ def close(
         "log_loss": before,
         "log_loss_calibrated": after,
     }
-    statistics = None if learnt is None else fit_reference(learnt, train_set.labels[chosen])
-    if statistics is None or features is None:
-        return about, None
-    each = distances(features, *statistics)
-    return about, ReferenceFeatures(*statistics, float(np.quantile(of_scans(each, scans), QUANTILE)))
+
+
+def _scans(volume_set: VolumeSet) -> list[int]:
+    """Which scan each volume is of."""
+    return [volume.scan.first_slice for volume in volume_set.volumes]
 
 
 def learnt_from(rows: Sequence[ScanRow]) -> dict[str, Any]:
-    """Kind of image of the scans, "mixed" where it differs, and least and most millimetres between slices, None where no file says."""
+    """Kind of image of the scans, "mixed" if it differs, and smallest and largest slice spacing in mm, None if no file has it."""
     kinds = {row.image_kind for row in rows}
     known = {row.first_slice: json.loads(row.checks or "{}").get("slice_spacing") for row in rows}
     spacings = [float(spacing) for spacing in known.values() if spacing is not None]
@@ -87,14 +99,14 @@ def learnt_from(rows: Sequence[ScanRow]) -> dict[str, Any]:
 
 
 def _through(
-    network: Network, volume_set: VolumeSet, chosen: Sequence[int], workers: int, stop: StopRequest, advance: Any
+    network: Network, volume_set: VolumeSet, chosen: Sequence[int], session: Session, advance: Advance
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Probabilities and features of volumes, in the order of `chosen`."""
     probabilities, features = [], []
-    order = [[chosen[place] for place in places] for places in in_order(len(chosen), AT_ONCE)]
-    for batch in volume_set.batches(order, workers):
-        if stop.received:
-            raise stop.error("The weights are final; the same line with --resume finishes the model.")
+    order = [[chosen[number] for number in numbers] for numbers in in_order(len(chosen), AT_ONCE)]
+    for batch in volume_set.batches(order, session.workers):
+        if session.stop.received:
+            raise session.stop.error("The weights are final. The same command with --resume finishes the model.")
         shares, found = probabilities_and_features(network, batch.volumes.numpy())
         probabilities.append(shares)
         if found is not None:

@@ -14,7 +14,7 @@ from ctcovid.base.files import write_text
 class EpochRow:
     """What one epoch gave. Losses are mean cross-entropy per volume, accuracies three-way (Li et al. 2021, Eq. (5)).
 
-    The validation fields are None where there is no validation part.
+    The validation fields are None if the validation part is empty.
     """
 
     epoch: int
@@ -25,7 +25,7 @@ class EpochRow:
     valid_accuracy: float | None
 
     def better_than(self, other: EpochRow | None) -> bool:
-        """Higher validation accuracy, or lower loss at the same; the later epoch where nothing was validated."""
+        """Higher validation accuracy, or the same with a lower loss; the later epoch if nothing was validated."""
         if other is None or self.valid_accuracy is None or other.valid_accuracy is None:
             return True
         assert self.valid_loss is not None and other.valid_loss is not None
@@ -33,7 +33,7 @@ class EpochRow:
 
 
 def write_history(path: Path, rows: list[EpochRow]) -> None:
-    """Write the rows as CSV with full precision, whole or not at all. It holds no times, so equal runs give equal files."""
+    """Write the rows as CSV with full precision, whole or not at all. It holds no times, so that equal runs give equal files."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(EpochRow)], lineterminator="\n")
     writer.writeheader()

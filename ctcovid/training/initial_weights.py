@@ -1,4 +1,4 @@
-"""Which weights a run begins with."""
+"""Which weights a run starts with."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from ctcovid.training.checkpoint import Progress
 
 
 def require_weights(epochs: int, pretrained: Path | None, freeze: str, progress: Progress | None) -> None:
-    """Raises UsageError where the weights of a run that begins, or of one that had come so far, are not what was asked for."""
+    """Check that a new run has weights worth keeping, or a resumed one with that `progress` has been validated.
+
+    Raises UsageError if not.
+    """
     if progress is None and pretrained is None and not epochs:
-        raise UsageError("--epochs 0 trains nothing: it makes a model of the weights that --pretrained names.")
+        raise UsageError("--epochs 0 trains nothing: it registers the weights of --pretrained as a model. Name them.")
     if progress is None and pretrained is None and freeze:
-        raise UsageError(f"--freeze {freeze} would keep random weights. Name better ones with --pretrained.")
+        raise UsageError(f"--freeze {freeze} would keep random weights. Name trained ones with --pretrained.")
     if progress is not None and progress.step and not progress.history and not epochs:
-        raise UsageError("--epochs 0: the run is in its first epoch. Give more --epochs, or --overwrite in place of --resume.")
+        raise UsageError("--epochs 0: the run is in its first epoch. Use more --epochs, or --overwrite instead of --resume.")
 
 
-def begin_with(given: Path | None, folder: Path, network: Network, epochs: int, console: Console) -> dict[str, Any] | None:
-    """Begin with the weights that were `given`, and say which these are and what fitted.
+def load_initial_weights(given: Path | None, folder: Path, network: Network, epochs: int, console: Console) -> dict[str, Any] | None:
+    """Load the weights that were `given`, and return the record of which they are and what matched.
 
-    Raises UsageError where they lie in a folder to be cleared, ModelRefusedError where no epoch trains what they leave.
+    Raises UsageError if they are in a folder that is about to be cleared, ModelRefusedError if no epoch trains what they lack.
     """
     if given is None:
         return None
     file = find_weights(given)
     if file.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"--pretrained {file} lies in {folder}/, which the new run would clear. Give the new run another --name.")
+        raise UsageError(f"--pretrained {file} is in {folder}/, which the new run would clear. Choose another --name for the new run.")
     match = load_pretrained(network.module, file)
     console.say(f"{file}: {match.sentence()}")
     if match.warning():
         console.warn(match.warning())
     if not epochs and match.fresh:
-        raise ModelRefusedError(f"{file} leaves {match.fresh[0]} at random values: train it, with --epochs above 0.")
+        raise ModelRefusedError(f"{file} has no weights for {match.fresh[0]}, which would stay random. Train with --epochs above 0.")
     return {"path": str(file.resolve()), "sha256": sha256(file), **match.record()}

@@ -5,221 +5,144 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from ctcovid.base.console import Console, duration
+from ctcovid.base.console import duration
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
-from ctcovid.base.signals import STOPPING, StopRequest
-from ctcovid.distributed.ranks import Ranks
+from ctcovid.base.signals import STOPPING
+from ctcovid.distributed.session import Session
 from ctcovid.models.network import Network
 from ctcovid.training.balance import class_weights
-from ctcovid.training.checkpoint import Progress, Saving
+from ctcovid.training.checkpoint import Saving
+from ctcovid.training.data import TrainingData
 from ctcovid.training.ema import averaged
 from ctcovid.training.freeze import learn
 from ctcovid.training.history import EpochRow
-from ctcovid.training.step import Step, Stepper
-from ctcovid.volumes.batches import Batch, VolumeSet, in_order
+from ctcovid.training.step import Stepper
+from ctcovid.training.tracker import StepTracker
+from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.limits import Waiting
-from ctcovid.volumes.resident import Resident
-
-# Steps in a row without a finite loss and gradient after which there is no hope.
-MOST_SKIPPED = 3
 
 
-def fit(
-    stepper: Stepper,
-    train_set: VolumeSet,
-    feed: Resident | None,
-    valid_set: VolumeSet,
-    progress: Progress,
-    workers: int,
-    stop: StopRequest,
-    console: Console,
-    saving: Saving,
-    epoch_done: Callable[[EpochRow, str], None],
-) -> bool:
-    """Train from where `progress` stands to the recipe's last epoch (Li et al. 2021, Sec. 2.3), moving `progress` along.
+def fit(stepper: Stepper, data: TrainingData, session: Session, saving: Saving, epoch_done: Callable[[EpochRow, str], None]) -> bool:
+    """Train from the stepper's progress to the recipe's last epoch (Li et al. 2021, Sec. 2.3), and update the progress.
 
-    Training volumes come from `feed` where they are in memory, else `workers` read them.
-    `epoch_done` is called after each epoch, with `progress` at its end, and with the speed of all processes and the time left in words.
-    What is validated are the stepper's averages where it has any. Returns False where `stop` came first, in this process or in another;
-    `progress` then stands between two steps, or before the validation of an epoch, from where a later call goes on with the same result.
+    What is validated are the moving averages of the weights, if there are any. `epoch_done` is called after each epoch, with the progress
+    at its end, and with the speed of all processes and the time left in words.
 
-    Raises CtcovidError where the training diverges, or the loss is not finite in validation.
+    Returns False if a signal came first, in this process or in another. The progress is then between two steps, or before the validation
+    of an epoch. A later call resumes there with the same result.
+
+    Raises CtcovidError if the training diverges, or the validation loss is not finite.
     """
-    recipe, network, ranks = stepper.recipe, stepper.network, stepper.ranks
+    recipe, progress, pace = stepper.recipe, stepper.state.progress, _Pace()
     over = progress.over(recipe.epochs, recipe.patience)
-    began, trained = time.monotonic(), 0
     while not over:
-        epoch_began, seen = time.monotonic(), progress.seen
-        if not _train_epoch(stepper, train_set, feed, progress, workers, stop, console, saving):
+        began, seen = time.monotonic(), progress.seen
+        if not _train_epoch(stepper, data, session, saving):
             return False
-        now = progress.seen - seen
-        trained, speed = trained + now, now / (time.monotonic() - epoch_began)
-        with averaged(network.module, stepper.ema):
+        pace.add(progress.seen - seen, time.monotonic() - began)
+        with averaged(stepper.network.module, stepper.state.ema):
             what = f"Validating after epoch {progress.epoch + 1} of {recipe.epochs}"
-            stopped, loss, accuracy = validate(network, valid_set, recipe.batch, workers, stop, ranks, console, what)
-        if stopped:
+            scores = validate(stepper.network, data.valid, recipe.batch, session, what)
+        if scores is None:
             return False
-        if loss is not None and not math.isfinite(loss):
-            raise CtcovidError(
-                f"The validation loss is {loss} after epoch {progress.epoch + 1}: the training has diverged. Try a lower --learning-rate."
-            )
-        row = EpochRow(
-            progress.epoch + 1,
-            recipe.rate(progress.epoch, 0, recipe.steps(len(train_set))),
-            progress.loss_sum / progress.seen if progress.seen else math.nan,
-            progress.correct / progress.seen if progress.seen else math.nan,
-            loss,
-            accuracy,
-        )
-        progress.history.append(row)
-        progress.epoch, progress.step = progress.epoch + 1, 0
-        progress.loss_sum, progress.correct, progress.seen = 0.0, 0, 0
+        row = _row(stepper, len(data.train), *scores)
+        progress.end_epoch(row)
         over = progress.over(recipe.epochs, recipe.patience)
-        # Of an epoch that was resumed at its end nothing was seen that would tell how fast it goes.
-        pace = [f"{speed:,.1f} volumes/s"] if now else []
-        if trained and not over:
-            left = (time.monotonic() - began) / trained * len(train_set) * (recipe.epochs - progress.epoch)
-            pace.append(f"about {duration(left)} left")
-        epoch_done(row, ", ".join(pace))
-        # Of several processes one may know of the signal already and another not; the next step is where they agree.
-        if stop.received and ranks.size == 1 and not over:
+        epoch_done(row, pace.text(0 if over else len(data.train) * (recipe.epochs - progress.epoch)))
+        if session.stops_alone and not over:
             return False
     return True
 
 
-def _train_epoch(
-    stepper: Stepper,
-    train_set: VolumeSet,
-    feed: Resident | None,
-    progress: Progress,
-    workers: int,
-    stop: StopRequest,
-    console: Console,
-    saving: Saving,
-) -> bool:
-    """The rest of an epoch, from `feed` or else from disk; False where it was stopped."""
-    network, recipe = stepper.network, stepper.recipe
+def _train_epoch(stepper: Stepper, data: TrainingData, session: Session, saving: Saving) -> bool:
+    """The rest of an epoch; False if a signal ended it."""
+    network, recipe, progress = stepper.network, stepper.recipe, stepper.state.progress
     learn(network.module)
     weights = None
     if recipe.class_balance == "weights":
-        weights = torch.tensor(class_weights(train_set.labels, len(network.classes)), dtype=torch.float32, device=network.device)
-    entire = recipe.order(len(train_set), progress.epoch, train_set.labels)
+        weights = torch.tensor(class_weights(data.train.labels, len(network.classes)), dtype=torch.float32, device=network.device)
+    entire = recipe.order(len(data.train), progress.epoch, data.train.labels)
     order = entire[progress.step :]
     shares = [stepper.share(batch) for batch in order]
-    made: Step | None = None
-    stopped, waiting = False, Waiting()
-
+    waiting, what = Waiting(), f"Epoch {progress.epoch + 1} of {recipe.epochs}"
     with (
-        # Readers end with their iterator; an exception's traceback would keep it alive, and them waiting for each other at exit.
-        contextlib.closing(_batches(train_set, feed, shares, workers, network.device.type == "cuda")) as batches,
-        console.progress(sum(map(len, order)), f"Epoch {progress.epoch + 1} of {recipe.epochs}", "volumes", tenths=False) as advance,
+        # Readers end with their iterator. An exception's traceback would keep it alive, and the readers waiting for each other at exit.
+        contextlib.closing(data.batches(shares, session.workers, network.device.type == "cuda")) as batches,
+        session.console.progress(sum(map(len, order)), what, "volumes", tenths=False) as advance,
     ):
-
-        def look(step: Step) -> bool:
-            """Add the step to `progress`, which so always says what was made; whether to stop."""
-            outcome = step.look()
-            _count(outcome.loss, outcome.norm, outcome.correct, outcome.skipped, step.indices, progress, train_set, console)
-            advance(len(step.indices), progress.note())
-            if outcome.stopped is not None and stop.received is None:
-                stop.received = outcome.stopped
-            return outcome.stopped is not None
-
-        for batch, whole in zip(waiting.timed(batches), order, strict=True):
-            if stop.received and stepper.ranks.size == 1:
-                stopped = True
+        tracker = StepTracker(stepper, data.train, session, saving, advance)
+        for batch, indices in zip(waiting.timed(batches), order, strict=True):
+            if session.stops_alone:
                 break
-            # Counted are the steps that were made, of which the last one may not have been looked at yet.
-            number = progress.step + (made is not None)
-            for group in stepper.optimiser.param_groups:
+            number = tracker.number
+            for group in stepper.state.optimiser.param_groups:
                 group["lr"] = recipe.rate(progress.epoch, number, len(entire))
             torch.manual_seed(recipe.step_seed(progress.epoch, number, stepper.ranks.rank))
-            step = stepper.make(batch, whole, stop, recipe.step_seed(progress.epoch, number), weights)
-            # A GPU is still at work on this step while the last one's loss is looked at; so it never waits for the program.
-            if made is not None:
-                stopped = look(made)
-            made = step
-            if not stepper.ahead or saving.due() or stopped:
-                heard, made = look(made), None
-                if saving.due() and not (heard or stopped):
-                    saving.save()
-                if stopped or (heard and not stepper.ahead):
-                    stopped = True
-                    break
-                # The processes in which no checkpoint is due hear it after the next step, where there is one, and stop after that.
-                stopped = heard
-        if made is not None:
-            stopped = look(made) or stopped
-    waiting.warn(workers, console)
-    return not (stopped or (stop.received and stepper.ranks.size == 1))
+            step = stepper.make(batch, indices, session.stop, recipe.step_seed(progress.epoch, number), weights)
+            if tracker.add(step):
+                break
+        tracker.finish()
+    waiting.warn(session.workers, session.console)
+    return not (tracker.stopped or session.stops_alone)
 
 
-def _batches(
-    train_set: VolumeSet, feed: Resident | None, shares: Sequence[list[int]], workers: int, pin: bool
-) -> Generator[Batch, None, None]:
-    """This process's shares of the batches, some of which may be empty."""
-    nothing = torch.zeros(0, dtype=torch.int64)
-    empty = Batch(torch.zeros(0, *train_set.shape, dtype=torch.uint8), nothing, nothing)
-    some = [share for share in shares if share]
-    read = train_set.batches(some, workers, pin) if feed is None else feed.batches(some)
-    try:
-        for share in shares:
-            yield next(read) if share else empty
-    finally:
-        read.close()
+def _row(stepper: Stepper, volumes: int, loss: float | None, accuracy: float | None) -> EpochRow:
+    """What the epoch gave that was trained on so many volumes and validated with that `loss` and `accuracy`.
 
-
-def _count(
-    loss: float,
-    norm: float,
-    correct: int,
-    skipped: bool,
-    indices: Sequence[int],
-    progress: Progress,
-    train_set: VolumeSet,
-    console: Console,
-) -> None:
-    """Add a step to `progress`.
-
-    Raises CtcovidError after several steps without a finite loss and gradient. The weights are those before them.
+    Raises CtcovidError if the validation loss is not finite.
     """
-    progress.step += 1
-    if not skipped:
-        progress.skipped_in_a_row = 0
-        progress.loss_sum += loss * len(indices)
-        progress.correct += correct
-        progress.seen += len(indices)
-        return
-    progress.skipped += 1
-    progress.skipped_in_a_row += 1
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-    where = f"epoch {progress.epoch + 1}, step {progress.step}: {what}, with {train_set.named(indices)}"
-    if progress.skipped_in_a_row >= MOST_SKIPPED:
+    recipe, progress = stepper.recipe, stepper.state.progress
+    if loss is not None and not math.isfinite(loss):
         raise CtcovidError(
-            f"The training has diverged: {MOST_SKIPPED} steps in a row without a finite loss and gradient, the last in {where}. "
-            "Try a lower --learning-rate, or look at these volumes."
+            f"The validation loss is {loss} after epoch {progress.epoch + 1}: the training has diverged. Try a lower --learning-rate."
         )
-    console.warn(f"{where}. The step is skipped, {progress.skipped:,} so far.")
+    return EpochRow(
+        progress.epoch + 1,
+        recipe.rate(progress.epoch, 0, recipe.steps(volumes)),
+        progress.loss_sum / progress.seen if progress.seen else math.nan,
+        progress.correct / progress.seen if progress.seen else math.nan,
+        loss,
+        accuracy,
+    )
+
+
+class _Pace:
+    """Speed and time left. An epoch that was resumed at its very end has trained on no volume, and shows no speed."""
+
+    def __init__(self) -> None:
+        self.began, self.trained, self.speed = time.monotonic(), 0, 0.0
+
+    def add(self, volumes: int, seconds: float) -> None:
+        """Count the volumes of an epoch, and the time that training on them took."""
+        self.trained, self.speed = self.trained + volumes, volumes / seconds
+
+    def text(self, left: int) -> str:
+        """The speed of the last epoch, and the time that so many volumes will take, validation included."""
+        said = [f"{self.speed:,.1f} volumes/s"] if self.speed else []
+        if self.trained and left:
+            said.append(f"about {duration((time.monotonic() - self.began) / self.trained * left)} left")
+        return ", ".join(said)
 
 
 @torch.inference_mode()
 def validate(
-    network: Network, valid_set: VolumeSet, batch: int, workers: int, stop: StopRequest, ranks: Ranks, console: Console, what: str
-) -> tuple[bool, float | None, float | None]:
-    """Whether `stop` came in any process, and mean cross-entropy and accuracy over a set, (None, None) where it is empty.
+    network: Network, valid_set: VolumeSet, batch: int, session: Session, what: str
+) -> tuple[float, float] | tuple[None, None] | None:
+    """Mean cross-entropy and accuracy over a set, (None, None) if it is empty; None if a signal came in any process.
 
-    Each volume is classified by one of the processes. The loss is not a number, in all of them, where the network answers in one with what
-    is none.
+    Each volume is classified by one of the processes. The loss is NaN in all of them if the network's output is NaN or Inf in one.
     """
+    ranks, stop = session.ranks, session.stop
     loss, correct = 0.0, 0
     entire = in_order(len(valid_set), ranks.at_most(batch, len(valid_set)))
     order = ranks.share(entire)
-    with console.progress(len(valid_set), what, "volumes", tenths=False) as advance:
-        for number, some in enumerate(valid_set.batches(order, workers) if order else ()):
+    with session.console.progress(len(valid_set), what, "volumes", tenths=False) as advance:
+        for number, some in enumerate(valid_set.batches(order, session.workers) if order else ()):
             try:
                 probabilities = torch.from_numpy(network.probabilities(some.volumes))
             except ModelRefusedError:
@@ -227,7 +150,7 @@ def validate(
                 break
             loss += float(F.nll_loss(probabilities.clamp_min(1e-300).log(), some.labels, reduction="sum"))
             correct += int((probabilities.argmax(1) == some.labels).sum())
-            # The others are about as far.
+            # The other processes are about as far.
             advance(sum(map(len, entire[number * ranks.size : (number + 1) * ranks.size])))
             ranks.check()
             if stop.received:
@@ -238,6 +161,5 @@ def validate(
     stopped = next((number for number, count in zip(STOPPING, signals, strict=True) if count), None)
     if stopped is not None:
         stop.received = stopped
-    if not len(valid_set):
-        return stopped is not None, None, None
-    return stopped is not None, loss / len(valid_set), right / len(valid_set)
+        return None
+    return (loss / len(valid_set), right / len(valid_set)) if len(valid_set) else (None, None)

@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from ctcovid.base.allocation import hand_back
-from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError
 from ctcovid.distributed.gradients import RunningStatistics
 from ctcovid.distributed.ranks import Ranks
+from ctcovid.distributed.session import Session
 from ctcovid.distributed.sync_batchnorm import alone
 from ctcovid.models.device import device_name
 from ctcovid.models.network import Network
@@ -27,60 +27,66 @@ from ctcovid.training.freeze import learn
 from ctcovid.training.recipe import Recipe
 from ctcovid.volumes.resident import free_memory
 
-# Share of the host's free memory that a step may take: the readers and the system need some of it.
+# Share of the host's free memory that a step may take. The readers and the system need the rest.
 SHARE = 0.7
 
 
-def fitted(
-    recipe: Recipe,
-    network: Network,
-    shape: tuple[int, int, int],
-    checkpoint: dict[str, Any] | None,
-    ranks: Ranks,
-    console: Console,
+def automatic_micro_batch(
+    recipe: Recipe, network: Network, shape: tuple[int, int, int], checkpoint: dict[str, Any] | None, session: Session
 ) -> int:
-    """The micro-batch for "auto", 0 for the whole batch: that of the checkpoint, or what fits in every process."""
-    before = checkpoint["settings"] if checkpoint else {}
+    """The micro-batch for "auto", 0 for the whole batch: that of the checkpoint, or the largest that fits in every process."""
+    ranks, before = session.ranks, checkpoint["settings"] if checkpoint else {}
     most = recipe.of_each(ranks.size)
     known = before.get("micro_batch")
     if isinstance(known, int) and before.get("ranks", 1) == ranks.size:
         return 0 if known >= most else known
-    found = min(ranks.gather(fitting(network, most, shape, ranks.local_size)))
-    console.say(f"{found} volumes fit into memory at a time, of {most} in a step{' of each process' if ranks.size > 1 else ''}.")
+    found = min(ranks.gather(largest_fitting(network, most, shape, ranks.local_size)))
+    each = " of each process" if ranks.size > 1 else ""
+    session.console.say(f"{found} volumes fit into memory at a time, of {most} in a step{each}.")
     return 0 if found == most else found
 
 
-def is_want_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice, on a GPU or on the host, for which torch has no class of errors."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not enough, on a GPU or on the host, for which torch has no class of errors."""
     said = isinstance(error, RuntimeError) and re.search(r"DefaultCPUAllocator|out of memory", str(error))
     return bool(said) or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def too_large(error: BaseException, recipe: Recipe, network: Network, shape: tuple[int, int, int], ranks: Ranks) -> UsageError:
-    """What to do about volumes that did not fit into memory, as `error` said."""
-    # What the step had made is still held by its functions, which the error remembers.
-    traceback.clear_frames(error.__traceback__)
-    most = recipe.micro_batch or recipe.of_each(ranks.size)
-    network.module.zero_grad(set_to_none=True)
-    way_out = "Choose a smaller --depth or --arch."
-    if most > 1:
-        found = fitting(network, most // 2, shape)
-        way_out = f"Add --micro-batch {found}, which fits, or --micro-batch auto; the batch stays."
-    return UsageError(f"Volumes do not fit into the memory of {device_name(network.device)}, {most} at a time. {way_out}")
+@contextlib.contextmanager
+def suggesting_micro_batch(recipe: Recipe, network: Network, shape: tuple[int, int, int], ranks: Ranks) -> Iterator[None]:
+    """Turn an error about memory into one that says which micro-batch of volumes of `shape` (D, H, W) fits.
 
-
-def fitting(network: Network, most: int, shape: tuple[int, int, int], processes: int = 1) -> int:
-    """The largest of `most`, half of it, a quarter and so on of volumes of `shape` (D, H, W) that fit into memory in a training step.
-
-    On a GPU a step is tried, with room for what Adam keeps. On a CPU, where too much would end the process, it is worked out from the
-    peak of two small steps, and from what the `processes` of this node may still take. Weights and running statistics stay as they are.
-
-    Raises UsageError where not even one fits.
+    Raises UsageError instead.
     """
-    fits = _tried if network.device.type != "cpu" else _worked_out(network, shape, processes)
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # The error holds the frames of the step, and these its tensors.
+        traceback.clear_frames(error.__traceback__)
+        most = recipe.micro_batch or recipe.of_each(ranks.size)
+        network.module.zero_grad(set_to_none=True)
+        remedy = "Choose a smaller --depth or --arch."
+        if most > 1:
+            found = largest_fitting(network, most // 2, shape)
+            remedy = f"Add --micro-batch {found}, which fits, or --micro-batch auto. The batch stays the same."
+        raise UsageError(f"{most} volumes at a time do not fit into the memory of {device_name(network.device)}. {remedy}") from error
+
+
+def largest_fitting(network: Network, most: int, shape: tuple[int, int, int], processes: int = 1) -> int:
+    """How many volumes of `shape` (D, H, W) fit into memory in a training step: `most`, half of it, a quarter and so on.
+
+    On a GPU a step is tried, with room for Adam's moments. On a CPU, where too much would end the process, it is estimated from the peaks
+    of two small steps, and from the memory that is left for the `processes` of this node. Weights and running statistics do not change.
+
+    Raises UsageError if not even one fits.
+    """
     size = most
     with _unchanged(network.module), alone(network.module):
-        while not fits(network, size, shape):
+        fits = _fits(network, shape, processes)
+        # A piece may have one volume more than the others, see Recipe.pieces.
+        while not fits(size + 1):
             if size == 1:
                 raise UsageError(
                     f"Not even one volume of {'×'.join(map(str, shape))} fits into the memory of {device_name(network.device)}. "
@@ -90,12 +96,20 @@ def fitting(network: Network, most: int, shape: tuple[int, int, int], processes:
     return size
 
 
+def _fits(network: Network, shape: tuple[int, int, int], processes: int) -> Callable[[int], bool]:
+    """Whether a step of so many volumes fits into memory, as a function of their number."""
+    if network.device.type != "cpu":
+        return lambda size: _tried(network, size, shape)
+    each = _bytes_per_volume(network, shape)
+    room = SHARE * free_memory() / processes
+    return lambda size: each * size <= room
+
+
 def _tried(network: Network, size: int, shape: tuple[int, int, int]) -> bool:
     try:
-        # A piece may be one volume larger than the rest, see Recipe.pieces.
-        _step(network, size + 1, shape, moments=True)
+        _step(network, size, shape, moments=True)
     except (RuntimeError, MemoryError) as error:
-        if not is_want_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return False
     finally:
@@ -106,32 +120,25 @@ def _tried(network: Network, size: int, shape: tuple[int, int, int]) -> bool:
     return True
 
 
-class _worked_out:  # noqa: N801
-    """Judges by arithmetic: the step's peak grows with the number of volumes."""
-
-    def __init__(self, network: Network, shape: tuple[int, int, int], processes: int) -> None:
-        few, more = 2, 6
-        try:
-            with _unchanged(network.module), alone(network.module):
-                hand_back()
-                _forget_the_peak()
-                _step(network, few, shape, moments=False)
-                before = _peak()
-                hand_back()
-                _step(network, more, shape, moments=False)
-                self.each = (_peak() - before) / (more - few)
-        except (RuntimeError, MemoryError) as error:
-            if not is_want_of_memory(error):
-                raise
-            # With so little left there is nothing to choose.
-            self.each = math.inf
-        network.module.zero_grad(set_to_none=True)
-        # What these steps have left behind is free, though the process may still hold it.
+def _bytes_per_volume(network: Network, shape: tuple[int, int, int]) -> float:
+    """How much the peak of a step's memory grows with each volume, from two small steps; infinite if not even these fit."""
+    few, more = 2, 6
+    try:
         hand_back()
-        self.room = SHARE * free_memory() / processes
-
-    def __call__(self, network: Network, size: int, shape: tuple[int, int, int]) -> bool:
-        return self.each * (size + 1) <= self.room
+        _reset_peak()
+        _step(network, few, shape, moments=False)
+        before = _peak()
+        hand_back()
+        _step(network, more, shape, moments=False)
+        return (_peak() - before) / (more - few)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return math.inf
+    finally:
+        network.module.zero_grad(set_to_none=True)
+        # The memory of these steps is free, though the process may still hold it.
+        hand_back()
 
 
 def _step(network: Network, size: int, shape: tuple[int, int, int], moments: bool) -> None:
@@ -143,7 +150,7 @@ def _step(network: Network, size: int, shape: tuple[int, int, int], moments: boo
 
 @contextlib.contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Running statistics, random numbers and mode are afterwards what they were."""
+    """Restore running statistics, the state of the random numbers and the mode after the block."""
     statistics, training = RunningStatistics(module), module.training
     before = statistics.read(torch.zeros(()))
     counts = [buffer.clone() for name, buffer in module.named_buffers() if name.endswith("num_batches_tracked")]
@@ -159,15 +166,15 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
                 buffer.copy_(count)
 
 
-def _forget_the_peak() -> None:
-    """What came before, such as the reading of the file, may have taken more than a small step does, and would hide it."""
+def _reset_peak() -> None:
+    """Earlier work, such as reading the file, may have taken more memory than a small step, and would hide its peak."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak() -> float:
-    """Bytes that this process has had at most, as the system counts them; 0 where it does not."""
-    # Not ru_maxrss where this can be had: a process inherits that from the one which started it.
+    """Peak memory of this process in bytes, as the system counts it; 0 if it does not."""
+    # Preferred to ru_maxrss, which a process inherits from the one that started it.
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

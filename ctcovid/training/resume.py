@@ -1,73 +1,65 @@
-"""Whether a run directory is to be begun, continued or left alone, and whether what is asked for is the run that is there."""
+"""Whether a run starts, resumes or is refused, and whether it resumes with the settings that it was started with."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError
-from ctcovid.base.files import RUN_CARD, made_by
 from ctcovid.base.runcard import sha256
-from ctcovid.base.temporaries import clear_all
+from ctcovid.distributed.ranks import Ranks
 from ctcovid.models import store
-from ctcovid.models.reference import FILE as FEATURES
+from ctcovid.models.device import device_kind
+from ctcovid.models.network import Network
 from ctcovid.models.weightfile import find_weights
-from ctcovid.training.checkpoint import Progress, read_checkpoint
-from ctcovid.training.scalars import clear as clear_scalars
+from ctcovid.options.train import Options
+from ctcovid.training.checkpoint import read_checkpoint
+from ctcovid.training.data import TrainingData
+from ctcovid.training.recipe import Recipe
 
-BEST, HISTORY = "best.safetensors", "metrics.csv"
-# What training writes into the folder of its run, beside its run card and what TensorBoard wants.
-WRITTEN = (store.CARD, store.WEIGHTS, FEATURES, BEST, store.CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
-# Settings that a run may change on its way: which weights it began with is on file, and the rest changes how it is computed.
+# What makes two runs the same training. A resumed run is refused if one of these has changed.
+IDENTITY = (
+    *("arch", "depth", "batch", "learning_rate", "sync_batchnorm", "seed", "precision"),
+    *("augment", "class_balance", "label_smoothing", "weight_decay", "schedule", "warmup", "ema", "clip_gradient", "freeze"),
+)
+# Settings that may change in a resumed run: the initial weights are on record, and the others change only how it is computed.
 FREE = ("pretrained", "ranks", "device", "micro_batch")
 # Settings whose names have changed; checkpoints of earlier versions have the old ones.
 RENAMED = {"balance": "class_balance"}
-RESEMBLES = "From here on the result resembles that of an undisturbed run, and is not equal to it bit by bit."
+RESEMBLES = "From here on the result is close to that of an uninterrupted run, but not equal to the bit."
 
 
 def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, or None for a new run.
+    """The checkpoint to resume from, or None for a new run.
 
-    Raises OutputExistsError where there is a run already and neither `resume` nor `overwrite` is on.
+    Raises OutputExistsError if there is a run already and neither `resume` nor `overwrite` is on.
     """
     path = folder / store.CHECKPOINT
     if resume and path.is_file():
         return read_checkpoint(path)
     if resume and (folder / store.CARD).is_file():
-        raise InputError(f"{folder} is finished, and without its {store.CHECKPOINT} it cannot be continued. Choose another --name.")
+        raise InputError(f"{folder} is finished and has no {store.CHECKPOINT} to resume from. Choose another --name.")
     if not overwrite:
         store.require_no_run(folder)
     return None
 
 
-def is_finished(folder: Path, progress: Progress) -> bool:
-    """Whether the model of all epochs in `progress` is registered. That of fewer stays until a continued run has come to its end.
-
-    Raises ModelRefusedError where model.json is damaged.
-    """
-    return (folder / store.CARD).is_file() and store.read_card(folder).get("trained") == progress.epoch
-
-
-def clear(folder: Path) -> None:
-    """Remove what an earlier run of that name has left: a half-trained model must not pass for a finished one."""
-    for name in (*WRITTEN, "MODEL_CARD.md"):
-        (folder / name).unlink(missing_ok=True)
-    clear_scalars(folder)
-    if made_by(folder / "evaluation", "evaluate"):
-        shutil.rmtree(folder / "evaluation")
+def run_settings(options: Options, recipe: Recipe, data: TrainingData, network: Network, ranks: Ranks) -> dict[str, Any]:
+    """The settings that a checkpoint records, and that a resumed run is compared with."""
+    settings = {name: getattr(options, name) for name in IDENTITY}
+    settings |= {"depth": data.train.depth, "data": data.train.file.fingerprint, "ranks": ranks.size}
+    settings |= {"precision": str(network.precision), "device": device_kind(network.device)}
+    settings["micro_batch"] = "auto" if options.micro_batch == "auto" else recipe.at_once(ranks.size)
+    # A cosine falls until its last epoch; the paper's steps do not depend on it.
+    settings["epochs"] = options.epochs if options.schedule == "cosine" else None
+    return settings
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what killed runs were writing in `folder` when they were killed, on whatever host; none may be at work there."""
-    clear_all(folder, (*WRITTEN, RUN_CARD))
+def recorded_pretrained(given: Path | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The record of the weights that the resumed run started with. The checkpoint has them, so that the file is not needed again.
 
-
-def began_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Which weights the resumed run began with. It has them in its checkpoint; the file is not needed again.
-
-    Raises UsageError where others are given.
+    Raises UsageError if other weights are `given`.
     """
     if given is None:
         return before
@@ -76,53 +68,51 @@ def began_with(given: Path | None, before: dict[str, Any] | None) -> dict[str, A
     except InputError:
         same = before is not None and before["path"] in (str(given.resolve()), str((given / store.WEIGHTS).resolve()))
     if not same:
-        raise UsageError(f"The run did not begin with {given}. Leave --pretrained away, or choose another --name.")
+        raise UsageError(f"The run did not start with {given}. Omit --pretrained, or choose another --name.")
     return before
 
 
-def require_same(before: dict[str, Any], now_wanted: dict[str, Any], folder: Path, console: Console) -> None:
-    """Raises InputError where the data have changed since the run began, UsageError where the settings have.
+def require_same(before: dict[str, Any], now: dict[str, Any], folder: Path, console: Console) -> None:
+    """Compare the settings of the run `before` with those of `now`, and warn of those that may change and change the result.
 
-    `console` hears what may change, and changes the result.
+    Raises InputError if the data have changed since the run started, UsageError if the settings have.
     """
     before = {RENAMED.get(name, name): value for name, value in before.items()}
-    if before.get("data") != now_wanted["data"]:
+    if before.get("data") != now["data"]:
         raise InputError(
-            f"{folder} cannot be resumed: the volumes file was {before.get('data')} when the run began and is {now_wanted['data']}. "
-            "Name the file that it began with by --data, or begin anew with another --name."
+            f"{folder} cannot be resumed: the volumes file was {before.get('data')} when the run started and is {now['data']}. "
+            "Name the original file with --data, or train again with another --name."
         )
-    # What is off and what an earlier ctcovid did not have is the same.
+    # A setting that is off equals one that an earlier version did not have.
     different = [
         f"--{name.replace('_', '-')} was {_word(before.get(name))} and is {_word(value)}"
-        for name, value in now_wanted.items()
+        for name, value in now.items()
         if name not in FREE and (before.get(name) or None) != (value or None)
     ]
     if different:
-        raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Give the same, or another --name.")
-    was, now = before.get("micro_batch"), now_wanted.get("micro_batch")
-    same_ranks = before.get("ranks", 1) == now_wanted.get("ranks", 1)
-    if same_ranks and was not in (None, 0, "auto") and now not in (was, "auto"):
-        console.warn(f"batch norm saw {was} volumes at a time and now {now} (--micro-batch): the run no longer equals an undisturbed one.")
+        raise UsageError(f"{folder} cannot be resumed with other settings: {'; '.join(different)}. Use the same, or another --name.")
+    was, pieces = before.get("micro_batch"), now.get("micro_batch")
+    same_ranks = before.get("ranks", 1) == now.get("ranks", 1)
+    if same_ranks and was not in (None, 0, "auto") and pieces not in (was, "auto"):
+        console.warn(f"batch norm saw {was} volumes at a time and now sees {pieces} (--micro-batch). {RESEMBLES}")
 
 
-def changed_ranks(before: dict[str, Any], ranks: int, synchronised: bool) -> str | None:
-    """What is different where a run goes on with another number of processes; None where it does not."""
-    was = before.get("ranks", 1)
-    if was == ranks:
-        return None
-    norms = "" if synchronised else " batch norm sees the volumes of a step in other groups, and"
-    return (
-        f"the run had {was} process{'' if was == 1 else 'es'} and goes on with {ranks}: the same batches in the same order, but{norms} "
-        f"sums are taken in another order. {RESEMBLES}"
-    )
-
-
-def changed_device(before: dict[str, Any], kind: str) -> str | None:
-    """What is different where a run goes on with another kind of device; None where it does not, or nothing is known."""
-    was = before.get("device")
-    if was in (None, kind):
-        return None
-    return f"the run was on {was} and goes on on {kind}: the same batches in the same order, but it rounds in another way. {RESEMBLES}"
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a change in the number of processes or the kind of device means for a resumed run, a sentence for each."""
+    found = []
+    was, ranks = before.get("ranks", 1), now["ranks"]
+    if was != ranks:
+        norms = "" if now["sync_batchnorm"] else " batch norm sees other groups of volumes, and"
+        found.append(
+            f"the run had {was} process{'' if was == 1 else 'es'} and resumes with {ranks}. The batches are the same, but{norms} "
+            f"sums are taken in another order. {RESEMBLES}"
+        )
+    # Earlier versions did not record the device.
+    if before.get("device") not in (None, now["device"]):
+        found.append(
+            f"the run was on {before['device']} and resumes on {now['device']}. The batches are the same, but rounding differs. {RESEMBLES}"
+        )
+    return found
 
 
 def _word(value: object) -> str:

@@ -14,19 +14,19 @@ FOLDER = "tensorboard"
 class Scalars:
     """Event files in a folder of the run: loss and accuracy of both parts, and the learning rate, by epoch.
 
-    They are made anew from `history` when a run goes on, so that however it ended they lack no epoch and repeat none.
+    A resumed run writes them again from its `history`, so that they have each epoch once, however the run had ended.
 
-    Raises UsageError where TensorBoard is not installed.
+    Raises UsageError if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, history: list[EpochRow]) -> None:
         clear(folder)
-        self._writer = _summary_writer()(str(folder / FOLDER))
+        self._writer = summary_writer()(str(folder / FOLDER))
         for row in history:
             self.add(row)
 
     def add(self, row: EpochRow) -> None:
-        """Write what one epoch gave, for a TensorBoard that is looking on to see at once."""
+        """Write the row of an epoch, which an open TensorBoard shows at once."""
         values = {
             "loss/train": row.train_loss,
             "loss/valid": row.valid_loss,
@@ -43,18 +43,17 @@ class Scalars:
         self._writer.close()
 
 
-def require_tensorboard() -> None:
-    """Raises UsageError where TensorBoard is not installed."""
-    _summary_writer()
-
-
 def clear(folder: Path) -> None:
     """Remove the event files of an earlier run in `folder`, and nothing else."""
     for path in (folder / FOLDER).glob("events.out.tfevents.*"):
         path.unlink()
 
 
-def _summary_writer() -> Any:
+def summary_writer() -> Any:
+    """torch's class that writes event files.
+
+    Raises UsageError if TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctcovid.base.signals import STOPPING, StopRequest
 from ctcovid.distributed.gradients import Gradients, RunningStatistics
 from ctcovid.distributed.ranks import Ranks
-from ctcovid.models.network import Network
 from ctcovid.training import augment
-from ctcovid.training.ema import Ema
-from ctcovid.training.loss import summed_loss
+from ctcovid.training.checkpoint import TrainingState
 from ctcovid.training.recipe import Recipe
 from ctcovid.volumes.batches import Batch
 
@@ -27,20 +26,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Step:
-    """What came of a step, still on the device and the same in every process.
+    """The result of a step, still on the device and the same in every process.
 
     Attributes
     ----------
-    numbers : float (4 + signals,): mean loss, volumes classified rightly, norm of the gradient, 1 where the step was not made because
-        loss or gradient is not finite, and for each stopping signal how many processes have received it
+    numbers : float (4 + signals,): mean loss, correctly classified volumes, norm of the gradient, 1 if the step was skipped because
+        loss or gradient is not finite, and for each stopping signal the number of processes that have received it
     indices : the volumes of the whole batch, by their number in the training set
     """
 
     numbers: Tensor
     indices: Sequence[int]
 
-    def look(self) -> Outcome:
-        """Wait for the device."""
+    def read(self) -> Outcome:
+        """Wait for the device, and return the numbers."""
         loss, correct, norm, skipped, *signals = self.numbers.tolist()
         stopped = next((number for number, count in zip(STOPPING, signals, strict=True) if count), None)
         return Outcome(loss, round(correct) if math.isfinite(correct) else 0, norm, skipped > 0, stopped)
@@ -48,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step's mean loss, volumes classified rightly, norm of the gradient, whether it was skipped, and the signal to stop at, if any."""
+    """A step's mean loss, correctly classified volumes, norm of the gradient, whether it was skipped, and the signal to stop at, if any."""
 
     loss: float
     correct: int
@@ -58,30 +57,23 @@ class Outcome:
 
 
 class Stepper:
-    """Makes steps with `network` and `optimiser`, together with the other processes; `ema` follows those that are made.
+    """Makes steps with the network and optimiser of `state`, together with the other processes; its average follows those that are made.
 
     Attributes
     ----------
-    ahead : whether a step is looked at only when the next one is made, since the device works on while the program does
+    synchronised : whether batch norm uses the volumes of all processes
+    ahead : whether a step is read only after the next one was started, because the device works while the program continues
     """
 
-    def __init__(
-        self,
-        network: Network,
-        optimiser: torch.optim.Optimizer,
-        recipe: Recipe,
-        ranks: Ranks,
-        synchronised: bool = False,
-        ema: Ema | None = None,
-    ) -> None:
-        self.network, self.optimiser, self.recipe, self.ranks, self.synchronised = network, optimiser, recipe, ranks, synchronised
-        self.ema = ema
-        self.ahead = network.device.type != "cpu"
-        self.gradients = Gradients(network.module.parameters(), ranks)
-        self.statistics = RunningStatistics(network.module)
+    def __init__(self, state: TrainingState, recipe: Recipe, ranks: Ranks, synchronised: bool = False) -> None:
+        self.state, self.recipe, self.ranks, self.synchronised = state, recipe, ranks, synchronised
+        self.network = state.network
+        self.ahead = self.network.device.type != "cpu"
+        self.gradients = Gradients(self.network.module.parameters(), ranks)
+        self.statistics = RunningStatistics(self.network.module)
 
     def share(self, things: Sequence[T]) -> list[T]:
-        """This process's part of a batch, see Recipe.at_work."""
+        """This process's share of a batch, see Recipe.at_work."""
         at_work = self.recipe.at_work(len(things), self.ranks.size, self.synchronised)
         return list(things[self.ranks.rank :: at_work]) if self.ranks.rank < at_work else []
 
@@ -90,14 +82,19 @@ class Stepper:
     ) -> Step:
         """A step on the mean loss over the volumes `indices`, of which `batch` has this process's share.
 
-        `seed`, the same in all processes, is what augmentation draws from; `weights`, float (classes,), are those of the classes in the
-        loss. The gradient of the whole batch is clipped. Nothing changes, neither weights nor their average nor optimiser nor running
-        statistics, where that loss or its gradient is not finite. Running statistics are afterwards the mean of those of all processes, by
+        The gradient of the whole batch is clipped. If the loss or the gradient is not finite, nothing changes: neither weights nor their
+        average nor optimiser nor running statistics. Otherwise running statistics become the mean of those of all processes, weighted by
         their numbers of volumes.
+
+        Parameters
+        ----------
+        stop : its signal is shared with the other processes
+        seed : what augmentation draws from, the same in all processes
+        weights : float (classes,), the weights of the classes in the loss
         """
         device = self.network.device
         before = self.statistics.read(torch.zeros((), device=device))
-        self.optimiser.zero_grad(set_to_none=True)
+        self.state.optimiser.zero_grad(set_to_none=True)
         loss, correct = self._backward(batch, indices, seed, weights)
         signals = torch.zeros(len(STOPPING), device=device)
         if stop is not None and stop.received is not None:
@@ -111,23 +108,21 @@ class Stepper:
         norm = self._clipped()
         skipped = ~(numbers[0].isfinite() & norm.isfinite())
         self.statistics.write(torch.where(skipped, before, after))
-        # Fused optimisers leave out a step by themselves where this says so, and the program need not wait for the device to know.
-        self.optimiser.found_inf = skipped.float()  # type: ignore[attr-defined]
-        self.optimiser.step()
-        if self.ema is not None:
-            self.ema.update(self.network.module, skipped)
+        _step_unless(skipped, self.state.optimiser)
+        if self.state.ema is not None:
+            self.state.ema.update(self.network.module, skipped)
         return Step(torch.cat([numbers[:2], torch.stack([norm, skipped.float()]), numbers[2:]]), indices)
 
     def _backward(self, batch: Batch, indices: Sequence[int], seed: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """This process's part of the mean loss and of the number of volumes classified rightly; gradients are left in the parameters."""
+        """This process's share of the mean loss and of the number of correct volumes; gradients are left in the parameters."""
         network = self.network
         loss, correct = torch.zeros((), device=network.device), torch.zeros((), device=network.device)
         if not len(batch.labels) and not self.synchronised:
             return loss, correct
         labels = batch.labels.to(network.device, non_blocking=True)
-        # Drawn for the whole batch: what happens to a volume that is in it twice must not depend on who has it.
+        # Drawn for the whole batch: the change to a volume that is in it twice must not depend on which process has it.
         changes = self.share(augment.draw(seed, indices)) if self.recipe.augment else []
-        # Synchronised batch norms wait for every process: all go through as many pieces, though the last ones may be empty.
+        # Synchronised batch norms wait for every process: all need the same number of pieces, though the last ones may be empty.
         pieces = self.recipe.pieces(len(labels), -(-len(indices) // self.ranks.size) if self.synchronised else 0)
         with _running_slower(network.module, len(pieces)):
             for some, targets in zip(batch.volumes.split(pieces), labels.split(pieces), strict=True):
@@ -136,24 +131,49 @@ class Stepper:
                     scaled = augment.apply(scaled, changes[: len(targets)])
                     del changes[: len(targets)]
                 logits = network.forward(scaled)
-                part = summed_loss(logits, targets, self.recipe.label_smoothing, weights) / len(indices)
-                part.backward()
-                loss += part.detach()
+                share = summed_loss(logits, targets, self.recipe.label_smoothing, weights) / len(indices)
+                share.backward()
+                loss += share.detach()
                 correct += (logits.detach().argmax(1) == targets).sum()
         return loss, correct
 
     def _clipped(self) -> Tensor:
-        """The norm of the whole batch's gradient, which is scaled down where that is too high."""
+        """The norm of the whole batch's gradient, which is scaled down if that is too high."""
         norm = nn.utils.get_total_norm([p.grad for p in self.gradients.parameters if p.grad is not None])
         if self.recipe.clip_gradient:
             nn.utils.clip_grads_with_norm_(self.gradients.parameters, self.recipe.clip_gradient, norm)
         return norm
 
 
+def summed_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, summed over the volumes, float (); 0 without volumes.
+
+    With `weights`, float (classes,), a volume counts as many times as its class says. The mean over a batch is this sum divided by the
+    number of its volumes, not by the sum of their weights as in torch. So the pieces of a batch add up to the batch, however it is cut.
+
+    logits : float (B, classes); labels : int64 (B,); smoothing : the share of the target that is spread over all classes
+    """
+    if weights is None:
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return (each * weights[labels]).sum()
+
+
+def _step_unless(skipped: Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """A step of a fused `optimiser`, which changes nothing if `skipped`, bool (), is true.
+
+    The kernel reads `found_inf` on the device, so that the program does not wait for it. torch.amp.GradScaler sets and removes the
+    attribute of the same name in the same way.
+    """
+    optimiser.found_inf = skipped.float()  # type: ignore[attr-defined]
+    optimiser.step()
+    del optimiser.found_inf  # type: ignore[attr-defined]
+
+
 @contextmanager
 def _running_slower(module: nn.Module, pieces: int) -> Iterator[None]:
-    """Let the running statistics of batch norms move as far in `pieces` passes as they otherwise would in one."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    """Let the running statistics of batch norms change in `pieces` passes as much as they otherwise would in one."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [norm.momentum for norm in norms]
     if pieces > 1:
         for norm, momentum in zip(norms, before, strict=True):

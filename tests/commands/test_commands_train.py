@@ -1,4 +1,4 @@
-"""ctcovid train: exact continuation, refusals, and the run directory it leaves."""
+"""ctcovid train: exact resumption, refusals, and the run directory that it writes."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def _train(volumes: Path, runs: Path, *arguments: object) -> subprocess.Popen[st
 
 
 def _end(process: subprocess.Popen[str], code: int) -> str:
-    _, talk = process.communicate(timeout=300)
-    assert process.returncode == code, talk
-    return talk
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_a_run_stopped_by_a_signal_to_its_group_and_resumed_equals_an_undisturbe
     # The line of the second epoch is out while the third is under way, its workers reading.
     next(line for line in _lines(process) if line.startswith("Epoch 2 of 4: training"))
     os.killpg(process.pid, signal.SIGUSR1)
-    talk = _end(process, 75)
-    assert "--resume" in talk and "Traceback" not in talk
+    said = _end(process, 75)
+    assert "--resume" in said and "Traceback" not in said
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
     _end(_train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--resume"), 0)
     _assert_same(tmp_path / "run", undisturbed)
@@ -107,7 +107,7 @@ def test_two_epochs_and_two_more_equal_four(volumes: Path, undisturbed: Path, tm
     _assert_same(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize(("step", "first"), [("ctcovid.commands.train.close", 1), ("ctcovid.models.store.save_card", 3)])
+@pytest.mark.parametrize(("step", "first"), [("ctcovid.commands.train.finalize", 1), ("ctcovid.models.store.save_card", 3)])
 def test_an_extended_run_that_is_stopped_while_it_is_finished_is_finished_by_resume(
     volumes: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, first: int
 ) -> None:
@@ -131,15 +131,15 @@ def test_an_extended_run_that_is_stopped_while_it_is_finished_is_finished_by_res
 def test_a_model_stays_in_use_until_the_epochs_beyond_it_are_finished(
     volumes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Closing takes minutes, and may be stopped."""
+    """Finalizing takes minutes, and may be stopped."""
 
-    def closing(*arguments: Any) -> Any:
+    def finalizing(*arguments: Any) -> Any:
         assert load("run", runs=tmp_path).card["trained"] == 1
-        return close(*arguments)
+        return finalize(*arguments)
 
-    close = train.close
+    finalize = train.finalize
     _run(volumes, tmp_path)
-    monkeypatch.setattr(train, "close", closing)
+    monkeypatch.setattr(train, "finalize", finalizing)
     _run(volumes, tmp_path, epochs=4, resume=True)
     assert load("run", runs=tmp_path).card["trained"] == 4
 
@@ -157,8 +157,8 @@ def test_a_run_killed_within_an_epoch_resumes_from_within_it(volumes: Path, undi
         os.killpg(process.pid, signal.SIGSTOP)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    talk = _end(_train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--resume"), 0)
-    assert re.search(r"Resuming after [23] epochs and [1-9]", talk)
+    said = _end(_train(volumes, tmp_path, "--epochs", 4, "--name", "run", "--resume"), 0)
+    assert re.search(r"Resuming after [23] epochs and [1-9]", said)
     _assert_same(tmp_path / "run", undisturbed)
 
 
@@ -216,8 +216,8 @@ def test_ctrl_c_is_kept_like_a_signal_and_ends_with_130(volumes: Path, tmp_path:
     process = _train(volumes, tmp_path, "--epochs", 4, "--name", "run")
     next(line for line in _lines(process) if line.startswith("Epoch 1 of 4: training"))
     os.killpg(process.pid, signal.SIGINT)
-    talk = _end(process, 130)
-    assert "--resume" in talk and "Traceback" not in talk
+    said = _end(process, 130)
+    assert "--resume" in said and "Traceback" not in said
     assert (tmp_path / "run" / "last.pt").is_file()
 
 
@@ -228,8 +228,8 @@ def test_a_signal_that_comes_twice_costs_no_step(volumes: Path, tmp_path: Path) 
     for _ in range(20):
         os.killpg(process.pid, signal.SIGTERM)
         time.sleep(0.02)
-    talk = _end(process, 75)
-    assert "last.pt is written" in talk and "Traceback" not in talk
+    said = _end(process, 75)
+    assert "last.pt is written" in said and "Traceback" not in said
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
 
 
@@ -250,14 +250,14 @@ def test_the_run_directory_is_a_registered_model(volumes: Path, undisturbed: Pat
 
 def test_an_existing_run_is_not_touched(volumes: Path, undisturbed: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()}
-    talk = _end(_train(volumes, undisturbed.parent, "--name", "run"), 5)
-    assert "--resume" in talk
+    said = _end(_train(volumes, undisturbed.parent, "--name", "run"), 5)
+    assert "--resume" in said
     assert {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()} == before
 
 
 def test_resuming_with_other_settings_is_refused(volumes: Path, undisturbed: Path) -> None:
-    talk = _end(_train(volumes, undisturbed.parent, "--name", "run", "--resume", "--seed", 7), 2)
-    assert "--seed was 0 and is 7" in talk
+    said = _end(_train(volumes, undisturbed.parent, "--name", "run", "--resume", "--seed", 7), 2)
+    assert "--seed was 0 and is 7" in said
 
 
 @pytest.mark.parametrize("alone", [{"batch": 1}, {"batch": 4, "micro_batch": 1}])
@@ -292,18 +292,18 @@ def test_what_public_weights_gave_is_on_record(undisturbed: Path, begun: Path) -
 
 
 @pytest.mark.parametrize("file", ["last.pt", "model.safetensors", ""])
-def test_a_run_is_not_cleared_by_one_that_would_begin_with_its_weights(volumes: Path, begun: Path, file: str) -> None:
+def test_a_run_is_not_cleared_by_one_that_would_start_with_its_weights(volumes: Path, begun: Path, file: str) -> None:
     before = {path: path.read_bytes() for path in begun.iterdir()}
     with pytest.raises(UsageError, match=r"which the new run would clear.*--name"):
         _run(volumes, begun.parent, overwrite=True, pretrained=begun / file)
     assert {path: path.read_bytes() for path in begun.iterdir()} == before
 
 
-def test_a_run_is_resumed_only_with_the_weights_that_it_began_with(volumes: Path, undisturbed: Path, begun: Path, tmp_path: Path) -> None:
+def test_a_run_is_resumed_only_with_the_weights_that_it_started_with(volumes: Path, undisturbed: Path, begun: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_file({"conv1.weight": torch.zeros(WIDTHS[0], 3, 7, 7, 7)}, other)
     for run, given in ((undisturbed, tmp_path / "missing.pth"), (undisturbed, other), (begun, tmp_path / "missing.pth"), (begun, other)):
-        with pytest.raises(UsageError, match="did not begin with"):
+        with pytest.raises(UsageError, match="did not start with"):
             _run(volumes, run.parent, resume=True, pretrained=given)
     for given in (None, undisturbed, undisturbed / "model.safetensors"):
         _run(volumes, begun.parent, resume=True, pretrained=given)
@@ -334,7 +334,7 @@ def test_a_batch_too_large_for_the_memory_of_a_cpu_is_told_which_piece_fits(
 ) -> None:
     """As under ulimit -v. torch has no error of its own for it on a CPU."""
     monkeypatch.setattr(Stepper, "make", _more_than_there_is)
-    with pytest.raises(UsageError, match=r"do not fit into the memory of .*, 4 at a time\. Add --micro-batch 2, which fits"):
+    with pytest.raises(UsageError, match=r"4 volumes at a time do not fit into the memory of .*\. Add --micro-batch 2, which fits"):
         _run(volumes, tmp_path)
     monkeypatch.setattr(memory, "_step", _more_than_there_is)
     with pytest.raises(UsageError, match="Choose a smaller --depth or --arch"):
@@ -348,10 +348,10 @@ def test_resuming_with_other_pieces_is_warned_about(
     _run(volumes, tmp_path, epochs=4, resume=True, micro_batch=4)
     assert "micro-batch" not in capsys.readouterr().err
     _run(volumes, tmp_path, epochs=4, resume=True, micro_batch=2)
-    assert "batch norm saw 4 volumes at a time and now 2 (--micro-batch)" in capsys.readouterr().err
+    assert "batch norm saw 4 volumes at a time and now sees 2 (--micro-batch)" in capsys.readouterr().err
 
 
-def test_going_on_with_another_kind_of_device_is_said_and_not_refused(
+def test_resuming_on_another_kind_of_device_is_said_and_not_refused(
     volumes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = _run(volumes, tmp_path).folder
@@ -361,9 +361,9 @@ def test_going_on_with_another_kind_of_device_is_said_and_not_refused(
     torch.save(content, run / "last.pt")
     _run(volumes, tmp_path, epochs=2, resume=True)
     said = capsys.readouterr().err
-    assert "the run was on NVIDIA H200 and goes on on cpu" in said and "bit by bit" in said
+    assert "the run was on NVIDIA H200 and resumes on cpu" in said and "equal to the bit" in said
     _run(volumes, tmp_path, epochs=3, resume=True)
-    assert "goes on" not in capsys.readouterr().err
+    assert "resumes on" not in capsys.readouterr().err
 
 
 def test_precisions_are_told_by_the_words_of_the_option(volumes: Path, undisturbed: Path) -> None:
@@ -392,12 +392,12 @@ def test_a_damaged_volumes_file_ends_the_run_at_once(volumes: Path, tmp_path: Pa
     damaged = tmp_path / "damaged.h5"
     damaged.write_bytes(volumes.read_bytes())
     with h5py.File(damaged) as file:
-        places = [file["slices"].id.get_chunk_info(index).byte_offset for index in range(file["slices"].shape[0])]
+        offsets = [file["slices"].id.get_chunk_info(index).byte_offset for index in range(file["slices"].shape[0])]
     content = bytearray(damaged.read_bytes())
-    for place in places:
-        content[place + 20] ^= 255
+    for offset in offsets:
+        content[offset + 20] ^= 255
     damaged.write_bytes(content)
     process = _train(damaged, tmp_path, "--epochs", 1, "--workers", 2)
-    _, talk = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert "damaged.h5 is damaged" in talk and "Traceback" not in talk
+    assert "damaged.h5 is damaged" in said and "Traceback" not in said

@@ -1,4 +1,4 @@
-"""ctcovid train with what goes beyond the paper's recipe: exact continuation, and what comes to be the model."""
+"""ctcovid train with what goes beyond the paper's recipe: exact resumption, and which weights become the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ctcovid.base.errors import ModelRefusedError, StoppedError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.models import resnet3d
 from ctcovid.models.registry import load
-from ctcovid.training import augment, scalars, step
+from ctcovid.training import augment, resume, scalars, step
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
 from ctcovid.volumes.reader import VolumesFile
@@ -81,8 +81,8 @@ def _assert_same(run: Path, other: Path) -> None:
     assert weights.keys() == expected.keys()
     assert all(weights[name].equal(expected[name]) for name in expected)
     last, expected_last = (torch.load(folder / "last.pt", weights_only=True) for folder in (run, other))
-    for part in ("model", "ema"):
-        tensors, wanted = ((content[part] or {}).get("tensors", content[part]) for content in (last, expected_last))
+    for key in ("model", "ema"):
+        tensors, wanted = ((content[key] or {}).get("tensors", content[key]) for content in (last, expected_last))
         assert all(tensors[name].equal(wanted[name]) for name in wanted)
 
 
@@ -119,7 +119,7 @@ def test_with_everything_on_a_stopped_and_resumed_run_equals_an_undisturbed_one(
     _assert_same(tmp_path / "run", undisturbed)
 
 
-def test_a_checkpoint_of_a_version_that_called_it_balance_goes_on(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_version_that_called_it_balance_resumes(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / undisturbed.name
     shutil.copytree(undisturbed, run)
     content = torch.load(run / "last.pt", weights_only=True)
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_a_version_that_called_it_balance_goes_on(volumes: Path,
     assert _train(volumes, tmp_path, **EVERYTHING, name=run.name, resume=True).folder == run
 
 
-def test_the_model_remembers_its_recipe(undisturbed: Path) -> None:
+def test_the_model_records_its_recipe(undisturbed: Path) -> None:
     recipe = json.loads((undisturbed / "model.json").read_text())["recipe"]
     assert {name: recipe[name] for name in EVERYTHING} == EVERYTHING
 
@@ -155,10 +155,10 @@ def test_a_run_is_not_resumed_as_another_training(volumes: Path, undisturbed: Pa
         _train(volumes, undisturbed.parent, resume=True, **{**EVERYTHING, setting: value})
 
 
-def test_a_recipe_has_no_setting_that_a_run_forgets() -> None:
+def test_every_setting_of_a_recipe_is_recorded() -> None:
     """How long to train, and in what pieces, may change when a run is resumed; the paper's decay is no option."""
     free = {"epochs", "patience", "micro_batch", "decay", "decay_every"}
-    assert set(Recipe.__dataclass_fields__) - set(train.IDENTITY) == free
+    assert set(Recipe.__dataclass_fields__) - set(resume.IDENTITY) == free
 
 
 def test_the_average_is_what_is_validated_and_registered(volumes: Path, tmp_path: Path) -> None:

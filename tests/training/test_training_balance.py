@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ctcovid.training.balance import balanced_draw, class_weights
-from ctcovid.training.loss import summed_loss
 from ctcovid.training.recipe import Recipe
 
 LABELS = np.array([0] * 20 + [1] * 7 + [2] * 3)
@@ -49,32 +46,3 @@ def test_the_sampler_depends_on_seed_and_epoch_alone() -> None:
     assert recipe.order(30, 3, LABELS) == recipe.order(30, 3, LABELS)
     assert recipe.order(30, 3, LABELS) != recipe.order(30, 4, LABELS)
     assert recipe.order(30, 3, LABELS) != Recipe(batch=8, class_balance="sampler", seed=2).order(30, 3, LABELS)
-
-
-def _batch() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(9, 3, generator=generator), torch.randint(0, 3, (9,), generator=generator)
-
-
-def test_weighted_loss_is_torchs() -> None:
-    logits, labels = _batch()
-    weights = torch.tensor([0.5, 1.0, 3.0])
-    expected = F.cross_entropy(logits, labels, weight=weights, reduction="sum")
-    assert summed_loss(logits, labels, weights=weights).item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_the_parts_of_a_batch_add_up_to_the_batch_and_an_empty_one_adds_nothing() -> None:
-    logits, labels = _batch()
-    weights = torch.tensor([0.5, 1.0, 3.0])
-    whole = summed_loss(logits, labels, 0.1, weights).item()
-    parts = [summed_loss(logits[a:b], labels[a:b], 0.1, weights).item() for a, b in ((0, 2), (2, 7), (7, 7), (7, 9))]
-    assert sum(parts) == pytest.approx(whole, rel=1e-6)
-
-
-def test_label_smoothing_spreads_its_share_over_all_classes() -> None:
-    logits, labels = _batch()
-    target = 0.9 * np.eye(3)[labels] + 0.1 / 3
-    log_probabilities = logits.double().log_softmax(1).numpy()
-    expected = -(target * log_probabilities).sum()
-    assert summed_loss(logits, labels, 0.1).item() == pytest.approx(expected, rel=1e-6)
-    assert summed_loss(logits, labels, 0.1, torch.ones(3)).item() == pytest.approx(expected, rel=1e-6)

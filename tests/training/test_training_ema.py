@@ -67,7 +67,7 @@ def test_averages_are_in_the_network_while_they_are_used_and_its_own_bits_come_b
         assert all(torch.equal(tensor, own[name]) for name, tensor in module.state_dict().items())
 
 
-def test_a_restored_average_goes_on_as_if_it_had_not_stopped() -> None:
+def test_a_restored_average_continues_as_if_it_had_not_stopped() -> None:
     module = _module()
     ema, other = Ema(module, 0.99), Ema(module, 0.99)
     _move(module)

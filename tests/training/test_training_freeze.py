@@ -9,6 +9,7 @@ from ctcovid.base.errors import UsageError
 from ctcovid.base.process_info import ProcessInfo
 from ctcovid.distributed.ranks import Ranks
 from ctcovid.models import registry
+from ctcovid.training.checkpoint import TrainingState
 from ctcovid.training.freeze import freeze, learn
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
@@ -57,7 +58,7 @@ def test_frozen_weights_and_running_statistics_keep_their_bits_and_the_others_mo
     freeze(network.module, "layer2")
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
     recipe = Recipe(batch=4)
-    stepper = Stepper(network, recipe.optimiser(network.module), recipe, Ranks(ProcessInfo()))
+    stepper = Stepper(TrainingState(network, recipe.optimiser(network.module)), recipe, Ranks(ProcessInfo()))
     volumes = torch.randint(0, 256, (4, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     for _ in range(2):
         learn(network.module)

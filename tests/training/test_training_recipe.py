@@ -1,17 +1,15 @@
-"""The paper's recipe, its order of batches, and its checkpoints."""
+"""The paper's recipe, its order of batches, and learning rates equal to those of torch's schedulers."""
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
-from ctcovid.base.errors import ModelRefusedError
-from ctcovid.training.checkpoint import Progress, read_checkpoint, restore, save_checkpoint
-from ctcovid.training.history import EpochRow, write_history
+from ctcovid.base.errors import UsageError
 from ctcovid.training.recipe import Recipe
+
+STEPS = 7
 
 
 def test_default_recipe_is_the_papers() -> None:
@@ -56,72 +54,68 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert Recipe(seed=1).order(50, 3) != Recipe(seed=2).order(50, 3)
 
 
-def _row(epoch: int, loss: float | None, accuracy: float | None) -> EpochRow:
-    return EpochRow(epoch, 1e-3, 1.0, 0.5, loss, accuracy)
-
-
-def test_best_epoch_has_the_highest_accuracy_then_the_lowest_loss_then_came_first() -> None:
-    rows = [_row(1, 0.5, 0.8), _row(2, 0.9, 0.9), _row(3, 0.4, 0.9), _row(4, 0.4, 0.9), _row(5, 0.1, 0.85)]
-    assert Progress(history=rows).best is rows[2]
-
-
-@pytest.mark.parametrize(("patience", "over"), [(0, False), (1, True), (2, True), (3, False)])
-def test_patience_counts_the_epochs_since_the_best(patience: int, over: bool) -> None:
-    rows = [_row(1, 0.5, 0.8), _row(2, 0.4, 0.9), _row(3, 0.5, 0.9), _row(4, 0.9, 0.85)]
-    assert Progress(epoch=4, history=rows).over(20, patience) is over
-    assert Progress(epoch=4, history=rows).over(4, patience)
-
-
-def test_without_validation_the_last_epoch_is_the_best() -> None:
-    rows = [_row(1, None, None), _row(2, None, None)]
-    assert Progress(history=rows).best is rows[1]
-
-
-def test_checkpoint_restores_weights_optimiser_and_progress(tmp_path: Path) -> None:
-    module = torch.nn.Linear(3, 2)
-    optimiser = Recipe().optimiser(module)
-    module(torch.ones(1, 3)).sum().backward()
-    optimiser.step()
-    progress = Progress(epoch=1, step=2, loss_sum=0.1, correct=3, seen=4, history=[_row(1, 0.5, 0.5)])
-    save_checkpoint(tmp_path / "last.pt", module, optimiser, progress, {"arch": "r3d18"})
-
-    other = torch.nn.Linear(3, 2)
-    other_optimiser = Recipe().optimiser(other)
-    content = read_checkpoint(tmp_path / "last.pt")
-    assert restore(content, other, other_optimiser) == progress
-    assert content["settings"] == {"arch": "r3d18"}
-    assert torch.equal(other.weight, module.weight)
-    assert other_optimiser.state_dict()["state"][0]["step"] == 1
-
-
-class _Harmful:
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (self.witness,)  # type: ignore[return-value]
-
-
-def test_a_checkpoint_that_could_run_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    torch.save({"model": _Harmful(tmp_path / "harm")}, tmp_path / "zip.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(_Harmful(tmp_path / "harm")))
-    (tmp_path / "short.pt").write_bytes(b"PK\x03\x04")
-    torch.save({"epoch": 1}, tmp_path / "other.pt")
-    for name in ("zip.pt", "plain.pt", "short.pt", "other.pt"):
-        with pytest.raises(ModelRefusedError, match=name):
-            read_checkpoint(tmp_path / name)
-    assert not (tmp_path / "harm").exists()
-
-
-def test_history_keeps_full_precision_and_leaves_blank_what_was_not_validated(tmp_path: Path) -> None:
-    write_history(tmp_path / "metrics.csv", [EpochRow(1, 1e-3, 1 / 3, 0.5, None, None)])
-    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
-        "epoch,learning_rate,train_loss,train_accuracy,valid_loss,valid_accuracy",
-        "1,0.001,0.3333333333333333,0.5,,",
-    ]
-
-
 @pytest.mark.parametrize(("epochs", "warmup", "steps"), [(1, 0.6, 1), (20, 19.9, 3)])
 def test_a_warm_up_that_rounds_to_the_whole_training_leaves_rates_above_0(epochs: int, warmup: float, steps: int) -> None:
     recipe = Recipe(epochs=epochs, warmup=warmup, schedule="cosine")
     assert all(recipe.rate(epoch, step, steps) > 0 for epoch in range(epochs) for step in range(steps))
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "volumes", "expected"),
+    [(0, 32, [32]), (8, 32, [8, 8, 8, 8]), (8, 9, [5, 4]), (40, 32, [32]), (1, 3, [1, 1, 1]), (2, 3, [3]), (2, 5, [3, 2])],
+)
+def test_pieces_are_as_equal_as_can_be(micro_batch: int, volumes: int, expected: list[int]) -> None:
+    assert Recipe(micro_batch=micro_batch).pieces(volumes) == expected
+
+
+def _ours(recipe: Recipe) -> list[float]:
+    return [recipe.rate(epoch, step, STEPS) for epoch in range(recipe.epochs) for step in range(STEPS)]
+
+
+def _torchs(epochs: int, warm: int, after: type[lr_scheduler.LRScheduler], **settings: int | float) -> list[float]:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedulers = [after(optimiser, **settings)]  # type: ignore[call-arg]
+    if warm:
+        schedulers.insert(0, lr_scheduler.LinearLR(optimiser, 1 / warm, total_iters=warm - 1))
+    scheduler = lr_scheduler.SequentialLR(optimiser, schedulers, [warm] if warm else [])
+    found = []
+    for _ in range(epochs * STEPS):
+        found.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    return found
+
+
+def test_cosine_is_torchs() -> None:
+    expected = _torchs(6, 0, lr_scheduler.CosineAnnealingLR, T_max=6 * STEPS)
+    assert _ours(Recipe(epochs=6, schedule="cosine")) == pytest.approx(expected, rel=1e-9)
+
+
+def test_warm_up_and_cosine_are_torchs() -> None:
+    expected = _torchs(6, 2 * STEPS, lr_scheduler.CosineAnnealingLR, T_max=4 * STEPS)
+    assert _ours(Recipe(epochs=6, schedule="cosine", warmup=2)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_warm_up_goes_before_the_papers_steps_and_leaves_them_where_they_are() -> None:
+    plain, warm = _ours(Recipe(epochs=20)), _ours(Recipe(epochs=20, warmup=2))
+    assert warm[2 * STEPS :] == plain[2 * STEPS :]
+    assert warm[: 2 * STEPS] == pytest.approx([1e-3 * (step + 1) / (2 * STEPS) for step in range(2 * STEPS)])
+
+
+def test_a_warm_up_that_never_ends_is_refused() -> None:
+    with pytest.raises(UsageError, match="--warmup 5"):
+        Recipe(epochs=5, warmup=5)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("class_balance", "wieghts"), ("schedule", "cosin")])
+def test_an_unknown_word_is_refused_with_those_that_are_known(setting: str, value: str) -> None:
+    option = setting.replace("_", "-")
+    with pytest.raises(UsageError, match=f"--{option} {value}.*Use"):
+        Recipe(**{setting: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("volumes", [1, 2, 31, 32, 33, 34, 64, 65, 100])
+@pytest.mark.parametrize("batch", [1, 32])
+def test_steps_are_counted_as_they_are_made(volumes: int, batch: int) -> None:
+    recipe = Recipe(batch=batch)
+    assert recipe.steps(volumes) == len(recipe.order(volumes, 0))

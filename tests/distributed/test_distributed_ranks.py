@@ -1,4 +1,4 @@
-"""Several processes are one run: the same steps, each volume once, one end. Gloo on this machine, started as torchrun and srun do."""
+"""Several processes are one run: the same steps, each volume once, one end. With Gloo on this machine, started as by torchrun and srun."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
 from ctcovid.distributed.ranks import together
 from ctcovid.distributed.sync_batchnorm import synchronise
+from ctcovid.training.checkpoint import TrainingState
 from ctcovid.training.ema import Ema
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
@@ -54,7 +55,7 @@ def steps(ranks, path, micro_batch, beyond):
     if ranks.size > 1:
         assert synchronise(module, ranks.sum) == 2
     recipe, ema = Recipe(batch=8, micro_batch=micro_batch, **beyond), Ema(module, 0.9)
-    stepper = Stepper(network, recipe.optimiser(module), recipe, ranks, True, ema)
+    stepper = Stepper(TrainingState(network, recipe.optimiser(module), ema), recipe, ranks, True)
     volumes = torch.randint(0, 256, (17, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(17) % 3
     volumes[labels == 1] //= 2
@@ -67,7 +68,7 @@ def steps(ranks, path, micro_batch, beyond):
         if beyond and number == 4:
             weights[ranks.rank] = torch.inf
         own = torch.tensor(stepper.share(indices), dtype=torch.int64)
-        outcome = stepper.make(Batch(volumes[own], labels[own], own), indices, None, number, weights).look()
+        outcome = stepper.make(Batch(volumes[own], labels[own], own), indices, None, number, weights).read()
         assert outcome.skipped == bool(beyond and number == 4)
         losses += [] if outcome.skipped else [outcome.loss]
     assert ema.state()["updates"] == len(losses)
@@ -92,8 +93,8 @@ def srun(size: int, *line: object, own: dict[int, list[object]] | None = None) -
     port = free_port()
     processes = []
     for rank in range(size):
-        place = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **step, **place, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        variables = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **step, **variables, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         command = [sys.executable, *map(str, line), *map(str, (own or {}).get(rank, []))]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         processes.append(subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes))  # type: ignore[call-overload]
@@ -103,11 +104,11 @@ def srun(size: int, *line: object, own: dict[int, list[object]] | None = None) -
 def end(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
     """Codes, stdout and stderr of all processes; they are killed where they hang."""
     try:
-        talk = [process.communicate(timeout=240) for process in processes]
+        said = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], [out for out, _ in talk], [error for _, error in talk]
+    return [process.returncode for process in processes], [out for out, _ in said], [error for _, error in said]
 
 
 BEYOND = {"augment": True, "label_smoothing": 0.1, "weight_decay": 0.01, "clip_gradient": 0.1}
@@ -139,13 +140,13 @@ def test_two_processes_make_the_steps_of_one(made: dict[tuple[int, int, bool], d
     if not micro_batch:
         one = made[1, micro_batch, beyond]
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
-        for part in ("state", "average"):
-            for name, tensor in one[part].items():
+        for which in ("state", "average"):
+            for name, tensor in one[which].items():
                 if not name.endswith("num_batches_tracked"):
-                    torch.testing.assert_close(two[part][name], tensor, rtol=1e-3, atol=1e-4)
+                    torch.testing.assert_close(two[which][name], tensor, rtol=1e-3, atol=1e-4)
 
 
-# Two epochs of three steps, a signal to one process in one of them, and the rest after it. Steps are looked at as on a GPU.
+# Two epochs of three steps, a signal to one process in one of them, and the rest after it. Steps are read late, as on a GPU.
 STOPPED_AHEAD = """
 import itertools, signal, sys
 import torch
@@ -155,7 +156,9 @@ from ctcovid.base.signals import StopRequest
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
 from ctcovid.distributed.ranks import together
-from ctcovid.training.checkpoint import Progress, Saving
+from ctcovid.distributed.session import Session
+from ctcovid.training.checkpoint import Saving, TrainingState
+from ctcovid.training.data import TrainingData
 from ctcovid.training.loop import fit
 from ctcovid.training.recipe import Recipe
 from ctcovid.training.step import Stepper
@@ -174,8 +177,9 @@ def train(ranks, ahead, due=False, sender=None, at=None):
     below = (nn.Conv3d(1, 4, (1, 3, 3)), nn.BatchNorm3d(4), nn.ReLU())
     module = nn.Sequential(*below, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3))
     network = Network(module, architecture("r3d18"), ["a", "b", "c"], torch.device("cpu"), torch.float32)
-    recipe, progress, saved = Recipe(epochs=2, batch=4), Progress(), []
-    stepper = Stepper(network, recipe.optimiser(module), recipe, ranks)
+    recipe, saved = Recipe(epochs=2, batch=4), []
+    state = TrainingState(network, recipe.optimiser(module))
+    progress, stepper = state.progress, Stepper(state, recipe, ranks)
     stepper.ahead, make, numbers = ahead, stepper.make, itertools.count()
     stop = StopRequest()
     def counting(*arguments):
@@ -184,12 +188,14 @@ def train(ranks, ahead, due=False, sender=None, at=None):
         return make(*arguments)
     stepper.make = counting
     saving = Saving(1e-12 if due and ranks.first else 0, lambda: saved.append(progress.step))
-    def go_on(): return fit(stepper, Volumes(), None, Volumes(), progress, 1, stop, Console(quiet=True), saving, lambda row, pace: None)
+    def resume():
+        session = Session(Console(quiet=True), stop, ranks, 1)
+        return fit(stepper, TrainingData(Volumes(), Volumes()), session, saving, lambda row, pace: None)
     stood = None
     if at is not None:
-        assert not go_on() and stop.received == signal.SIGUSR1
+        assert not resume() and stop.received == signal.SIGUSR1
         stood, stop = (progress.epoch, progress.step), StopRequest()
-    assert go_on() and bool(saved) == (due and ranks.first)
+    assert resume() and bool(saved) == (due and ranks.first)
     return module.state_dict(), stood
 
 with together(Console(), "cpu", "") as ranks:
@@ -204,7 +210,7 @@ with together(Console(), "cpu", "") as ranks:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_steps_that_are_looked_at_later_end_in_all_processes_alike_whatever_is_saved_meanwhile(size: int) -> None:
+def test_steps_that_are_read_late_end_in_all_processes_alike_whatever_is_saved_meanwhile(size: int) -> None:
     codes, _, errors = end(srun(size, "-c", STOPPED_AHEAD))
     assert codes == [0] * size, errors
 
@@ -265,12 +271,12 @@ def train_line(data: Path, runs: Path) -> list[object]:
 
 def until(process: subprocess.Popen[str], beginning: str) -> None:
     assert process.stderr is not None
-    talk = []
+    said = []
     for line in process.stderr:
-        talk.append(line)
+        said.append(line)
         if line.startswith(beginning):
             return
-    raise AssertionError("".join(talk))
+    raise AssertionError("".join(said))
 
 
 def _no_half_files(run: Path) -> None:
@@ -303,13 +309,13 @@ def test_two_processes_stop_together_end_together_and_one_continues(data: Path, 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     finished = subprocess.run(alone, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert "had 2 processes and goes on with 1" in finished.stderr and "bit by bit" in finished.stderr
+    assert "had 2 processes and resumes with 1" in finished.stderr and "equal to the bit" in finished.stderr
     epochs = [int(row["epoch"]) for row in csv.DictReader((run / "metrics.csv").open())]
     assert epochs == list(range(1, rows + 2))
 
 
-def test_all_end_and_say_how_to_go_on_when_the_first_process_is_killed(data: Path, tmp_path: Path) -> None:
-    """It holds the place at which the others would learn of a failure. They end within 30 seconds; a busy machine has twice that."""
+def test_all_end_and_say_how_to_resume_when_the_first_process_is_killed(data: Path, tmp_path: Path) -> None:
+    """It holds the store from which the others would learn of a failure. They end within 30 seconds; a busy machine has twice that."""
     line, run = train_line(data, tmp_path), tmp_path / "run"
     processes = srun(3, *line, "--epochs", 50)
     until(processes[0], "Epoch 1 of 50: training")
@@ -319,11 +325,11 @@ def test_all_end_and_say_how_to_go_on_when_the_first_process_is_killed(data: Pat
     assert time.monotonic() - killed < 60
     assert codes == [-signal.SIGKILL, 1, 1], errors
     for error in errors[1:]:
-        assert "Process 0 of 3 has gone" in error and "--resume" in error and "Traceback" not in error
+        assert "Process 0 of 3 has ended" in error and "--resume" in error and "Traceback" not in error
     assert torch.load(run / "last.pt", weights_only=True)["progress"]["epoch"] >= 1
 
 
-def test_what_fails_in_one_process_is_said_once_and_ends_all_with_its_code(data: Path, tmp_path: Path) -> None:
+def test_a_failure_in_one_process_is_reported_once_and_ends_all_with_its_code(data: Path, tmp_path: Path) -> None:
     codes, _, errors = end(srun(2, *train_line(data, tmp_path), own={1: ["--data", tmp_path / "absent.h5"]}))
     assert codes == [3, 3], errors
     assert "Process 1 of 2" in errors[0] and "absent.h5" in errors[0] and errors[1] == ""
@@ -335,7 +341,7 @@ def test_commands_of_one_process_refuse_to_run_in_several(data: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_train_beyond_the_paper_and_one_goes_on(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_beyond_the_paper_and_one_resumes(data: Path, tmp_path: Path) -> None:
     beyond = ["--augment", "--class-balance", "sampler", "--ema", 0.9, "--clip-gradient", 1, "--warmup", 0.5, "--label-smoothing", 0.1]
     line = [*train_line(data, tmp_path), *beyond, "--micro-batch", "auto"]
     codes, outputs, errors = end(srun(2, *line, "--epochs", 1))
@@ -345,12 +351,12 @@ def test_two_processes_train_beyond_the_paper_and_one_goes_on(data: Path, tmp_pa
     assert (settings["ranks"], settings["micro_batch"]) == (2, 3)
     ((code,), _, (error,)) = end(srun(1, *line, "--epochs", 2, "--resume"))
     assert code == 0, error
-    assert "goes on with 1" in error and "--micro-batch" not in error
+    assert "resumes with 1" in error and "--micro-batch" not in error
     content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert content["ema"]["updates"] == 6 and len(content["progress"]["history"]) == 2
 
 
-def test_a_validation_that_is_no_number_in_one_process_ends_all(data: Path, tmp_path: Path) -> None:
+def test_a_validation_that_is_nan_in_one_process_ends_all(data: Path, tmp_path: Path) -> None:
     """The statistics fail in validation alone; the three volumes of it are those of one process and of the other."""
     weights = load_file(data / "runs" / "untrained" / store.WEIGHTS)
     broken = {"bn1.running_mean": torch.full((WIDTHS[0],), -3e38), "bn1.weight": torch.full((WIDTHS[0],), 1e6)}

@@ -1,27 +1,17 @@
-"""Temperature from the validation part: what it does to the log loss, and that training's last step stores it."""
+"""Temperature from the validation part, and what it does to the log loss."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from ctcovid.base.console import Console
-from ctcovid.commands import train
-from ctcovid.inference.temperature import calibrated
-from ctcovid.models import registry
-from ctcovid.training.finalize import learnt_from
-from ctcovid.training.temperature import fit_temperature, scan_losses, trusted_temperature
-from ctcovid.volumes.layout import ScanRow
+from ctcovid.inference.temperature import calibrated, fit_temperature, scan_losses, trusted_temperature
 
 
 def volumes(count: int, sureness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that are `sureness` times as sure as the classes, which are drawn from their softmax, allow."""
+    """Logits, float (N, 3), `sureness` times those whose softmax the classes are drawn from."""
     generator = np.random.default_rng(seed)
     honest = generator.normal(0, 2, (count, 3))
     labels = np.array([generator.choice(3, p=shares) for shares in softmax(honest, 1)])
@@ -49,8 +39,8 @@ def test_temperature_is_where_an_independent_search_finds_it() -> None:
     def loss(temperature: np.ndarray) -> float:
         total = 0.0
         for row, label in zip(log_softmax(logits / temperature[0], 1), labels, strict=True):
-            for place in range(3):
-                total -= row[place] * ((count[label] + 1) / (count[label] + 3) if place == label else 1 / (count[label] + 3))
+            for number in range(3):
+                total -= row[number] * ((count[label] + 1) / (count[label] + 3) if number == label else 1 / (count[label] + 3))
         return total
 
     expected = minimize(loss, [1.0], method="Nelder-Mead", options={"xatol": 1e-6}).x[0]
@@ -77,11 +67,11 @@ def of_patients(count: int, each: int, sureness: float, seed: int) -> tuple[np.n
 
 
 def test_a_temperature_is_for_the_mean_over_the_volumes_of_a_scan() -> None:
-    """Volumes that are too sure, and differ, have a mean that is not: what would make them less sure would make it so as well."""
+    """Overconfident volumes that differ have a mean that is not. A temperature for them would make the mean underconfident."""
     generator = np.random.default_rng(0)
     honest, labels = volumes(1500, 1.0, 0)
     means = softmax(honest, 1)
-    # Each volume is sure of one class, and as many of each scan as its probability says.
+    # Each volume is confident of one class, and each class has as many volumes of a scan as its probability says.
     shares = np.concatenate([0.97 * np.eye(3)[generator.choice(3, 40, p=row)] + 0.01 for row in means])
     scans = np.arange(1500).repeat(40)
     temperature = fit_temperature(shares, labels.repeat(40), scans)
@@ -99,7 +89,7 @@ def test_a_temperature_that_many_patients_ask_for_is_kept() -> None:
 
 
 def test_a_temperature_that_chance_has_made_does_less_harm_than_if_it_were_kept() -> None:
-    """Probabilities are right as they are here, so that any temperature makes the log loss of others higher."""
+    """The probabilities are calibrated already, so that any temperature raises the log loss of other volumes."""
     others, theirs, _ = of_patients(2000, 1, 1.0, 1000)
     before, kept, harm = log_loss(others, theirs), 0, {"fitted": 0.0, "trusted": 0.0}
     for seed in range(100):
@@ -122,31 +112,3 @@ def test_scans_of_one_patient_count_once() -> None:
     assert trusted_temperature(shares, labels, numbers, [str(n) for n in numbers], 4.0) == 4
     assert trusted_temperature(shares, labels, numbers, patients, 4.0) == 1
     assert trusted_temperature(shares[:100], labels[:100], numbers[:100], patients[:100], 4.0) == 1
-
-
-def test_the_last_step_of_training_stores_how_to_use_the_model(volumes_file: Path, tmp_path: Path) -> None:
-    options = train.Options(data=volumes_file, epochs=1, batch=4, runs=tmp_path / "runs", name="run", device="cpu", workers=1)
-    train.run(options, Console(quiet=True, results=False))
-    folder = tmp_path / "runs" / "run"
-    card = json.loads((folder / "model.json").read_text())
-    assert card["image_kind"] == "complete" and card["slice_spacing"] is None
-    model = registry.load("run", "cpu", runs=tmp_path / "runs")
-    about = card["calibration"]
-    assert model.temperature == about["temperature"] in (1, about["fitted"])
-    assert about["log_loss_calibrated"] <= about["log_loss"] and about["patients"] > 1
-    assert model.reference is not None and model.reference.threshold > 0
-    # Without the file that was not copied along, the model works and does not know what it is familiar with.
-    (folder / "features.safetensors").unlink()
-    registry._loaded.clear()
-    assert registry.load("run", "cpu", runs=tmp_path / "runs").reference is None
-    assert torch.isfinite(torch.tensor(model.temperature))
-
-
-def row(first: int, kind: str, checks: str) -> ScanRow:
-    return ScanRow(str(first), "p", "NCP", "train", first, 8, kind, "s", checks, 0)
-
-
-def test_kind_and_spacing_of_training_scans_are_recorded() -> None:
-    rows = [row(0, "complete", '{"slice_spacing": 2.5}'), row(8, "complete", "{}"), row(16, "complete", '{"slice_spacing": 1.0}')]
-    assert learnt_from(rows) == {"image_kind": "complete", "slice_spacing": [1.0, 2.5]}
-    assert learnt_from([rows[1], row(9, "segmented", "{}")]) == {"image_kind": "mixed", "slice_spacing": None}

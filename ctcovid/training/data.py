@@ -1,0 +1,69 @@
+"""The volumes that a training reads: the parts train and valid of a volumes file."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ctcovid.base.console import Console
+from ctcovid.base.errors import InputError
+from ctcovid.distributed.session import Session
+from ctcovid.volumes.batches import Batch, VolumeSet
+from ctcovid.volumes.reader import VolumesFile
+from ctcovid.volumes.resident import Resident, resident
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The volumes to train and to validate on; those to train on may be `resident` in memory."""
+
+    train: VolumeSet
+    valid: VolumeSet
+    resident: Resident | None = None
+
+    def in_memory(self, device: torch.device, session: Session) -> TrainingData:
+        """The same with the training volumes in memory, if a GPU is to train on them and there is room.
+
+        Raises InputError if a volume cannot be read.
+        """
+        found = resident(self.train, device, session.workers, session.stop, session.console, session.ranks.local_size)
+        return replace(self, resident=found)
+
+    def batches(self, shares: Sequence[list[int]], workers: int, pin: bool) -> Generator[Batch, None, None]:
+        """This process's shares of the training batches, some of which may be empty; from memory, or read by `workers`."""
+        nothing = torch.zeros(0, dtype=torch.int64)
+        empty = Batch(torch.zeros(0, *self.train.shape, dtype=torch.uint8), nothing, nothing)
+        some = [share for share in shares if share]
+        read = self.train.batches(some, workers, pin) if self.resident is None else self.resident.batches(some)
+        try:
+            for share in shares:
+                yield next(read) if share else empty
+        finally:
+            read.close()
+
+
+def read_training_data(file: VolumesFile, depth: int, console: Console) -> TrainingData:
+    """The depth-n volumes of the parts train and valid.
+
+    Raises InputError if there is nothing to learn from.
+    """
+    data = TrainingData(VolumeSet(file, "train", depth), VolumeSet(file, "valid", depth))
+    present = [label for number, label in enumerate(file.classes) if (data.train.labels == number).any()]
+    if not len(data.train):
+        raise InputError(
+            f"{file.path} has no training volumes of depth {depth}. Assign patients to train with ctcovid prepare --split-file, "
+            "or choose a smaller --depth."
+        )
+    if len(present) < 2:
+        raise InputError(
+            f"The training part of {file.path} has one class only ({present[0]}), and a classifier needs two. "
+            "Assign patients of other classes to train with ctcovid prepare --split-file."
+        )
+    if len(present) < len(file.classes):
+        missing = ", ".join(label for label in file.classes if label not in present)
+        console.warn(f"the training part has no {missing}. The model cannot learn that class.")
+    if not len(data.valid):
+        console.warn("the validation part is empty, so the weights of the last epoch are kept, whether or not an earlier one was better.")
+    return data
