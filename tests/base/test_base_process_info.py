@@ -1,4 +1,4 @@
-"""Rank, number of processes and meeting place from what torchrun and SLURM set."""
+"""Rank, number of processes and rendezvous address from what torchrun and SLURM set."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_dicom_and_a_volume_in_one_folder_have_a_line_each(write_series: WriteSe
     ("lines", "said"),
     [
         (["png/NCP,NCP,1,train", "png/CP,CP,2,"], "line 3: split '' is none of train, valid, test"),
-        (["png/NCP,NCP,1,train", "png/CP,CP,1,test"], "line 3: patient 1 is in test here and in train above"),
+        (["png/NCP,NCP,1,train", "png/CP,CP,1,test"], "line 3: patient 1 is in test here, but in train above"),
         (["png/NCP,NCP,1,train", "png/CP,CP,2,rest"], "line 3: split 'rest' is none of"),
     ],
 )
