@@ -512,7 +512,7 @@ def test_all_that_is_wrong_with_the_line_is_found_before_anything_is_written(
         prepare(dataset, output, split_file=tmp_path / "split.csv", sources={"split": "option"})
     with pytest.raises(InputError, match="--positive COVID: no such class"):
         prepare(dataset, output, positive="COVID")
-    with pytest.raises(InputError, match="No such folder"):
+    with pytest.raises(InputError, match="No such file or folder"):
         prepare(tmp_path / "absent", output)
     with pytest.raises(InputError, match="It is empty"):
         prepare(tmp_path / "empty", output)

@@ -147,7 +147,7 @@ def test_positive_class_is_the_first_or_the_one_asked_for() -> None:
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     for find in (find_dataset, lambda path: find_scans([path])):
-        with pytest.raises(InputError, match=f"No such folder: {tmp_path}/absent. Check the path"):
+        with pytest.raises(InputError, match=f"No such file or folder: {tmp_path}/absent. Check the path"):
             find(tmp_path / "absent")
 
 

@@ -112,7 +112,7 @@ def test_gaps_in_the_names_are_counted_and_even_steps_are_none(chest: np.ndarray
     numbers = [index + (index > 9) * 3 + (index > 19) for index in range(30)]
     found = check([f"{number:04d}.png" for number in numbers], summaries(chest))
     assert actions(found) == [("numbering-gap", "kept", (9, 19))]
-    assert found.findings[0].message.startswith("4 numbers left out") and "0009.png" in found.findings[0].message
+    assert found.findings[0].message.startswith("The names of the slices skip 4 numbers") and "0009.png" in found.findings[0].message
     assert codes(check([f"IM-{2 * index}.png" for index in range(30)], summaries(chest))) == []
     assert codes(check(["a.png"] * 30, summaries(chest))) == []
 
