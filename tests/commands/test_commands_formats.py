@@ -220,7 +220,7 @@ def test_series_that_is_used_is_said_and_another_can_be_asked_for(write_series: 
         write_series(tmp_path / "data" / label / "1" / "1", chest[:5], number=3)
     done = ctcovid(tmp_path, "prepare", "data", "--size", 24)
     assert done.returncode == 0, done.stderr
-    assert "used series 2 (9 slices, 2 mm); left series 3 (5 slices, 2 mm)" in done.stderr
+    assert "used series 2 (9 slices, 2 mm); not used: series 3 (5 slices, 2 mm)" in done.stderr
     done = ctcovid(tmp_path, "prepare", "data", "--size", 24, "--overwrite", "--series", "3")
     assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "volumes.h5") as file:

@@ -152,7 +152,7 @@ def test_files_that_all_claim_one_position_come_by_number_with_a_warning(
 def test_pixels_that_are_not_square_are_named(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", chest, PixelSpacing=[0.75, 0.6])
     (said,) = only(tmp_path / "scan").findings
-    assert (said.code, said.message) == ("anisotropic-pixels", "pixels are 0.6 mm wide and 0.75 mm high; but are used as squares")
+    assert (said.code, said.message) == ("anisotropic-pixels", "pixels are 0.6 mm wide and 0.75 mm high, but are used as squares")
 
 
 # --- which series
@@ -176,7 +176,7 @@ def test_thinnest_of_the_axial_series_is_used_and_the_others_are_named(
     (said,) = scan.findings
     assert (said.code, said.severity) == ("several-series", "info")
     assert said.message == (
-        "used series 3 (9 slices, 2 mm); left series 1 (2 slices, scout), series 2 (5 slices, 4 mm), series 4 (6 slices, 2 mm), "
+        "used series 3 (9 slices, 2 mm); not used: series 1 (2 slices, scout), series 2 (5 slices, 4 mm), series 4 (6 slices, 2 mm), "
         "series 5 (9 slices, derived), series 6 (9 slices, coronal), series 7 (9 slices, sagittal), "
         "series 8 (3 slices, secondary capture), series 9 (9 slices, modality MR)"
     )
@@ -195,7 +195,7 @@ def test_series_without_a_number_is_numbered_by_rank(write_series: WriteSeries, 
     write_series(tmp_path / "study" / "a", chest, number=0, series="1.1", SeriesNumber=None)
     write_series(tmp_path / "study" / "b", chest[:5], number=0, series="1.2", SeriesNumber=None)
     scan = only(tmp_path / "study")
-    assert scan.findings[0].message == "used series #1 (9 slices, 2 mm); left series #2 (5 slices, 2 mm)"
+    assert scan.findings[0].message == "used series #1 (9 slices, 2 mm); not used: series #2 (5 slices, 2 mm)"
     assert len(only(tmp_path / "study", "#2").slices) == 5
 
 
@@ -390,7 +390,7 @@ def test_files_of_one_slice_and_of_many_are_not_mixed(write_series: WriteSeries,
     write_series(tmp_path, chest, study="1.1", series="1.2", number=1)
     scan = only(tmp_path)
     assert np.array_equal(read_scan(scan, 24), squared(chest))
-    assert scan.findings[0].message == "used series 1 (9 slices, 2 mm); left series 1 (4 slices, 2 mm)"
+    assert scan.findings[0].message == "used series 1 (9 slices, 2 mm); not used: series 1 (4 slices, 2 mm)"
 
 
 def test_series_whose_direction_varies_a_little_is_one(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
