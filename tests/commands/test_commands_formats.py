@@ -195,9 +195,9 @@ def test_dicom_and_a_volume_in_one_folder_have_a_line_each(write_series: WriteSe
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["png/NCP,NCP,1,train", "png/CP,CP,2,"], "line 3: split '' is none of train, valid, test"),
+        (["png/NCP,NCP,1,train", "png/CP,CP,2,"], "line 3: split '' is not one of train, valid, test"),
         (["png/NCP,NCP,1,train", "png/CP,CP,1,test"], "line 3: patient 1 is in test here, but in train above"),
-        (["png/NCP,NCP,1,train", "png/CP,CP,2,rest"], "line 3: split 'rest' is none of"),
+        (["png/NCP,NCP,1,train", "png/CP,CP,2,rest"], "line 3: split 'rest' is not one of"),
     ],
 )
 def test_split_of_a_list_is_whole_and_by_patient(lines: list[str], said: str, listed: Path) -> None:
