@@ -1,1 +1,1 @@
-"""What every room may use: errors, console, atomic files, run card, signals."""
+"""Used by all rooms: errors, console, atomic files, run card, signals, worker processes."""

@@ -1,4 +1,4 @@
-"""Values that are one of a few words, each list once."""
+"""Options whose value is one of a few words; each list is declared once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 Part = Literal["train", "valid", "test"]
 Interval = Literal["percentile", "normal", "bca"]
-# What is scored, or drawn in a bootstrap sample.
+# The unit that is scored, or drawn in a bootstrap sample.
 Level = Literal["volume", "scan", "patient"]
-# How the probabilities of volumes become those of their scan or patient.
+# How volume probabilities are aggregated to those of their scan or patient.
 Join = Literal["mean", "max", "noisy-or", "vote"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ClassBalance = Literal["none", "weights", "sampler"]

@@ -1,4 +1,4 @@
-"""Workers on a cluster in place of processes here: a Dask scheduler, or the processes of an MPI job."""
+"""Workers on a cluster, in place of local processes: those of a Dask scheduler, or the processes of an MPI job."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from ctcovid.base.signals import ignore_stopping
 from ctcovid.base.workers import Result, Task, Workers
 
 PROCESSES, DASK, MPI = "processes", "dask", "mpi"
-# Seconds that a scheduler has to answer, and that a cluster may be without a single worker.
+# Seconds to wait for a scheduler's answer, and for a cluster without workers to get one.
 ANSWER, PATIENCE = 30, 120
-# How often, in seconds, a cluster that grows and shrinks is asked for its size.
+# Seconds between requests for the size of a cluster, which may grow and shrink.
 ASK_AGAIN = 10.0
 
 
 def require_engine(name: str) -> None:
-    """Raises UsageError where `name` is not ``processes``, ``dask``, ``dask://HOST:PORT`` or ``mpi``, or what it takes is not there."""
+    """Raises UsageError if `name` is not ``processes``, ``dask``, ``dask://HOST:PORT`` or ``mpi``, or its package is not installed."""
     engine = name.split("://")[0]
     if name not in (PROCESSES, DASK, MPI) and not (engine == DASK and name.removeprefix("dask://")):
-        raise UsageError(f"--executor {name}: give processes, dask://HOST:8786 (a Dask scheduler), dask (the one that Dask knows), or mpi.")
+        raise UsageError(
+            f"--executor {name}: give processes, dask://HOST:8786 (a Dask scheduler), dask (the scheduler in Dask's configuration), or mpi."
+        )
     for extra, package, called in ((DASK, "distributed", "Dask"), (MPI, "mpi4py", "mpi4py")):
         if engine == extra and importlib.util.find_spec(package) is None:
             raise UsageError(f"--executor {extra} needs {called}, which is not installed: pip install 'ctcovid[{extra}]'")
@@ -37,53 +39,53 @@ def require_engine(name: str) -> None:
 
 
 def cluster_workers(name: str, shared: Path) -> Workers:
-    """The workers of engine `name`, which must see `shared`, the folder or file that is to be read.
+    """The workers of engine `name`, which must have access to `shared`, the folder or file to be read.
 
-    Raises UsageError where the engine does not answer.
+    Raises UsageError if the engine does not answer.
     """
     return MpiWorkers(shared) if name == MPI else DaskWorkers(scheduler_address(name), shared)
 
 
 def scheduler_address(name: str) -> str:
-    """The address behind ``dask://HOST:PORT``, or behind ``dask`` that in Dask's own settings, such as DASK_SCHEDULER_ADDRESS.
+    """The address in ``dask://HOST:PORT``; for ``dask``, the one in Dask's configuration, such as DASK_SCHEDULER_ADDRESS.
 
-    Raises UsageError where these have none.
+    Raises UsageError if that has none.
     """
     import dask
 
     address = dask.config.get("scheduler-address", None) if name == DASK else name.replace("dask://", "tcp://", 1)
     if not address:
-        raise UsageError("--executor dask: which scheduler? Give dask://HOST:8786, or set DASK_SCHEDULER_ADDRESS.")
+        raise UsageError("--executor dask: Dask's configuration names no scheduler. Give dask://HOST:8786, or set DASK_SCHEDULER_ADDRESS.")
     return str(address)
 
 
 @dataclass(frozen=True)
-class Seeing(Generic[Task, Result]):
-    """`work` for a worker that sees what is to be read. One that does not would take every file for lost."""
+class RequiringAccess(Generic[Task, Result]):
+    """`work`, after a check that the worker has access to `shared`. Without access every file would count as damaged."""
 
     work: Callable[[Task], Result]
     shared: Path
 
     def __call__(self, task: Task) -> Result:
-        """Raises CtcovidError, with the node's name, where it does not see it."""
+        """Raises CtcovidError, with the node's name, if there is no access."""
         if not self.shared.exists():
             raise CtcovidError(
-                f"{socket.gethostname()} does not see {self.shared}. Put the scans on a disk that all nodes of the cluster share."
+                f"{socket.gethostname()} has no access to {self.shared}. Put the scans on a disk that all nodes of the cluster share."
             )
         return self.work(task)
 
 
 class ClusterWorkers(Workers):
-    """Workers elsewhere. What they have lost is done again by their engine, or the run ends with what there is to do about it."""
+    """Workers on other nodes. Their engine repeats lost tasks, or the run ends with an error that names the remedy."""
 
     def __init__(self, pool: Executor, shared: Path) -> None:
         self.pool, self.shared = pool, shared.absolute()
 
     def submit(self, work: Callable[[Task], Result], task: Task) -> Future[Result]:
-        return self.pool.submit(Seeing(work, self.shared), task)
+        return self.pool.submit(RequiringAccess(work, self.shared), task)
 
     def result(self, future: Future[Result]) -> Result:
-        """Raises CtcovidError where the engine is gone, or cannot run ctcovid."""
+        """Raises CtcovidError if the engine is gone, or cannot run ctcovid."""
         try:
             self.wait(future)
             return future.result()
@@ -96,20 +98,20 @@ class ClusterWorkers(Workers):
 
 
 class DaskWorkers(ClusterWorkers):
-    """The workers of the Dask scheduler at `address`, however many it has just then."""
+    """The workers of the Dask scheduler at `address`, whose number may change."""
 
     def __init__(self, address: str, shared: Path) -> None:
         from distributed import Client
 
-        # What it has to say of lost connections is said by an error here.
+        # Lost connections are reported by an error here.
         for logger in ("distributed", "distributed.client"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         try:
             self.client = Client(address, timeout=ANSWER, set_as_default=False)
         except (OSError, ValueError, asyncio.TimeoutError) as error:
-            raise UsageError(f"No Dask scheduler answers at {address}. Start one with dask scheduler, or mend the address.") from error
+            raise UsageError(f"No Dask scheduler answers at {address}. Start one with dask scheduler, or correct the address.") from error
         self.address, self.asked, self.seen, self.threads = address, 0.0, time.monotonic(), 0
-        # Each task is a new one, whatever it reads: nothing is gained by looking for an earlier result.
+        # pure=False: every task is new, so that looking for an earlier result gains nothing.
         super().__init__(self.client.get_executor(pure=False), shared)
 
     def __exit__(self, *failure: object) -> None:
@@ -127,7 +129,7 @@ class DaskWorkers(ClusterWorkers):
             self._ask()
             if time.monotonic() > self.seen + PATIENCE:
                 raise CtcovidError(
-                    f"The Dask scheduler at {self.address} has no workers. Start some with dask worker, and run the same line again."
+                    f"The Dask scheduler at {self.address} has no workers. Start some with dask worker, and run the same command again."
                 )
 
     def result(self, future: Future[Result]) -> Result:
@@ -137,7 +139,7 @@ class DaskWorkers(ClusterWorkers):
             return super().result(future)
         except KilledWorker as error:
             raise CtcovidError(
-                "Several Dask workers died of the same slices, most likely for want of memory. Give them more, and run the same line again."
+                "Several Dask workers died of the same slices, probably out of memory. Give them more, and run the same command again."
             ) from error
         except CancelledError as error:
             raise self._lost() from error
@@ -152,7 +154,7 @@ class DaskWorkers(ClusterWorkers):
             self.seen = self.asked
 
     def _lost(self) -> CtcovidError:
-        return CtcovidError(f"The Dask scheduler at {self.address} is gone. Start it again, and run the same line again.")
+        return CtcovidError(f"The Dask scheduler at {self.address} is gone. Start it again, and run the same command again.")
 
 
 class MpiWorkers(ClusterWorkers):
@@ -165,7 +167,7 @@ class MpiWorkers(ClusterWorkers):
             raise UsageError(
                 f"--executor mpi: mpi4py finds no MPI ({str(error).splitlines()[0]}). Load the cluster's MPI module."
             ) from error
-        # The tasks name what they need; the command itself must not be run again by each process.
+        # main=False: tasks import what they need, and no process may run the command itself again.
         pool = MPIPoolExecutor(main=False, initializer=ignore_stopping)
         pool.bootup(wait=True)
         self.count = pool.num_workers

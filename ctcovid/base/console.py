@@ -1,4 +1,4 @@
-"""Results on stdout, talk on stderr."""
+"""Results on stdout, messages on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ctcovid.base.files import json_text
 
 
 class Printable(Protocol):
-    """What `result` can show: a table that knows how to look on a terminal and off it."""
+    """What `result` can print: a table, on a terminal or as plain text."""
 
     def terminal(self) -> Any: ...
 
@@ -21,43 +21,43 @@ class Printable(Protocol):
 
 
 class Advance(Protocol):
-    """What `progress` gives: call it with the number of items just done, and what there is to say of the work so far."""
+    """What `progress` yields: call it with the number of items just done, and a note to show."""
 
     def __call__(self, count: int, note: str = "") -> None: ...
 
 
 class Console:
-    """Where a command speaks.
+    """Output of a command.
 
     Parameters
     ----------
     quiet : only results, warnings and errors
-    verbose : also the place in the code of an unexpected fault
+    verbose : also the traceback of an unexpected error
     json : `result` prints its JSON document in place of its table
-    results : off for a command that is a step of another one, which prints a single result
+    results : off for a command that is a step of another one
     """
 
     def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False, results: bool = True) -> None:
         self.quiet, self.verbose, self.json, self.results = quiet, verbose, json, results
-        self.hushed = False
+        self.silent = False
         self.terminal = sys.stdout.isatty()
 
     def hush(self) -> None:
-        """Say nothing any more: another process of the same run speaks for all."""
-        self.quiet, self.results, self.hushed = True, False, True
+        """Print nothing any more, not even warnings: another process of the same run prints for all."""
+        self.quiet, self.results, self.silent = True, False, True
 
     def say(self, text: str) -> None:
-        """Tell on stderr what is going on."""
+        """Print a message on stderr, unless --quiet."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        """Tell on stderr what the user must know, --quiet or not."""
-        if not self.hushed:
+        """Print a warning on stderr, even with --quiet."""
+        if not self.silent:
             print(f"Warning: {text}", file=sys.stderr, flush=True)
 
     def notice(self) -> None:
-        """The quiet last line of every command that speaks about a patient."""
+        """The last line of every command that predicts."""
         self.say("For research use only. Not a medical device.")
 
     def result(self, table: Printable, document: Any) -> None:
@@ -75,10 +75,10 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, total: int, what: str, unit: str = "", tenths: bool = True) -> Iterator[Advance]:
-        """Progress over `total` items, with how many `unit` a second there are if it has a name.
+        """Progress over `total` items, with the rate per second if `unit` names them.
 
-        A bar on a terminal. Off a terminal a plain line at each tenth, or each minute where a tenth takes longer; work that is over
-        in seconds needs none. Without `tenths`, as for work that ends with a line of its own, only each minute.
+        A bar on a terminal. Otherwise a plain line at each tenth, or each minute if a tenth takes longer, and none for work of seconds.
+        Without `tenths`, as for work that ends with a line of its own, only each minute.
         """
         if self.quiet or total == 0:
             yield lambda count, note="": None
@@ -89,7 +89,7 @@ class Console:
 
     @contextlib.contextmanager
     def busy(self, what: str) -> Iterator[None]:
-        """A sign of life during work of unknown length: a wheel on a terminal, a line each minute off it."""
+        """A sign of life during work of unknown length: a spinner on a terminal, otherwise a line each minute."""
         if self.quiet:
             yield
         elif sys.stderr.isatty():
@@ -100,17 +100,17 @@ class Console:
         else:
             over, began = threading.Event(), time.monotonic()
 
-            def speak() -> None:
+            def report() -> None:
                 while not over.wait(_Lines.LONGEST):
                     self.say(f"{what}, for {duration(time.monotonic() - began)}")
 
-            speaker = threading.Thread(target=speak, daemon=True)
-            speaker.start()
+            reporter = threading.Thread(target=report, daemon=True)
+            reporter.start()
             try:
                 yield
             finally:
                 over.set()
-                speaker.join()
+                reporter.join()
 
     def _bar(self, total: int, what: str, unit: str) -> Iterator[Advance]:
         from rich.console import Console as RichConsole
@@ -132,7 +132,7 @@ class Console:
 
 
 class _Lines:
-    """A plain line each minute, or at each tenth, but not more often than the log can bear, where `tenths` are wanted."""
+    """A plain line each minute and, with `tenths`, at each tenth, but not too often for a log."""
 
     SHORTEST, LONGEST = 5.0, 60.0
 
@@ -140,13 +140,13 @@ class _Lines:
         self.total, self.what, self.unit, self.say = total, what, unit, say
         self.done = 0
         self.tenths = 0 if tenths else 10
-        self.began = self.spoke = time.monotonic()
+        self.began = self.printed = time.monotonic()
 
     def advance(self, count: int, note: str = "") -> None:
         self.done += count
         tenths = self.done * 10 // self.total
         now = time.monotonic()
-        silence = now - self.spoke
+        silence = now - self.printed
         if self.done < self.total and (silence >= self.LONGEST or (tenths > self.tenths and silence >= self.SHORTEST)):
             each = (now - self.began) / self.done
             said = [f"{self.done:,} of {self.total:,}{' ' if self.unit else ''}{self.unit}"]
@@ -156,11 +156,11 @@ class _Lines:
                 said.append(f"{1 / each:,.1f} {self.unit}/s")
             said.append(f"about {duration(each * (self.total - self.done))} left")
             self.say(f"{self.what}: {', '.join(said)}")
-            self.tenths, self.spoke = max(tenths, self.tenths), now
+            self.tenths, self.printed = max(tenths, self.tenths), now
 
 
 def duration(seconds: float) -> str:
-    """Some time in words."""
+    """A duration in words."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""How many CPUs this job may use, which on a cluster is fewer than the node has."""
+"""How many CPUs this job may use; on a cluster these are fewer than the node has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one sentence that names the path and the remedy, and the exit code that goes with it."""
+"""Errors that a user can act on: one sentence with the path and the remedy, and the exit code."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ EXIT_INTERRUPTED = 130
 
 
 class CtcovidError(Exception):
-    """Something that the user can mend. The message is all that is printed."""
+    """Something that the user can fix. Only the message is printed."""
 
     exit_code = EXIT_UNEXPECTED
 
 
 class UsageError(CtcovidError):
-    """The command line asks for something that does not exist or does not fit together."""
+    """The command line asks for something that does not exist, or its options contradict each other."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ class ModelRefusedError(CtcovidError):
 class StoppedError(BaseException):
     """A signal stopped the run; what was done is kept, and --resume continues it.
 
-    No Exception: whoever catches what a damaged file raises would take a signal that comes while it is read for the damage.
+    Not an Exception: code that catches the errors of a damaged file would also catch a signal that arrives while it reads the file.
     `together` says that all processes of the run have agreed to stop.
     """
 
@@ -53,7 +53,7 @@ class StoppedError(BaseException):
 
 
 class ToldError(CtcovidError):
-    """What another process of the run has told the user already, or will; there is nothing to print."""
+    """An error that another process of the run prints; there is nothing to print here."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
@@ -61,7 +61,7 @@ class ToldError(CtcovidError):
 
 
 class PeerError(CtcovidError):
-    """Another process of the run has failed or gone; the code is that of its failure."""
+    """Another process of the run has failed or disappeared; the exit code is that of its failure."""
 
     def __init__(self, message: str, exit_code: int = EXIT_UNEXPECTED) -> None:
         super().__init__(message)
@@ -69,7 +69,7 @@ class PeerError(CtcovidError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'r3d18'?``, or nothing where no known word is near."""
+    """`` Did you mean 'r3d18'?``, or nothing if no known word is similar."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
 
@@ -80,7 +80,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listing(problems: list[str], shown: int = 20) -> str:
-    """Problems one to a line, the first `shown` of them, with a count of the rest."""
+    """The first `shown` problems, one per line, and a count of the rest."""
     lines = [f"  {problem}" for problem in problems[:shown]]
     if len(problems) > shown:
         lines.append(f"  … and {len(problems) - shown:,} more")

@@ -17,41 +17,41 @@ from ctcovid.base.temporaries import clear_dead, temporary
 
 try:
     import fcntl
-except ImportError:  # where there is no POSIX
+except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
 RUN_CARD = "run.json"
 LOCK = ".lock"
-# Places of the system itself, in which names are no files of a user's.
+# Folders of the system, in which names are not files of a user.
 SYSTEM = ("/dev", "/proc", "/sys")
 MOST_LINKS = 40
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the place of `path` when the block ends without an exception.
+    """A temporary path to write to, which replaces `path` when the block ends without an exception.
 
-    It lies beside `path`, or, where this is a link, beside the file that the link leads to, which is the one that is replaced.
+    It is beside `path`. If this is a link, it is beside the link's target, which is replaced.
 
-    Raises InputError where the folder cannot be written to.
+    Raises InputError if the folder cannot be written to.
     """
-    place = behind_links(path)
-    beside = temporary(place)
+    target = behind_links(path)
+    beside = temporary(target)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        clear_dead(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_dead(target)
         yield beside
         _sync(beside)
-        beside.replace(place)
-        _sync(place.parent)
+        beside.replace(target)
+        _sync(target.parent)
     except PermissionError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another place or mend the permissions.") from error
+        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another folder or fix the permissions.") from error
     finally:
         beside.unlink(missing_ok=True)
 
 
 def behind_links(path: Path) -> Path:
-    """The file that a link leads to, whether there is one yet or not; any other path as it is."""
+    """The target of a link, whether it exists or not; any other path unchanged."""
     return path.resolve() if path.is_symlink() else path
 
 
@@ -64,18 +64,18 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all; names of files in it as `printable` makes them."""
+    """Write `text` as UTF-8, whole or not at all; file names in it as `printable` makes them."""
     with atomic(path) as temporary:
         temporary.write_text(printable(text), encoding="utf-8")
 
 
 def printable(text: str) -> str:
-    """`text` as UTF-8 can hold it: of a file's name that is in another encoding, such bytes stand as ``\\xe9``."""
+    """`text` as valid UTF-8: bytes of file names in another encoding become ``\\xe9``."""
     return text if text.isascii() else re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write `document` as indented JSON, whole or not at all. Not-a-number becomes null, which JSON can say."""
+    """Write `document` as indented JSON, whole or not at all. NaN and Inf become null, as JSON has neither."""
     write_text(path, json_text(document) + "\n")
 
 
@@ -99,30 +99,30 @@ def _strict(value: Any) -> Any:
 
 
 def require_there(path: Path, what: str = "file or folder") -> None:
-    """Raises InputError where there is nothing at `path`; `what` a user would call what should be there."""
+    """Raises InputError if nothing exists at `path`; `what` names what is expected, for the user."""
     if not path.exists():
         raise InputError(f"No such {what}: {path}. Check the path.")
 
 
 def claim_file(path: Path, overwrite: bool) -> None:
-    """Make sure that a file may be written at `path`, and touch nothing.
+    """Check that a file may be written at `path`, without touching anything.
 
-    Raises OutputExistsError where there is one and `overwrite` is off, InputError where there can be none.
+    Raises OutputExistsError if there is one and `overwrite` is off, InputError if none can be written.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a file to write.")
-    if (path.exists() and not path.is_file()) or _is_of_the_system(path):
-        raise InputError(f"{path} is a device and no file. Name a file to write; ctcovid predict writes to stdout with -o -.")
-    _require_place(path)
+    if (path.exists() and not path.is_file()) or _is_system_path(path):
+        raise InputError(f"{path} is a device, not a file. Name a file to write; ctcovid predict writes to stdout with -o -.")
+    _require_writable_parent(path)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already. Name another output, or pass --overwrite to replace it.")
 
 
-def _is_of_the_system(path: Path) -> bool:
-    """Whether a path, or a link that it leads over, is the system's, as /dev/stdout is also where this is redirected into a file."""
+def _is_system_path(path: Path) -> bool:
+    """Whether a path, or a link on the way to its target, is the system's, as /dev/stdout is even if redirected into a file."""
     for _ in range(MOST_LINKS):
         path = path.parent.resolve() / path.name
-        if any(path.is_relative_to(place) for place in SYSTEM) and not path.is_relative_to("/dev/shm"):
+        if any(path.is_relative_to(folder) for folder in SYSTEM) and not path.is_relative_to("/dev/shm"):
             return True
         if not path.is_symlink():
             break
@@ -131,14 +131,14 @@ def _is_of_the_system(path: Path) -> bool:
 
 
 def claim_folder(path: Path, overwrite: bool, command: str) -> None:
-    """Make sure that a folder may be written at `path`, and touch nothing.
+    """Check that a folder may be written at `path`, without touching anything.
 
-    Raises OutputExistsError where there is one with anything in it, unless `overwrite` is on and its run card says that the same
-    command made it: whatever else lies in a folder is not ours to remove. Raises InputError where there can be no folder.
+    Raises OutputExistsError if there is one that is not empty, unless `overwrite` is on and its run card says that the same command
+    made it: other files are not ours to remove. Raises InputError if no folder can be written.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file. Name a folder to write into.")
-    _require_place(path)
+    _require_writable_parent(path)
     if path.is_dir() and any(path.iterdir()):
         if not made_by(path, command):
             raise OutputExistsError(f"{path} exists already and ctcovid {command} did not make it. Name another output.")
@@ -155,18 +155,18 @@ def made_by(folder: Path, command: str) -> bool:
     return isinstance(card, dict) and card.get("command") == command
 
 
-def _require_place(path: Path) -> None:
-    """There is a folder to write into, or one can be made."""
+def _require_writable_parent(path: Path) -> None:
+    """Raises InputError unless there is a folder to write into, or one can be made."""
     parent = path.resolve().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path} cannot be written: {parent} is no folder that may be written to. Choose another place.")
+        raise InputError(f"{path} cannot be written: {parent} is not a writable folder. Choose another folder.")
 
 
 @contextlib.contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; it takes the place of `path`, which was claimed, when the block ends well."""
+    """A temporary folder to fill, which replaces `path` when the block ends without an exception; `path` must be claimed before."""
     path = path.resolve()
     beside = temporary(path)
     shutil.rmtree(beside, ignore_errors=True)
@@ -187,11 +187,11 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def occupied(folder: Path) -> Iterator[bool]:
-    """No other process may enter this block with the same folder until it ends, or the process does, however that may be.
+    """Lock a folder against other processes until the block ends, or the process does.
 
-    Gives whether the others are kept out: on file systems that know no locks nobody is. Raises UsageError where another one is in it.
+    Yields whether it is locked: some file systems have no locks. Raises UsageError if another process has locked it.
     """
-    # lockf, as its lock is not inherited by workers, which may outlive a killed process by seconds.
+    # lockf, because workers do not inherit its lock; they may outlive a killed process by seconds.
     with (folder / LOCK).open("a") as file:
         locked = False
         if fcntl is not None:

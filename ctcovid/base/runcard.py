@@ -1,4 +1,4 @@
-"""The run card: a JSON file that says what ran, with which settings, on what, from what, and how it ended."""
+"""The run card: a JSON file with the command, its settings, machine, inputs and outputs, and how it ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunCard:
 
     Parameters
     ----------
-    path : where the card goes
+    path : of the card
     command : name of the command
     settings : resolved settings by name
     sources : where each setting came from: "option", "environment", "file" or "default"
@@ -55,7 +55,7 @@ class RunCard:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[RunCard]:
-        """Write the card now, and again with times and status when the block ends, however it ends."""
+        """Write the card now, and again with times and status when the block ends, with or without an exception."""
         self.write()
         try:
             yield self
@@ -67,8 +67,8 @@ class RunCard:
             raise
         finally:
             self.content["ended"] = now()
-            # A command that replaces its whole folder may have taken the place of the card away before it failed. And where it
-            # failed, as for want of space, its own reason says more than that the card cannot be written either.
+            # A command that replaces its whole folder may have removed the card's folder before it failed. If it failed, its own
+            # reason, such as a full disk, says more than that the card cannot be written either.
             with contextlib.suppress(OSError) if self.content["status"] == "failed" else contextlib.nullcontext():
                 if self.path.parent.is_dir():
                     self.write()
@@ -102,7 +102,7 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """SHA-256 of the names and contents of files, each taken once, in hexadecimal; that of a folder where they are all it holds."""
+    """SHA-256 of the names and contents of files, each taken once, in hexadecimal; equal to that of a folder that holds only these."""
     digest = hashlib.sha256()
     for path in sorted(set(files)):
         digest.update(path.name.encode(errors="surrogateescape"))
@@ -126,7 +126,7 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of ctcovid itself, where it runs from a checkout."""
+    """The commit of ctcovid itself, if it runs from a checkout."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Stopping between two steps: SIGTERM, SIGUSR1 and Ctrl-C raise a flag; a second Ctrl-C, or a signal much later, acts as usual."""
+"""Stopping between two steps: SIGTERM, SIGUSR1 and Ctrl-C are noted; a second Ctrl-C, or a signal much later, acts as usual."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from ctcovid.base.errors import EXIT_INTERRUPTED, StoppedError
 
 # Windows has no SIGUSR1.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
-
-
-# Seconds for which SIGTERM and SIGUSR1 after a first signal are taken for the same wish.
+# Seconds during which SIGTERM and SIGUSR1 count as repeats of the first signal.
 REPEATS = 10.0
 
 
-class _Wish:
-    """When this process was last asked to stop, for one wish comes as several signals."""
+class _LastRequest:
+    """When this process was last asked to stop: one request may come as several signals."""
 
     def __init__(self) -> None:
         self.forget()
@@ -33,7 +31,7 @@ class _Wish:
         self.since = -math.inf
 
     def repeated_by(self, number: int) -> bool:
-        """Whether a signal that has come says nothing new; otherwise it is a new wish."""
+        """Whether a signal repeats the last request; otherwise it is a new one."""
         now = time.monotonic()
         if number != signal.SIGINT and now - self.since < REPEATS:
             return True
@@ -41,25 +39,25 @@ class _Wish:
         return False
 
 
-_wish = _Wish()
+_last_request = _LastRequest()
 
 
 class StopRequest:
     """Context manager that notes the first stopping signal in `received`, and lets a second one act as usual.
 
-    SLURM signals a whole step, torchrun hands on to its processes what it gets, and GNU ``timeout`` signals its child and then its group,
-    so that a process gets the same wish twice. SIGTERM and SIGUSR1 within REPEATS seconds of the first signal, of whichever kind, are
-    therefore ignored, which also forgives an impatient ``kill``. After that they end the command at once, and Ctrl-C does at any time
-    when it follows another signal or another Ctrl-C. What `received` was told by another process is not counted.
+    SLURM signals a whole step, torchrun forwards its signals to its processes, and GNU ``timeout`` signals its child and then its group,
+    so that a process gets the same request twice. SIGTERM and SIGUSR1 within REPEATS seconds of the first signal, of whichever kind, are
+    therefore ignored. After that they end the command at once. Ctrl-C after another signal or another Ctrl-C always does. If another
+    process sets `received`, that does not count as a signal.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._heard = False
+        self._noted = False
         self._usual: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
-        _wish.forget()
+        _last_request.forget()
         for number in STOPPING:
             self._usual[number] = signal.signal(number, self._note)
         return self
@@ -68,13 +66,13 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if _wish.repeated_by(number):
+        if _last_request.repeated_by(number):
             return
-        if not self._heard:
-            self._heard, self.received = True, signal.Signals(number)
+        if not self._noted:
+            self._noted, self.received = True, signal.Signals(number)
             return
         self._restore()
-        _wish.forget()
+        _last_request.forget()
         signal.raise_signal(number)
 
     def _restore(self) -> None:
@@ -83,7 +81,7 @@ class StopRequest:
         self._usual = {}
 
     def error(self, done: str) -> StoppedError:
-        """What to raise once `done` has been kept."""
+        """The error to raise after work was saved; `done` says what, in a sentence."""
         if self.received == signal.SIGINT:
             return StoppedError(f"Stopped by Ctrl-C. {done}", EXIT_INTERRUPTED, together=True)
         name = self.received.name if self.received else "a signal"
@@ -91,16 +89,16 @@ class StopRequest:
 
 
 def raise_when_stopped() -> None:
-    """Let SIGTERM and SIGUSR1 end a command as an error does, so that temporary files go and the run card says what happened.
+    """Let SIGTERM and SIGUSR1 end a command as an error does, so that temporary files are removed and the run card is complete.
 
-    What repeats one that was raised or noted, see StopRequest, does not disturb that.
+    Repeats of a signal are ignored, see StopRequest.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if _wish.repeated_by(number):
+        if _last_request.repeated_by(number):
             return
         _send_again.number = number
-        raise StoppedError(f"Stopped by {signal.Signals(number).name}. Nothing was left half written; run the line again.")
+        raise StoppedError(f"Stopped by {signal.Signals(number).name}. No file is incomplete. Run the same command again.")
 
     for number in STOPPING:
         # Ctrl-C raises KeyboardInterrupt already.
@@ -113,14 +111,14 @@ def raise_when_stopped() -> None:
 
 
 def _ignore_repeats() -> None:
-    """A signal that comes again while Python shuts down, where nothing listens any more, must not change the exit code."""
+    """A repeated signal while Python shuts down must not change the exit code."""
     for number in STOPPING:
         if number != signal.SIGINT:
             signal.signal(number, signal.SIG_IGN)
 
 
 class _SendAgain:
-    """Python drops what is raised while an object is being removed. A signal that comes just then is sent again, a moment later."""
+    """Python drops exceptions raised while an object is finalised. A signal that arrives just then is sent again a moment later."""
 
     usual = staticmethod(sys.__unraisablehook__)
     number: int = signal.SIGTERM
@@ -129,7 +127,7 @@ class _SendAgain:
         if not isinstance(dropped.exc_value, StoppedError):
             self.usual(dropped)
             return
-        _wish.forget()
+        _last_request.forget()
         timer = threading.Timer(0.1, os.kill, (os.getpid(), self.number))
         timer.daemon = True
         timer.start()
@@ -139,10 +137,10 @@ _send_again = _SendAgain()
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Stopping signals wait until the block ends, and in worker processes begun in it until they call `ignore_stopping`.
+def stopping_blocked() -> Iterator[None]:
+    """Stopping signals wait until the block ends; in worker processes started in it, until they call `ignore_stopping`.
 
-    A worker that is still starting would otherwise die of a signal to the whole process group.
+    Otherwise a signal to the whole process group would kill a worker that is still starting.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -155,9 +153,9 @@ def held_back() -> Iterator[None]:
 
 
 def ignore_stopping() -> None:
-    """In a worker process: leave signals to the process that gave it work.
+    """In a worker process: leave signals to the main process.
 
-    SLURM signals the whole process group, and a data loader whose workers die takes the training down before it can save.
+    SLURM signals the whole process group, and training cannot save if the workers of its data loader die first.
     """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

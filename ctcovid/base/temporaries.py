@@ -1,4 +1,4 @@
-"""Names of files and folders that are still being written, and the removal of those whose writer was killed."""
+"""Names of files and folders that are being written, and removal of those whose writer was killed."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pathlib import Path
 
 
 def temporary(path: Path) -> Path:
-    """Where this process writes what is to become `path`."""
+    """The temporary path to which this process writes what becomes `path`."""
     return path.with_name(f".{path.name}.{_realm()}-{os.getpid()}.tmp")
 
 
 def clear_dead(path: Path) -> None:
-    """Remove what processes that certainly are no more have left of `path`: those of this system that it does not know any longer."""
+    """Remove temporaries of `path` whose process has certainly ended: it ran on this system and no longer exists."""
     for left, realm, process in _left(path):
         if realm == _realm() and _is_dead(process):
             _remove(left)
 
 
 def clear_all(folder: Path, names: Iterable[str]) -> None:
-    """Remove what other processes, on whatever host, have left of files in `folder`, of which the caller knows that none is at work."""
+    """Remove temporaries of files in `folder` by other processes on any host; the caller knows that none of them is running."""
     for name in names:
         for left, _, _ in _left(folder / name):
             _remove(left)
 
 
 def _left(path: Path) -> list[tuple[Path, str, int]]:
-    """Temporaries of `path`, and by which process of which system. Earlier versions named no system."""
+    """Temporaries of `path`, each with its system and process. Earlier versions did not name the system."""
     form = re.compile(rf"\.{re.escape(path.name)}\.(?:([0-9a-f]{{12}})-)?(\d+)\.tmp")
     try:
         names = os.listdir(path.parent)  # noqa: PTH208
@@ -45,21 +45,21 @@ def _left(path: Path) -> list[tuple[Path, str, int]]:
 
 @functools.cache
 def _realm() -> str:
-    """A mark of the system within which numbers of processes mean something.
+    """Identifies the system within which process ids are unique.
 
-    Hosts that share a disk may bear one name, and so may containers, which count their processes for themselves.
+    Hosts that share a disk may have the same name, and so may containers, each with its own process ids.
     """
-    parts = [platform.node()]
+    words = [platform.node()]
     try:
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), os.readlink("/proc/self/ns/pid")]  # noqa: PTH115
+        words += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), os.readlink("/proc/self/ns/pid")]  # noqa: PTH115
     except OSError:
-        # There is no Linux under it.
-        parts.append(str(uuid.getnode()))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        # Not Linux.
+        words.append(str(uuid.getnode()))
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
 def _is_dead(process: int) -> bool:
-    # Elsewhere, signal 0 is one that stops processes.
+    # On other systems, signal 0 stops processes.
     if os.name != "posix":
         return False
     try:
@@ -72,7 +72,7 @@ def _is_dead(process: int) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """As far as it can be: what is left takes room, and harms nothing."""
+    """Remove as far as possible: what remains only takes space."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return

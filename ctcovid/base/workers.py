@@ -1,4 +1,4 @@
-"""Worker processes that end when they should."""
+"""Worker processes that work through tasks in order, and end with their parent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import TypeVar
 
 from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.errors import CtcovidError
-from ctcovid.base.signals import held_back, ignore_stopping
+from ctcovid.base.signals import ignore_stopping, stopping_blocked
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-# Bytes of the blocks that slices take, and of all that a worker keeps for the next.
+# Bytes of the largest blocks that slices take, and of all freed memory that a worker keeps for reuse.
 LARGE, HELD = 32 << 20, 256 << 20
 
 
@@ -30,20 +30,20 @@ def _begin_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent tells its workers nothing, and they would wait for tasks for ever."""
+    """Without this, the workers of a killed parent would wait for tasks for ever."""
     if parent := parent_process():
         parent.join()
         os._exit(1)
 
 
 class Workers:
-    """Processes that work through tasks in order, holding only a few results at a time, however many tasks there are."""
+    """Processes that work through tasks in order, with only a few results in memory at a time."""
 
     pool: Executor
 
     def __init__(self, count: int) -> None:
         self.count = count
-        # Forked processes would inherit threads, and the HDF5 file that the main process is writing.
+        # Not forked: they would inherit threads, and the HDF5 file that the main process is writing.
         self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_begin_worker)
 
     def __enter__(self) -> Workers:
@@ -57,26 +57,26 @@ class Workers:
         waiting: list[Future[Result]] = []
         rest = iter(tasks)
         while True:
-            with held_back():
+            with stopping_blocked():
                 waiting += [self.submit(work, task) for task in islice(rest, max(0, self.room() - len(waiting)))]
             if not waiting:
                 return
             yield self.result(waiting.pop(0))
 
     def room(self) -> int:
-        """How many tasks may be under way at a time."""
+        """How many tasks may be submitted at a time."""
         return 2 * self.count + 2
 
     def submit(self, work: Callable[[Task], Result], task: Task) -> Future[Result]:
-        """Hand a task over."""
+        """Submit a task."""
         return self.pool.submit(work, task)
 
     def result(self, future: Future[Result]) -> Result:
-        """What has become of a task.
+        """The result of a task.
 
-        Raises CtcovidError where its worker died.
+        Raises CtcovidError if its worker died.
         """
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise CtcovidError("A worker process died, most likely for want of memory. Ask for more, or pass fewer --workers.") from error
+            raise CtcovidError("A worker process died, probably out of memory. Ask for more, or pass fewer --workers.") from error

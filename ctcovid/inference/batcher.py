@@ -1,4 +1,4 @@
-"""Volumes of different scans share forward passes, which are so always full."""
+"""Batches of volumes that span scans, so that every forward pass is full."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ctcovid.models.reference import probabilities_and_features
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a network says of a scan's volumes: float64 `probabilities` (N, classes), and float32 `features` (N, C) where it has any."""
+class Outputs:
+    """Output for a scan's volumes: float64 `probabilities` (N, classes), and float32 `features` (N, C) if the network has any."""
 
     probabilities: np.ndarray
     features: np.ndarray | None
@@ -27,9 +27,9 @@ class _Open:
 
 
 class Batcher:
-    """Takes the volumes of one scan after the other, all of one shape, and gives the answers in the same order, as soon as they are known.
+    """Takes the volumes of one scan after the other, all of one shape, and returns the outputs in the same order, as soon as complete.
 
-    It holds less than one scan and one pass of volumes.
+    It holds fewer volumes than one scan and one pass.
     """
 
     def __init__(self, network: Network) -> None:
@@ -37,21 +37,21 @@ class Batcher:
         self.waiting: deque[np.ndarray] = deque()
         self.open: deque[_Open] = deque()
 
-    def add(self, volumes: np.ndarray) -> list[Answer]:
-        """Take a scan's volumes, uint8 (N, D, H, W) with N ≥ 1; answers about scans of which nothing waits any more."""
+    def add(self, volumes: np.ndarray) -> list[Outputs]:
+        """Add a scan's volumes, uint8 (N, D, H, W) with N ≥ 1; returns the outputs of scans that are complete."""
         self.open.append(_Open(len(volumes)))
         self.waiting.append(volumes)
         at_once = self.network.at_once(volumes[0].size)
-        found: list[Answer] = []
+        found: list[Outputs] = []
         while sum(map(len, self.waiting)) >= at_once:
             found += self._pass(at_once)
         return found
 
-    def finish(self) -> list[Answer]:
-        """The answers about all other scans."""
+    def finish(self) -> list[Outputs]:
+        """The outputs of all remaining scans."""
         return self._pass(sum(map(len, self.waiting))) if self.waiting else []
 
-    def _pass(self, count: int) -> list[Answer]:
+    def _pass(self, count: int) -> list[Outputs]:
         pieces = []
         while count:
             volumes = self.waiting.popleft()
@@ -60,9 +60,9 @@ class Batcher:
                 self.waiting.appendleft(volumes[count:])
             count -= len(pieces[-1])
         probabilities, features = probabilities_and_features(self.network, pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
-        return self._told(probabilities, features)
+        return self._by_scan(probabilities, features)
 
-    def _told(self, probabilities: np.ndarray, features: np.ndarray | None) -> list[Answer]:
+    def _by_scan(self, probabilities: np.ndarray, features: np.ndarray | None) -> list[Outputs]:
         found, first = [], 0
         while first < len(probabilities):
             one = self.open[0]
@@ -74,5 +74,5 @@ class Batcher:
             first = last
             if not one.left:
                 self.open.popleft()
-                found.append(Answer(np.concatenate(one.probabilities), np.concatenate(one.features) if one.features else None))
+                found.append(Outputs(np.concatenate(one.probabilities), np.concatenate(one.features) if one.features else None))
         return found

@@ -1,4 +1,4 @@
-"""One scan on disk to the slices that a network shall see, checked and repaired as prepare does it."""
+"""A scan on disk to the slices for a network, checked and repaired as prepare does."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ctcovid.scans.read import square
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.slice_summary import SIDE, SliceSummary
 from ctcovid.scans.window import Window
-from ctcovid.volumes.encode import probe_scan, summarised
+from ctcovid.volumes.encode import probe_scan, summarised_slices
 from ctcovid.volumes.verdicts import verdict_of
 
 
 class RefusedScanError(InputError):
-    """A scan that is not to be checked by a model; `codes` say why in short."""
+    """A scan that cannot be predicted; `codes` are the codes of the reasons."""
 
     def __init__(self, message: str, codes: tuple[str, ...]) -> None:
         super().__init__(message)
@@ -30,12 +30,16 @@ class RefusedScanError(InputError):
 
 @dataclass(frozen=True)
 class CheckedScan:
-    """slices : uint8 (S, size, size), those that stay, head to feet
-    kept : places in the scan of these slices
+    """A scan as a network gets it.
+
+    Attributes
+    ----------
+    slices : uint8 (S, size, size), head to feet, without dropped ones
+    kept : positions of these slices in the scan
     names : of these slices
     own_size : height and width of a slice in the files
     kind : "complete" or "segmented"
-    findings : what is odd about the scan, and what was repaired
+    findings : what is unusual about the scan, and what was repaired
     """
 
     slices: np.ndarray
@@ -52,9 +56,9 @@ class CheckedScan:
 
 
 def read_checked(scan: Scan, size: int, window: Window, pool: Executor, fewest: int = 1) -> CheckedScan:
-    """Read a scan, its slices decoded by the threads of `pool`.
+    """Read and check a scan, with slices decoded by the threads of `pool`.
 
-    Raises RefusedScanError where it cannot be read, shows no chest, or has fewer than `fewest` slices, the depth of a volume.
+    Raises RefusedScanError if it cannot be read, shows no chest, or has fewer than `fewest` slices, the depth of a volume.
     """
     if not scan.slices:
         reasons = [finding for finding in scan.findings if finding.severity == ERROR]
@@ -66,27 +70,27 @@ def read_checked(scan: Scan, size: int, window: Window, pool: Executor, fewest: 
         raise _refused(scan, verdict_of(scan, True, []).findings)
     bits = probed.form.bits
 
-    def decoded(part: Scan) -> list[tuple[SliceSummary, np.ndarray] | Unusable]:
-        return [one if isinstance(one, Unusable) else (one[0], square(one[1], size)) for one in summarised(part, bits, window)]
+    def decoded(piece: Scan) -> list[tuple[SliceSummary, np.ndarray] | Unusable]:
+        return [one if isinstance(one, Unusable) else (one[0], square(one[1], size)) for one in summarised_slices(piece, bits, window)]
 
-    slices = [one for some in pool.map(decoded, scan.parts(1)) for one in some]
+    slices = [one for some in pool.map(decoded, scan.pieces(1)) for one in some]
     verdict = verdict_of(scan, False, [one if isinstance(one, Unusable) else one[0] for one in slices])
     if not verdict.kept:
         raise _refused(scan, verdict.findings)
     if len(verdict.kept) < fewest:
         raise _too_few(scan, len(verdict.kept), fewest)
     pixels = np.empty((len(verdict.kept), size, size), np.uint8)
-    for number, place in enumerate(verdict.kept):
-        one = slices[place]
+    for number, position in enumerate(verdict.kept):
+        one = slices[position]
         assert not isinstance(one, Unusable)
         pixels[number] = one[1]
-    names = tuple(scan.names[place] for place in verdict.kept)
+    names = tuple(scan.names[position] for position in verdict.kept)
     height, width = probed.form.height, probed.form.width
     findings = verdict.findings
     if verdict.kind == COMPLETE and len(pixels) >= FEWEST_FOR_ANATOMY and min(height, width) >= SIDE:
-        thumbnails = np.stack([one[0].thumbnail for place in verdict.kept if not isinstance(one := slices[place], Unusable)])
+        thumbnails = np.stack([one[0].thumbnail for position in verdict.kept if not isinstance(one := slices[position], Unusable)])
         if cut_off(thumbnails, height, width):
-            findings = (*findings, Finding("cut-off", WARNING, "Its slices show a part of a chest: the body reaches their upper edge."))
+            findings = (*findings, Finding("cut-off", WARNING, "Its slices are cut out of a chest: the body reaches their upper edge."))
     return CheckedScan(pixels, verdict.kept, names, (height, width), verdict.kind, findings)
 
 

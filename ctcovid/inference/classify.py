@@ -1,4 +1,4 @@
-"""Scans through one model or several: decoded ahead while the networks work, joined to one judgement per scan."""
+"""Scans through one or several models: decoded ahead while the networks compute, averaged to one prediction per scan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from ctcovid.inference.batcher import Answer, Batcher
+from ctcovid.inference.batcher import Batcher, Outputs
 from ctcovid.inference.checked_scan import CheckedScan, RefusedScanError, read_checked
 from ctcovid.inference.flags import flags_of
 from ctcovid.inference.temperature import calibrated
@@ -19,12 +19,12 @@ from ctcovid.scans.findings import Finding
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import Window
 
-# Scans that are read while another is classified; each of them is in memory.
+# Scans that are read while another is classified; each is in memory.
 AHEAD = 2
 
 
 @dataclass(frozen=True)
-class VolumeJudgement:
+class VolumePrediction:
     """One volume of a scan: the model's name, the volume's number, the names of its ends, and its probabilities, float64 (classes,)."""
 
     model: str
@@ -35,8 +35,8 @@ class VolumeJudgement:
 
 
 @dataclass(frozen=True)
-class ScanJudgement:
-    """What one model or several say of a scan.
+class ScanPrediction:
+    """Prediction of one or several models for a scan.
 
     Attributes
     ----------
@@ -44,8 +44,8 @@ class ScanJudgement:
     predicted : the class with the highest one
     spread : standard deviation over the models of the predicted class's probability; 0 with one
     agreement : share of all volumes whose own highest class is the scan's
-    slices : how many were used, or dropped only because they fill no volume
-    flags : what should make one doubt it
+    slices : how many were used, or dropped only because they do not fill a volume
+    flags : reasons to doubt the prediction
     volumes : of every model
     """
 
@@ -56,12 +56,12 @@ class ScanJudgement:
     agreement: float
     slices: int
     flags: list[Finding]
-    volumes: list[VolumeJudgement]
+    volumes: list[VolumePrediction]
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A scan that was not checked, with the codes of the reasons and a sentence."""
+    """A scan that was not predicted, with the codes of the reasons and a sentence."""
 
     scan: Scan
     codes: tuple[str, ...]
@@ -73,45 +73,45 @@ Form = tuple[int, Window]
 
 @dataclass
 class _Open:
-    """A scan that is being classified, or was refused, with the answers by the number of the model."""
+    """A scan that is being classified, or was refused, with the outputs by index of the model."""
 
     scan: Scan
     read: dict[Form, CheckedScan] | RefusedScanError
-    answers: dict[int, Answer] = field(default_factory=dict)
+    outputs: dict[int, Outputs] = field(default_factory=dict)
 
-    def known(self, models: int) -> bool:
-        return isinstance(self.read, RefusedScanError) or len(self.answers) == models
+    def complete(self, models: int) -> bool:
+        return isinstance(self.read, RefusedScanError) or len(self.outputs) == models
 
 
 def classify(
     scans: Iterable[Scan], models: Sequence[TrainedModel], workers: int, raw: bool = False, done: Callable[[Scan], None] = lambda scan: None
-) -> Generator[ScanJudgement | Refused, None, None]:
-    """Judge scans, in their order, each given as soon as it is known; `workers` slices are decoded at a time.
+) -> Generator[ScanPrediction | Refused, None, None]:
+    """Predictions for scans, in their order, each yielded as soon as it is known; `workers` slices are decoded at a time.
 
-    Memory holds `AHEAD` scans, the one that is classified, and volumes for one pass, whatever the number of scans.
+    Memory holds `AHEAD` scans, the one that is classified, and the volumes of one pass, however many scans there are.
 
     Parameters
     ----------
     models : of the same classes in the same order; their depths, sizes and windows may differ
-    raw : leave the models' softmax as it is, without their temperatures
-    done : called by the thread that has read a scan, whether it could or not
+    raw : return the models' softmax without temperature scaling
+    done : called after each scan was read or refused, by the thread that read it
     """
     fewest = max(model.depth for model in models)
     forms: list[Form] = list(dict.fromkeys((model.size, model.window) for model in models))
     batchers = [Batcher(model.network) for model in models]
-    # By model, the scans that it has not answered about.
-    asked: list[deque[_Open]] = [deque() for _ in models]
+    # By model, the scans without outputs so far.
+    pending: list[deque[_Open]] = [deque() for _ in models]
     waiting: deque[_Open] = deque()
 
-    def ready() -> Iterator[ScanJudgement | Refused]:
-        while waiting and waiting[0].known(len(models)):
+    def ready() -> Iterator[ScanPrediction | Refused]:
+        while waiting and waiting[0].complete(len(models)):
             yield _joined(waiting.popleft(), models, raw)
 
-    def heard(number: int, answers: list[Answer]) -> None:
-        for answer in answers:
-            asked[number].popleft().answers[number] = answer
+    def collect(number: int, finished: list[Outputs]) -> None:
+        for outputs in finished:
+            pending[number].popleft().outputs[number] = outputs
 
-    # Two pools: a scan that waits for its slices must not keep them from being decoded.
+    # Two pools: scans that wait for their slices must not occupy the threads that decode them.
     with ThreadPoolExecutor(workers) as slices, ThreadPoolExecutor(AHEAD) as readers:
 
         def read(scan: Scan) -> dict[Form, CheckedScan] | RefusedScanError:
@@ -127,11 +127,11 @@ def classify(
             waiting.append(one)
             if not isinstance(found, RefusedScanError):
                 for number, model in enumerate(models):
-                    asked[number].append(one)
-                    heard(number, batchers[number].add(found[model.size, model.window].volumes(model.depth)))
+                    pending[number].append(one)
+                    collect(number, batchers[number].add(found[model.size, model.window].volumes(model.depth)))
             yield from ready()
         for number, batcher in enumerate(batchers):
-            heard(number, batcher.finish())
+            collect(number, batcher.finish())
         yield from ready()
 
 
@@ -153,25 +153,26 @@ def _ahead(
             future.cancel()
 
 
-def _joined(one: _Open, models: Sequence[TrainedModel], raw: bool) -> ScanJudgement | Refused:
+def _joined(one: _Open, models: Sequence[TrainedModel], raw: bool) -> ScanPrediction | Refused:
     if isinstance(one.read, RefusedScanError):
         return Refused(one.scan, one.read.codes, str(one.read))
-    volumes: list[VolumeJudgement] = []
+    volumes: list[VolumePrediction] = []
     means: list[np.ndarray] = []
     flags: dict[str, Finding] = {}
-    for place, model in enumerate(models):
-        answer = one.answers[place]
+    for index, model in enumerate(models):
+        outputs = one.outputs[index]
         checked = one.read[model.size, model.window]
-        each = answer.probabilities if raw else calibrated(answer.probabilities, model.temperature)
+        each = outputs.probabilities if raw else calibrated(outputs.probabilities, model.temperature)
         means.append(each.mean(0))
         for number, probabilities in enumerate(each):
             first = number * model.depth
-            volumes.append(VolumeJudgement(model.name, number, checked.names[first], checked.names[first + model.depth - 1], probabilities))
-        for finding in flags_of(one.scan, checked, model, answer.features):
+            ends = checked.names[first], checked.names[first + model.depth - 1]
+            volumes.append(VolumePrediction(model.name, number, *ends, probabilities))
+        for finding in flags_of(one.scan, checked, model, outputs.features):
             flags.setdefault(finding.code, finding)
     shares = np.mean(means, axis=0)
     predicted = int(shares.argmax())
     agreement = float(np.mean([volume.probabilities.argmax() == predicted for volume in volumes]))
     spread = float(np.std([mean[predicted] for mean in means]))
     slices = max(len(checked.slices) for checked in one.read.values())
-    return ScanJudgement(one.scan, shares, predicted, spread, agreement, slices, list(flags.values()), volumes)
+    return ScanPrediction(one.scan, shares, predicted, spread, agreement, slices, list(flags.values()), volumes)

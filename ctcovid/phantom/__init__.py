@@ -1,1 +1,1 @@
-"""A small synthetic CC-CCII whose truth is known."""
+"""A small synthetic CC-CCII with known lesions and defects."""

@@ -1,8 +1,8 @@
-"""The chest of one patient as functions of place: cavity, mediastinum, lungs, chest wall.
+"""The chest of one patient as functions of position: cavity, mediastinum, lungs, chest wall.
 
-Places are millimetres: x to the right of the picture (the patient's left), y towards the back, z towards the feet with 0 at the
+Positions are in millimetres: x to the right of the picture (the patient's left), y towards the back, z towards the feet with 0 at the
 lung apex. `u` is z over the length of the lungs, 1 at the deepest point behind the diaphragm. Proportions were measured by eye on the
-scans that the phantom is compared with (tests/phantom/compare.py), and spread over patients.
+scans that the phantom is compared with (tests/phantom/compare.py), and vary between patients.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TUBES = (
 
 
 class Level(NamedTuple):
-    """Distances that several others are made from, at places x, y, z."""
+    """Distances at positions x, y, z from which several others are computed."""
 
     x: Any
     y: Any
@@ -52,7 +52,7 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What makes one patient's chest another's; lengths in mm, the rest relative to the typical chest."""
+    """What differs between patients' chests; lengths in mm, the rest relative to the typical chest."""
 
     length: float
     half_width: float
@@ -76,7 +76,7 @@ class Anatomy:
 
     @staticmethod
     def draw(generator: np.random.Generator) -> Anatomy:
-        """A patient; the class plays no part."""
+        """A patient, independent of the class."""
 
         def normal(mean: float, spread: float) -> float:
             return float(mean + spread * np.clip(generator.normal(), -2.2, 2.2))
@@ -120,13 +120,13 @@ class Anatomy:
     def cavity(self, x: Any, y: Any, z: Any) -> Any:
         """Distance from the inner side of the rib cage."""
         wide, deep, middle = self.axes(z)
-        # Two halves beside each other, so that spine and sternum stand in; broader behind than in front.
+        # Two halves beside each other, so that spine and sternum protrude inwards; broader at the back.
         taper = 1 + 0.0009 * (y - middle)
         out = 0.33 * wide
         return ellipse(np.sqrt(x * x + 9.0) / taper - out, y - middle, wide - out, deep, self.power)
 
     def level(self, x: Any, y: Any, z: Any) -> Level:
-        """What is needed more than once at the same places."""
+        """The distances that are needed more than once at the same positions."""
         return Level(x, y, z, self.cavity(x, y, z), self.heart_wall(x, y, z), self.tubes(x, y, z), self.diaphragm(x, y, z))
 
     def mediastinum(self, level: Level) -> Any:

@@ -38,7 +38,7 @@ def bones(anatomy: Anatomy, x: Any, y: Any, z: float, cavity: Any, angle: Any) -
 
 
 def _ribs(anatomy: Anatomy, x: Any, y: Any, z: float, cavity: Any, angle: Any) -> Any:
-    """Ribs run downwards from the spine to the front, so that a slice cuts several obliquely, each at another place of its arc.
+    """Ribs run downwards from the spine to the front, so that a slice cuts several obliquely, each at another point of its arc.
 
     All ribs of a side are one function: their distance in z repeats with the spacing.
     """

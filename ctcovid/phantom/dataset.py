@@ -1,4 +1,4 @@
-"""A synthetic data set in the CC-CCII layout, with its irregularities and its side files, whose truth is known."""
+"""A synthetic data set in the CC-CCII layout, with its irregularities and side files, and known lesions and defects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ctcovid.base.workers import Workers
 from ctcovid.phantom import distributions
-from ctcovid.phantom.chest import slices_of_chest
+from ctcovid.phantom.chest import ScanKey, slices_of_chest
 from ctcovid.phantom.defects import Defects, damage, odd_size, order_of
 from ctcovid.phantom.lesions import DIFFICULTY
 from ctcovid.scans.classes import CLASS_ORDER
@@ -26,10 +26,12 @@ SCANS, LESIONS, DEFECTS = "unzip_filenames.csv", "lesions_slices.csv", "defects.
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a synthetic data set is like.
+    """Parameters of a synthetic data set.
 
+    Attributes
+    ----------
     patients : of each class
-    size : pixels of a side
+    size : pixels per side
     difficulty : of the lesions, 0 (large and dense) to 1 (small and faint)
     slices : fewest and most slices of a scan, or None for CC-CCII's own distribution (16 to 664)
     scans : most scans of a patient
@@ -78,29 +80,29 @@ class WrittenScan:
 
 
 def plan(parameters: Parameters) -> list[PlannedScan]:
-    """All scans of a data set, by class and patient. Patients have one class, numbers without padding, and one of them is 0."""
+    """All scans of a data set, by class and patient. Each patient has one class and a number without padding; one of them is 0."""
     generator = np.random.default_rng([parameters.seed, 5])
     count = parameters.patients * len(CLASS_ORDER)
     numbers = generator.permutation(np.append(0, 1 + generator.choice(4 * count, count - 1, replace=False)))
     scans = []
-    # Scans are numbered through as in the archive, with gaps.
+    # Scans are numbered across patients as in the archive, with gaps.
     scan = int(generator.integers(90, 400))
-    for place, patient in enumerate(numbers.tolist()):
-        label = CLASS_ORDER[place // parameters.patients]
+    for index, patient in enumerate(numbers.tolist()):
+        label = CLASS_ORDER[index // parameters.patients]
         for number in range(distributions.draw_scans(generator, parameters.scans)):
             slices = distributions.draw_slices(generator, parameters.slices)
             extension = parameters.extension or distributions.draw_extension(generator)
             scans.append(PlannedScan(label, patient, scan, number, slices, extension, ""))
             scan += int(generator.integers(1, 4))
-    dealt = parameters.defects.deal(len(scans), generator)
-    return [PlannedScan(**{**vars(item), "defect": kind}) for item, kind in zip(scans, dealt, strict=True)]
+    kinds = parameters.defects.assign(len(scans), generator)
+    return [PlannedScan(**{**vars(item), "defect": kind}) for item, kind in zip(scans, kinds, strict=True)]
 
 
 def write_dataset(root: Path, parameters: Parameters, workers: int = 1, advance: Callable[[int], None] | None = None) -> list[PlannedScan]:
     """Write a data set as CLASS/patient/scan/0000.png and so on, and the side files; `advance(1)` is called after each scan.
 
-    Beside the class folders lie `unzip_filenames.csv` and `lesions_slices.csv` as in CC-CCII, and `defects.csv` (kind, class,
-    patient, scan, detail). Lesions lie in `truth` as CLASS/patient/scan/0000.png, white on black, of the
+    Beside the class folders are `unzip_filenames.csv` and `lesions_slices.csv` as in CC-CCII, and `defects.csv` (kind, class,
+    patient, scan, detail). Lesions are in `truth` as CLASS/patient/scan/0000.png, white on black, of the
     same size as the slices. Returns the scans. The same arguments write the same bytes with any number of `workers`.
     """
     scans = plan(parameters)
@@ -130,31 +132,32 @@ def _each(write: Callable[[PlannedScan], WrittenScan], scans: list[PlannedScan],
 def _write_scan(root: Path, parameters: Parameters, scan: PlannedScan) -> WrittenScan:
     generator = np.random.default_rng([parameters.seed, scan.patient, 4, scan.number])
     order, detail = order_of(scan.defect, scan.slices, generator)
-    places: dict[int, list[int]] = {}
-    for place, number in enumerate(order):
-        places.setdefault(number, []).append(place)
+    positions: dict[int, list[int]] = {}
+    for position, number in enumerate(order):
+        positions.setdefault(number, []).append(position)
     # Some scans come as colour pictures with three equal channels.
     colour = scan.extension.lower() in ("jpg", "jpeg") and bool(generator.random() < 0.5)
     folder, masks = scan.folder(root), scan.folder(root / TRUTH)
     folder.mkdir(parents=True)
     masks.mkdir(parents=True)
     files, lesions = 0, []
-    drawn = slices_of_chest(scan.label, scan.slices, parameters.size, parameters.seed, scan.patient, scan.number, parameters.difficulty)
+    key = ScanKey(parameters.seed, scan.patient, scan.number)
+    drawn = slices_of_chest(scan.label, scan.slices, parameters.size, key, parameters.difficulty)
     for number, item in enumerate(drawn):
         pixels = item.pixels
         if scan.defect == "masked":
             if not item.lung.any():
                 continue
-            pixels, places[number] = pixels * item.lung, [files]
+            pixels, positions[number] = pixels * item.lung, [files]
         picture, mask = Image.fromarray(pixels), Image.fromarray(item.lesion.astype(np.uint8) * 255).convert("1")
         if scan.defect == "odd_size":
             picture, mask = odd_size(picture), odd_size(mask)
         if colour:
             picture = picture.convert("RGB")
-        for place in places[number]:
-            path = folder / f"{place:04d}.{scan.extension}"
+        for position in positions[number]:
+            path = folder / f"{position:04d}.{scan.extension}"
             _save(picture, path)
-            mask.save(masks / f"{place:04d}.png", compress_level=1)
+            mask.save(masks / f"{position:04d}.png", compress_level=1)
             files += 1
             if item.lesion.any():
                 lesions.append(path.relative_to(root).as_posix())
@@ -173,7 +176,7 @@ def _save(picture: Image.Image, path: Path) -> None:
     if kind in (".jpg", ".jpeg"):
         picture.save(path, "JPEG", quality=92)
     elif kind == ".png":
-        # More would take longer than to draw the slice, and noise does not shrink.
+        # A higher level would take longer than drawing the slice, and noise does not compress.
         picture.save(path, "PNG", compress_level=1)
     elif kind == ".tif":
         picture.save(path, "TIFF", compression="tiff_adobe_deflate")

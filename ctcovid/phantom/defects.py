@@ -1,4 +1,4 @@
-"""The defects that CC-CCII is known for, made on purpose: repeated, shuffled, reversed, masked and damaged scans, and odd sizes."""
+"""The known defects of CC-CCII, made on purpose: repeated, shuffled, reversed, masked and damaged scans, and odd sizes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Defects:
-    """The share of scans, 0 to 1, that has each defect. A scan has one at most, so that the shares add up to no more than 1.
+    """The share of scans, 0 to 1, that has each defect. A scan has at most one, so that the shares sum to at most 1.
 
-    repeated : the stack, or a part of it, lies in the folder twice
-    shuffled : blocks of slices have changed places
+    Attributes
+    ----------
+    repeated : the stack, or half of it, is in the folder twice
+    shuffled : blocks of slices are swapped
     reversed : feet first
     masked : everything outside the lungs is black, and slices without lung are missing (segmented CT, Li et al. 2021, Fig. 1)
     corrupt : one file is cut short, empty, or not a picture
-    odd_size : no square: 1024×944 where others have 512×512
+    odd_size : not square: 1024×944 where others have 512×512
     """
 
     repeated: float = 0.0
@@ -33,15 +35,15 @@ class Defects:
         if min(shares) < 0 or sum(shares) > 1 + 1e-9:
             raise ValueError(f"shares of defects {shares}: each at least 0, together at most 1")
 
-    def deal(self, scans: int, generator: np.random.Generator) -> list[str]:
-        """For each scan its defect, "" for most."""
+    def assign(self, scans: int, generator: np.random.Generator) -> list[str]:
+        """The defect of each scan, "" for most."""
         kinds = [field.name for field in fields(self) for _ in range(round(getattr(self, field.name) * scans))][:scans]
         kinds += [""] * (scans - len(kinds))
-        return [kinds[place] for place in generator.permutation(scans)]
+        return [kinds[index] for index in generator.permutation(scans)]
 
 
 def order_of(kind: str, slices: int, generator: np.random.Generator) -> tuple[list[int], str]:
-    """Which slice lies at each place of the folder, and the defect in words."""
+    """The slice at each position in the folder, and the defect in words."""
     stack = list(range(slices))
     if kind == "reversed":
         return stack[::-1], "feet first"
@@ -52,16 +54,16 @@ def order_of(kind: str, slices: int, generator: np.random.Generator) -> tuple[li
         # Blocks as in the real ones: "15-20+0-14", or several.
         cuts = np.sort(generator.choice(np.arange(1, slices), min(int(generator.integers(1, 5)), slices - 1), replace=False)).tolist()
         blocks = [stack[a:b] for a, b in zip([0, *cuts], [*cuts, slices], strict=True)]
-        places = generator.permutation(len(blocks))
-        if (places == np.arange(len(blocks))).all():
-            places = places[::-1]
-        words = "+".join(f"{blocks[place][0]}-{blocks[place][-1]}" for place in places)
-        return [number for place in places for number in blocks[place]], f"slices lie as {words}"
+        shuffled = generator.permutation(len(blocks))
+        if (shuffled == np.arange(len(blocks))).all():
+            shuffled = shuffled[::-1]
+        words = "+".join(f"{blocks[index][0]}-{blocks[index][-1]}" for index in shuffled)
+        return [number for index in shuffled for number in blocks[index]], f"slices lie as {words}"
     return stack, ""
 
 
 def odd_size(picture: Image.Image) -> Image.Image:
-    """As wide as two of its kind and 944/1024 as high as wide; what is above and below is cut off."""
+    """Twice as wide and 944/1024 as high as wide, cut off above and below."""
     width, height = 2 * picture.width, round(2 * picture.height * 944 / 1024)
     cut = (picture.height - height / 2) / 2
     how = Image.Resampling.NEAREST if picture.mode == "1" else Image.Resampling.BILINEAR
@@ -69,7 +71,7 @@ def odd_size(picture: Image.Image) -> Image.Image:
 
 
 def damage(path: Path, generator: np.random.Generator) -> str:
-    """Spoil a file; in words, how."""
+    """Damage a file; returns how, in words."""
     how = ("cut short", "empty", "a text")[int(generator.integers(3))]
     content = path.read_bytes()
     path.write_bytes({"cut short": content[: len(content) // 3], "empty": b"", "a text": b"503 Service Unavailable\n"}[how])

@@ -1,7 +1,7 @@
 """How CC-CCII's scans are distributed: slices per scan, scans per patient, kinds of file.
 
 Measured on 2,073 scans of 1,437 patients in the listing of HKBU-HPML/HKBU_HPML_COVID-19 (1,750 of them png). The three classes are
-pooled: in the real data length of a scan and kind of file alone tell much about the class, and here they must not.
+pooled: in the real data length of a scan and kind of file alone predict the class, and here they must not.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Kind = TypeVar("Kind", int, str)
 # Slices of a scan, at these percentiles of all scans. CC-CCII has 5 mm scans of about 60 slices and thin ones of 120 and more.
 PERCENTILES = (0, 1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 75, 80, 85, 90, 95, 98, 99, 100)
 SLICES = (16, 19, 20, 23, 31, 39, 46, 51, 54, 60, 65, 74, 98, 126, 139, 155, 182, 226, 287, 311, 664)
-# How many patients have so many scans.
+# Patients by number of scans.
 SCANS_OF_A_PATIENT = {1: 982, 2: 373, 3: 46, 4: 19, 5: 4, 6: 6, 7: 1, 8: 2, 12: 2, 14: 2}
-# How many scans have files of this kind, spelt so.
+# Scans by ending of their files, as spelt.
 EXTENSIONS = {"png": 1750, "jpg": 234, "JPG": 49, "tif": 19, "bmp": 10, "BMP": 8, "Jpg": 2, "jpeg": 1}
 
 
@@ -34,7 +34,7 @@ def draw_scans(generator: np.random.Generator, most: int) -> int:
 
 
 def draw_extension(generator: np.random.Generator) -> str:
-    """What the names of a scan's files end in."""
+    """The ending of a scan's files."""
     return _draw(generator, EXTENSIONS)
 
 

@@ -1,4 +1,4 @@
-"""Lesions as bodies in space.
+"""Lesions as ellipsoids in space.
 
 COVID-19 (NCP): several patches of ground glass under the pleura, more often in both lungs, in the lower lobes and at the back, with
 vessels visible through them, some with a net of fine lines (crazy paving). Common pneumonia (CP): one or few denser blocks of
@@ -19,11 +19,11 @@ import numpy as np
 
 from ctcovid.phantom.anatomy import Anatomy
 
-# A random field over the places of one level, as texture.Field.
+# A random field over the positions of one level, as texture.Field.
 Rough = Callable[[Any, Any, float, float], np.ndarray]
 # HU of a consolidated lung.
 CONSOLIDATED = 33.0
-# Of 0 to 1: a network learns the classes from some hundred patients, and not all of it.
+# From 0 to 1: a network learns the classes from some hundred patients, but not perfectly.
 DIFFICULTY = 0.2
 
 
@@ -85,7 +85,7 @@ def _covid(anatomy: Anatomy, contrast: float, size: float, many: float, generato
     blobs = []
     for number in range(_count(6, 13, many, generator)):
         side = (-1) ** number if both else only
-        centre, inwards = _place(anatomy, side, (1.0, 9.0), True, generator)
+        centre, inwards = _position(anatomy, side, (1.0, 9.0), True, generator)
         radius = size * generator.uniform(11, 24)
         radii = radius * np.array([0.72, generator.uniform(0.9, 1.45), generator.uniform(0.9, 1.3)])
         opacity = min(contrast * generator.uniform(230, 400), 640)
@@ -102,7 +102,7 @@ def _pneumonia(anatomy: Anatomy, contrast: float, size: float, many: float, gene
     blobs = []
     for _ in range(_count(2, 4, many, generator)):
         side = int(generator.choice((-1, 1)))
-        centre, inwards = _place(anatomy, side, (9.0, 34.0), False, generator)
+        centre, inwards = _position(anatomy, side, (9.0, 34.0), False, generator)
         radius = size * generator.uniform(11, 20)
         radii = radius * generator.uniform(0.75, 1.35, 3)
         opacity = min(contrast * generator.uniform(0.65, 0.95), 1.0)
@@ -115,18 +115,18 @@ def _pneumonia(anatomy: Anatomy, contrast: float, size: float, many: float, gene
             if anatomy.lungs(anatomy.level(*near)) < -5:
                 blobs.append(Blob(near, np.eye(3), np.full(3, generator.uniform(2.5, 5.0)), opacity * 0.8, True, 0.0, 0.25, 0.7))
     for _ in range(round(many * int(generator.integers(0, 4)))):
-        centre, inwards = _place(anatomy, int(generator.choice((-1, 1))), (4.0, 34.0), False, generator)
+        centre, inwards = _position(anatomy, int(generator.choice((-1, 1))), (4.0, 34.0), False, generator)
         radii = size * generator.uniform(8, 18) * generator.uniform(0.7, 1.2, 3)
         blobs.append(Blob(centre, _frame(inwards), radii, min(contrast * generator.uniform(150, 320), 600), False, 0.0, 0.25, 0.6))
     return blobs
 
 
-def _place(
+def _position(
     anatomy: Anatomy, side: int, depth: tuple[float, float], low: bool, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A place in the lung of one side at a depth below the pleura in mm, and the direction to its inside.
+    """A position in the lung of one side at a depth below the pleura in mm, and the direction inwards.
 
-    low : rather at the back and in the lower half
+    low : more often at the back and in the lower half
     """
     wide, deep = anatomy.half_width, anatomy.half_depth
     points = generator.uniform((8, -deep, 0.08 * anatomy.length), (wide, deep, 0.97 * anatomy.length), (1500, 3))
@@ -171,7 +171,7 @@ def mean_added(blobs: list[Blob], anatomy: Anatomy, lung: float) -> float:
 
 
 def shares(blobs: list[Blob], x: Any, y: Any, z: float, field: Rough) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """What the lesions do in one level: ground glass in HU, its paving, consolidation, and the share of any lesion; None where nothing.
+    """The lesions in one level: ground glass in HU, its paving, consolidation, and the share of any lesion; None if there is no lesion.
 
     All float32 of the shape of `x`; shares from 0 to 1, and the last is above 0.5 inside a lesion.
     """

@@ -1,4 +1,4 @@
-"""What lies below the diaphragm: liver, spleen, stomach with its gas, and the fat between them."""
+"""Organs below the diaphragm: liver, spleen, stomach with its gas, and the fat between them."""
 
 from __future__ import annotations
 

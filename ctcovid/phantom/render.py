@@ -1,8 +1,9 @@
-"""Draw one level of a chest: smooth things on a coarse grid that is enlarged, sharp ones pixel by pixel."""
+"""Draw one level of a chest: smooth structures on a coarse grid that is enlarged, sharp ones pixel by pixel."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,31 +18,30 @@ from ctcovid.phantom.texture import Field, Reticulation, ScannerNoise
 AIR, FAT, TISSUE, BLOOD, MARROW, CORTEX = -1000.0, -104.0, 48.0, 42.0, 90.0, 420.0
 
 
+class Generators(NamedTuple):
+    """Random generators: of what scans of a patient share, and of the scan itself."""
+
+    patient: np.random.Generator
+    scan: np.random.Generator
+
+
 class Renderer:
     """Draws the slices of one scan."""
 
-    def __init__(
-        self,
-        anatomy: Anatomy,
-        protocol: Protocol,
-        blobs: list[lesions.Blob],
-        size: int,
-        of_patient: np.random.Generator,
-        of_scan: np.random.Generator,
-    ) -> None:
+    def __init__(self, anatomy: Anatomy, protocol: Protocol, blobs: list[lesions.Blob], size: int, generators: Generators) -> None:
         self.anatomy, self.protocol, self.blobs, self.size = anatomy, protocol, blobs, size
         self.pixel = protocol.view / size
-        # About 3 mm, or two pixels of a small picture: finer than any bone, coarser than vessels, which are drawn by themselves.
+        # About 3 mm, or two pixels of a small picture: finer than any bone, coarser than vessels, which are drawn separately.
         coarse = int(np.clip(size // 2, 32, 128))
         self.x, self.y = coordinates(protocol, anatomy, coarse)
         self.vessels, self.airways, self.small = (
-            self._to_pixels(pieces) for pieces in trees.grow(anatomy, 1400 if size >= 256 else 350, of_patient)
+            self._to_pixels(pieces) for pieces in trees.grow(anatomy, 1400 if size >= 256 else 350, generators.patient)
         )
         # Walls are a tenth of a bronchus' diameter, and no thinner than half a millimetre.
         self.walls = replace(self.airways, radius=self.airways.radius * np.float32(1.18) + np.float32(0.55))
-        self.field = Field(of_patient)
-        self.reticulation = Reticulation(self.pixel, of_patient) if blobs else None
-        self.noise = ScannerNoise(size, protocol.cut_off, of_scan)
+        self.field = Field(generators.patient)
+        self.reticulation = Reticulation(self.pixel, generators.patient) if blobs else None
+        self.noise = ScannerNoise(size, protocol.cut_off, generators.scan)
         self.table = table(protocol, anatomy, size)
         self.outside = view_mask(size) if protocol.round_view else None
         self.enlarge = _Enlarge(coarse, size)
@@ -123,7 +123,7 @@ class Renderer:
         return hu + p.dependent * behind * ramp(z / self.anatomy.length, 0.15, 0.7)
 
     def _lesions(self, z: float, parenchyma: np.ndarray) -> np.ndarray:
-        """Add the lesions to the lung, HU, in place; the share of any lesion."""
+        """Add the lesions to the lung, HU, in place; returns the share of any lesion."""
         found = lesions.shares(self.blobs, self.x, self.y, z, self.field)
         if found is None or self.reticulation is None or not (found[3] > 0).any():
             return np.zeros_like(parenchyma)
@@ -197,27 +197,27 @@ class Renderer:
 
 
 class _Enlarge:
-    """Linear interpolation from the coarse grid to the pixels; numpy only, so that a thread more or less changes no bit."""
+    """Linear interpolation from the coarse grid to the pixels; numpy only, so that the number of threads changes no bit."""
 
     def __init__(self, coarse: int, size: int) -> None:
-        places = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1.001)
-        self.low = places.astype(np.int64)
-        self.part = (places - self.low).astype(np.float32)
-        # Written over by each call, which spares the system the fresh memory: the result holds until the next.
+        positions = np.clip((np.arange(size) + 0.5) * coarse / size - 0.5, 0, coarse - 1.001)
+        self.low = positions.astype(np.int64)
+        self.fraction = (positions - self.low).astype(np.float32)
+        # Reused by each call to save allocations: a result is valid until the next call.
         self.kept: dict[int, np.ndarray] = {}
 
     def __call__(self, fields: np.ndarray, keep: int = 0) -> np.ndarray:
         """float32 (F, coarse, coarse) to (F, size, size), in memory number `keep`."""
-        low, part, size = self.low, self.part, len(self.low)
-        # Columns first, while there are few rows: whole rows are quick to gather.
-        wide = np.take(np.diff(fields, axis=2), low, axis=2) * part + np.take(fields, low, axis=2)
+        low, fraction, size = self.low, self.fraction, len(self.low)
+        # Columns first, while there are few rows: gathering whole rows is fast.
+        wide = np.take(np.diff(fields, axis=2), low, axis=2) * fraction + np.take(fields, low, axis=2)
         steps = np.diff(wide, axis=1)
         if keep not in self.kept or len(self.kept[keep]) < len(fields):
             self.kept[keep] = np.empty((len(fields), size, size), np.float32)
         big = self.kept[keep][: len(fields)]
         for out, step, row in zip(big, steps, wide, strict=True):
             np.take(step, low, axis=0, out=out, mode="clip")
-            out *= part[:, None]
+            out *= fraction[:, None]
             out += np.take(row, low, axis=0)
         return big
 
@@ -232,7 +232,7 @@ def _lay(hu: np.ndarray, distance: np.ndarray, value: float, edge: float) -> Non
 
 
 def _three(picture: np.ndarray, side: float) -> np.ndarray:
-    """Blur (side > 0) or sharpen (side < 0) along the last axis and turn the axes over, so that twice does both.
+    """Blur (side > 0) or sharpen (side < 0) along the last axis and transpose, so that two calls do both axes.
 
     side : weight of both neighbours together
     """

@@ -1,4 +1,4 @@
-"""How one scan shows a patient: pose, field of view, slices, kernel, window, table; drawn per scan, without regard to the class."""
+"""How one scan shows a patient: pose, field of view, slices, kernel, window, table; drawn per scan, independent of the class."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ class Protocol:
 
 
 def coordinates(protocol: Protocol, anatomy: Anatomy, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places in the patient of a grid over the field of view, x and y in mm, float32 (count, count)."""
+    """Positions in the patient of a grid over the field of view, x and y in mm, float32 (count, count)."""
     line = ((np.arange(count, dtype=np.float32) + 0.5) / count - 0.5) * np.float32(protocol.view)
     x, y = line[None, :] + np.float32(protocol.shift_x), line[:, None] - np.float32(protocol.shift_y) + np.float32(16)
     c, s = np.float32(np.cos(protocol.turn)), np.float32(np.sin(protocol.turn))
     x, y = c * x - s * y, s * x + c * y
-    # Nobody is as symmetrical as an ellipse. The trees of vessels are not bent with the rest: it is a matter of millimetres.
+    # Nobody is as symmetrical as an ellipse. The trees of vessels are not bent with the rest, which is a difference of millimetres.
     sideways, backwards, one, two = (np.float32(value) for value in anatomy.bend)
     return x + sideways * np.sin(y / 55 + one), y + backwards * np.sin(x / 60 + two)
 
 
 def pixels(protocol: Protocol, size: int, points: np.ndarray) -> np.ndarray:
-    """Places in the patient, float (N, 3) in mm, as pixel coordinates x and y, z as it is; the reverse of `coordinates`."""
+    """Positions in the patient, float (N, 3) in mm, as pixel coordinates x and y, z as it is; the reverse of `coordinates`."""
     c, s = np.cos(protocol.turn), np.sin(protocol.turn)
     x = c * points[:, 0] + s * points[:, 1] - protocol.shift_x
     y = -s * points[:, 0] + c * points[:, 1] + protocol.shift_y - 16
@@ -91,7 +91,7 @@ def pixels(protocol: Protocol, size: int, points: np.ndarray) -> np.ndarray:
 
 
 def table(protocol: Protocol, anatomy: Anatomy, size: int) -> np.ndarray:
-    """The table under the patient, HU, float32 (size, size), -1000 where there is none. Its place does not move from slice to slice."""
+    """The table under the patient, HU, float32 (size, size), -1000 elsewhere; the same in every slice."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5) * np.float32(protocol.view)
     x, y = line[None, :], line[:, None]
     back = anatomy.half_depth + 26 * anatomy.muscle + 0.9 * anatomy.fat + protocol.shift_y - 16 + protocol.table_y

@@ -1,7 +1,7 @@
-"""Signed distances of simple shapes, negative inside, in millimetres: what the anatomy is put together from.
+"""Signed distances of simple shapes, negative inside, in millimetres, from which the anatomy is composed.
 
-All functions take numbers or arrays that broadcast against each other. Distances are near enough to true ones close to a surface,
-which is where they are used; far away they may be wrong by a factor.
+All functions take numbers or arrays that broadcast against each other. Distances are accurate close to a surface, where they are
+used; far away they may be wrong by a factor.
 """
 
 from __future__ import annotations

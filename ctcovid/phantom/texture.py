@@ -31,10 +31,10 @@ class Field:
         self.lattice = coloured((32, 32, 32), lambda f: np.exp(-((f / 0.16) ** 2)), generator)
 
     def __call__(self, x: np.ndarray, y: np.ndarray, z: float, scale: float = 1.0) -> np.ndarray:
-        """Values at places of one level, mm; a larger `scale` makes larger patches."""
+        """Values at positions of one level, mm; a larger `scale` makes larger patches."""
         step = self.SPACING * scale
-        plane, part = int(z // step), np.float32(z / step % 1)
-        level = (1 - part) * self.lattice[plane % 32] + part * self.lattice[(plane + 1) % 32]
+        plane, fraction = int(z // step), np.float32(z / step % 1)
+        level = (1 - fraction) * self.lattice[plane % 32] + fraction * self.lattice[(plane + 1) % 32]
         index = np.stack([y, x]) / np.float32(step)
         return map_coordinates(level, index, order=1, mode="grid-wrap", output=np.float32)
 
@@ -52,19 +52,19 @@ class Reticulation:
     def at(self, z: float, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         """Net and grain, float32 (rows, columns), at the level `z` mm."""
         position = (z / 2.5) % 8
-        plane, part = int(position), np.float32(position % 1)
+        plane, fraction = int(position), np.float32(position % 1)
         index = np.ix_(np.arange(rows.start, rows.stop) % 192, np.arange(columns.start, columns.stop) % 192)
         following = (plane + 1) % 8
-        net = (1 - part) * self.net[plane][index] + part * self.net[following][index]
-        grain = (1 - part) * self.grain[plane][index] + part * self.grain[following][index]
+        net = (1 - fraction) * self.net[plane][index] + fraction * self.net[following][index]
+        grain = (1 - fraction) * self.grain[plane][index] + fraction * self.grain[following][index]
         return net, grain
 
 
 class ScannerNoise:
-    """Noise as reconstruction leaves it: little at low frequencies, a maximum that a soft kernel has low and a sharp one high.
+    """Noise as after reconstruction: little at low frequencies, with a maximum at a frequency that is low for soft kernels, high for sharp.
 
     The spectrum is that of filtered back projection, a ramp times the kernel's window (Riederer, Pelc, Chesler, Phys Med Biol 23,
-    1978). A few tiles are made per scan and cut anew for each slice.
+    1978). A few tiles are made per scan, and cropped at random for each slice.
     """
 
     TILES = 3

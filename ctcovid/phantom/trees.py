@@ -35,9 +35,9 @@ class Pieces:
         return len(self.radius)
 
 
-def join(parts: list[Pieces]) -> Pieces:
+def join(pieces: list[Pieces]) -> Pieces:
     """All pieces of several trees."""
-    return Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "end", "radius")))
+    return Pieces(*(np.concatenate([getattr(one, name) for one in pieces]) for name in ("start", "end", "radius")))
 
 
 def grow(anatomy: Anatomy, tips: int, generator: np.random.Generator) -> tuple[Pieces, Pieces, Pieces]:
@@ -78,7 +78,7 @@ def _windpipe(anatomy: Anatomy) -> Pieces:
 
 
 def _inside(anatomy: Anatomy, side: int, count: int, generator: np.random.Generator) -> np.ndarray:
-    """`count` places well inside one lung, float (count, 3)."""
+    """`count` positions well inside one lung, float (count, 3)."""
     wide, deep = anatomy.half_width, anatomy.half_depth
     points = generator.uniform((0, -deep, 4), (wide, deep, anatomy.length), (5 * count, 3))
     points[:, 0] *= side
@@ -86,7 +86,7 @@ def _inside(anatomy: Anatomy, side: int, count: int, generator: np.random.Genera
 
 
 def _tree(targets: np.ndarray, root: np.ndarray, tip: float, generator: np.random.Generator) -> Pieces:
-    """A tree from `root` to all `targets`: a branch runs part of the way to the middle of what it supplies, then splits that in two.
+    """A tree from `root` to all `targets`: a branch runs some of the way to the middle of its targets, then divides them in two.
 
     A branch's radius follows from the number of its tips, each of radius `tip` mm.
     """
@@ -96,17 +96,17 @@ def _tree(targets: np.ndarray, root: np.ndarray, tip: float, generator: np.rando
     while len(counts):
         first = np.cumsum(counts) - counts
         middle = np.add.reduceat(points, first) / counts[:, None]
-        part = np.where(counts > 1, generator.uniform(0.35, 0.55, len(counts)), 1.0)[:, None]
-        end = start + (middle - start) * part
+        way = np.where(counts > 1, generator.uniform(0.35, 0.55, len(counts)), 1.0)[:, None]
+        end = start + (middle - start) * way
         length = np.sqrt(((end - start) ** 2).sum(1, keepdims=True))
         bend = (start + end) / 2 + generator.normal(0, 0.07, start.shape) * length
         radius = tip * counts**MURRAY
         starts += [start, bend]
         ends += [bend, end]
         radii += [radius, radius * 0.96]
-        goes_on = counts > 1
-        points = points[np.repeat(goes_on, counts)]
-        middle, end, counts = middle[goes_on], end[goes_on], counts[goes_on]
+        branching = counts > 1
+        points = points[np.repeat(branching, counts)]
+        middle, end, counts = middle[branching], end[branching], counts[branching]
         if not len(counts):
             break
         group = np.repeat(np.arange(len(counts)), counts)
@@ -130,10 +130,10 @@ def _longest(spread: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def _cut(start: np.ndarray, end: np.ndarray, radius: np.ndarray, longest: float) -> Pieces:
     """Pieces no longer than `longest` mm, so that a small square of pixels holds each."""
-    parts = np.maximum(np.ceil(np.sqrt(((end - start) ** 2).sum(1)) / longest), 1).astype(int)
-    which = np.repeat(np.arange(len(parts)), parts)
-    step = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
-    one, two = (step / parts[which])[:, None], ((step + 1) / parts[which])[:, None]
+    cuts = np.maximum(np.ceil(np.sqrt(((end - start) ** 2).sum(1)) / longest), 1).astype(int)
+    which = np.repeat(np.arange(len(cuts)), cuts)
+    step = np.arange(len(which)) - np.repeat(np.cumsum(cuts) - cuts, cuts)
+    one, two = (step / cuts[which])[:, None], ((step + 1) / cuts[which])[:, None]
     way = (end - start)[which]
     return Pieces(
         (start[which] + one * way).astype(np.float32), (start[which] + two * way).astype(np.float32), radius[which].astype(np.float32)
@@ -141,10 +141,10 @@ def _cut(start: np.ndarray, end: np.ndarray, radius: np.ndarray, longest: float)
 
 
 def draw(pieces: Pieces, z: float, thickness: float, pixel: float, canvas: np.ndarray) -> None:
-    """Draw the part of the pieces inside a slice into `canvas`, float32 (H, W), as shares of each pixel from 0 to 1.
+    """Draw what is inside a slice of the pieces into `canvas`, float32 (H, W), as shares of each pixel from 0 to 1.
 
     Pieces have x and y in pixels of the canvas already, z and radius in mm. A tube thinner than the slice or the pixel fills only a
-    part of it.
+    share of it.
     """
     height, width = canvas.shape
     flat = canvas.reshape(-1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctcovid.base.files import printable
-from ctcovid.inference.classify import Refused, ScanJudgement
+from ctcovid.inference.classify import Refused, ScanPrediction
 from ctcovid.inference.flags import sentence
 from ctcovid.reports.rows import BETWEEN, Row
 from ctcovid.reports.tables import Cell, CsvText
@@ -29,7 +29,7 @@ def volume_columns(classes: Sequence[str]) -> list[str]:
 _WORDS = ("flags", "notes", "source")
 
 
-def scan_row(checked: ScanJudgement | Refused, classes: Sequence[str], models: int) -> Row:
+def scan_row(checked: ScanPrediction | Refused, classes: Sequence[str], models: int) -> Row:
     """One row for a scan; without class and probabilities where it was refused."""
     values: list[Any]
     if isinstance(checked, Refused):
@@ -70,7 +70,7 @@ def typed_row(row: Row) -> Row:
     return found
 
 
-def volume_rows(checked: ScanJudgement | Refused, classes: Sequence[str]) -> list[Row]:
+def volume_rows(checked: ScanPrediction | Refused, classes: Sequence[str]) -> list[Row]:
     """A row for each volume of each model."""
     if isinstance(checked, Refused):
         return []

@@ -1,1 +1,1 @@
-"""Scans on disk: find them, order their slices, read and judge them."""
+"""Scans on disk: find them, order their slices, read and check them."""

@@ -28,7 +28,7 @@ class Anatomy:
     """lung_share : of the body, in the tenth of the slices where it is largest
     steady : share of the lung that lies where seven of ten slices have it, of those with half as much lung as the one with most
     air : share of the upper corners that is dark
-    head_first : 1 certainly, 0.5 probably, 0 not to be told, -0.5 probably and -1 certainly feet first
+    head_first : 1 certainly, 0.5 probably, 0 unknown, -0.5 probably and -1 certainly feet first
     """
 
     lung_share: float
@@ -38,12 +38,12 @@ class Anatomy:
 
     @property
     def is_chest(self) -> bool:
-        """False only where that is certain enough to leave a scan out."""
+        """False only if that is certain enough to drop the scan."""
         return self.lung_share >= LEAST_LUNG and self.steady >= LEAST_STEADY and (self.air >= LEAST_AIR or self.lung_share >= LITTLE_LUNG)
 
 
 def anatomy(thumbnails: np.ndarray, masked: bool) -> Anatomy:
-    """Judge a stack of thumbnails in the lung window or one like it, uint8 (S, 64, 64); `masked` where all but the lungs is black."""
+    """Measure a stack of thumbnails in the lung window or a similar one, uint8 (S, 64, 64); `masked` if all but the lungs is black."""
     dark_below = _threshold(thumbnails)
     lungs = thumbnails > 20 if masked else _enclosed(thumbnails < dark_below)
     area = lungs.sum((1, 2))
@@ -90,8 +90,8 @@ def _threshold(thumbnails: np.ndarray) -> float:
 
 
 def _enclosed(dark: np.ndarray) -> np.ndarray:
-    """What is dark and does not reach the edge of its slice."""
-    # Finding scans comes by this module too, and needs none of SciPy.
+    """The dark regions that do not touch the edge of their slice."""
+    # Imported here because finding scans imports this module too, and needs no SciPy.
     from scipy import ndimage
 
     labels, count = ndimage.label(dark, PLANE)
@@ -117,9 +117,9 @@ def _head_first(lungs: np.ndarray, area: np.ndarray) -> float:
     columns = np.flatnonzero(lungs[used].any((0, 1)))
     width, middle = columns[-1] - columns[0] + 1, (columns[0] + columns[-1]) / 2
     aside = (lungs[used].sum(1) * np.abs(np.arange(lungs.shape[2]) - middle)).sum(1) / area[used] / width
-    place = (used - used.mean()) / max(used[-1] - used[0], 1)
-    change = float((place * aside).sum() / (place**2).sum())
-    trend = float(np.corrcoef(place, aside)[0, 1]) if aside.std() > 0 else 0.0
+    height = (used - used.mean()) / max(used[-1] - used[0], 1)
+    change = float((height * aside).sum() / (height**2).sum())
+    trend = float(np.corrcoef(height, aside)[0, 1]) if aside.std() > 0 else 0.0
     for certainty, least, alike in ((1.0, CERTAIN_CHANGE, CERTAIN_TREND), (0.5, LIKELY_CHANGE, LIKELY_TREND)):
         if abs(change) >= least and abs(trend) >= alike:
             return float(np.sign(change)) * certainty

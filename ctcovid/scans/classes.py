@@ -16,7 +16,7 @@ def class_order(names: Iterable[str]) -> list[str]:
     known = [name for name in CLASS_ORDER if name in present]
     others = present - set(known)
     if others:
-        # Not at the top: it comes with the decoders of scans, and predictions in a CSV need none.
+        # Imported here because it imports the decoders of scans, which predictions in a CSV do not need.
         from ctcovid.scans.contents import natural_key
 
         known += sorted(others, key=natural_key)
@@ -24,12 +24,12 @@ def class_order(names: Iterable[str]) -> list[str]:
 
 
 def positive_class(classes: list[str], wanted: str | None) -> str:
-    """The class that precision and recall are about: `wanted`, or the first.
+    """The class that precision and recall refer to: `wanted`, or the first.
 
-    Raises InputError where there is no such class.
+    Raises InputError if there is no such class.
     """
     if wanted is None:
         return classes[0]
     if wanted not in classes:
-        raise InputError(f"--positive {wanted}: no such class; the data have {', '.join(classes)}.{did_you_mean(wanted, classes)}")
+        raise InputError(f"--positive {wanted}: no such class. The data have {', '.join(classes)}.{did_you_mean(wanted, classes)}")
     return wanted

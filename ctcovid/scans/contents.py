@@ -18,13 +18,13 @@ DICOM = frozenset({".dcm", ".dicom", ".dic", ".ima"})
 # The table of contents of a DICOM medium.
 INDEX = "DICOMDIR"
 TIFF = frozenset({".tif", ".tiff"})
-# So many pictures are a scan, beside a file that may be its mask; fewer are previews of that file.
+# At least so many pictures are a scan, and the file beside them may be its mask. Fewer are previews of that file.
 PICTURES_OF_A_SCAN = 8
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What lies directly in a folder: pictures, or volumes and DICOM. Each of `volumes` holds a scan for itself."""
+    """What lies directly in a folder: pictures, or volumes and DICOM. Each of `volumes` holds a whole scan."""
 
     pictures: tuple[Path, ...] = ()
     volumes: tuple[Path, ...] = ()
@@ -35,15 +35,15 @@ class Contents:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key that puts ``slice 2`` before ``slice 10``, and does not care about capitals."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [int(part) if position % 2 else part for position, part in enumerate(parts)], name
+    """Sort key that puts ``slice 2`` before ``slice 10``, and ignores case."""
+    words = re.split(r"(\d+)", name.casefold())
+    return [int(word) if index % 2 else word for index, word in enumerate(words)], name
 
 
-def look_into(folder: Path) -> Contents:
-    """What lies directly in a folder. Volumes and DICOM may lie there together; pictures beside them are their previews, or the scan.
+def contents_of(folder: Path) -> Contents:
+    """What lies directly in a folder. Volumes and DICOM may lie together; pictures beside them are previews, or the scan.
 
-    Raises InputError where the folder may not be read.
+    Raises InputError if the folder cannot be read.
     """
     pictures: list[Path] = []
     volumes: list[Path] = []
@@ -57,12 +57,12 @@ def look_into(folder: Path) -> Contents:
         # Names of DICOM files often have no ending, or are UIDs.
         elif suffix in DICOM or (name.upper() != INDEX and is_dicom(folder / name)):
             dicom.append(folder / name)
-    # Beside pictures, files that are DICOM by their name alone, such as a report, are not what these are previews of.
+    # Pictures are not previews of files that are DICOM by name alone, such as a report.
     sound = not pictures or any(begins_as_dicom(path) for path in dicom)
     fewest = max(PICTURES_OF_A_SCAN * len(volumes), max(len(dicom) + 1, PICTURES_OF_A_SCAN) if dicom and sound else 0)
     if len(pictures) < fewest:
         return Contents(volumes=tuple(volumes), dicom=tuple(dicom))
-    # Of a scan with a file for each slice only the first is opened here.
+    # Only the first picture is opened: opening every slice of a scan would be slow.
     if pictures and pictures[0].suffix.lower() in TIFF and page_count(pictures[0]) > 1:
         return Contents(volumes=tuple(path for path in pictures if path.suffix.lower() in TIFF))
     return Contents(pictures=tuple(pictures))
@@ -71,16 +71,16 @@ def look_into(folder: Path) -> Contents:
 def folders(path: Path) -> list[Path]:
     """The visible folders in a folder.
 
-    Raises InputError where it may not be read.
+    Raises InputError if it cannot be read.
     """
     try:
         return sorted((item for item in path.iterdir() if item.is_dir() and visible(item.name)), key=lambda item: natural_key(item.name))
     except PermissionError as error:
-        raise unreadable(error) from error
+        raise no_permission(error) from error
 
 
 def walk(path: Path) -> Iterator[Path]:
-    """A folder and all below it, each once, also where links lead in a circle."""
+    """A folder and all folders below it, each once, even if links form a circle."""
     seen: set[tuple[int, int]] = set()
     waiting = [path]
     while waiting:
@@ -96,8 +96,8 @@ def visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def unreadable(error: OSError) -> InputError:
-    return InputError(f"{error.filename} cannot be read: {error.strerror}. Mend its permissions.")
+def no_permission(error: OSError) -> InputError:
+    return InputError(f"{error.filename} cannot be read: {error.strerror}. Fix its permissions.")
 
 
 def _files(folder: Path) -> list[str]:
@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             return sorted((entry.name for entry in entries if visible(entry.name) and _is_file(entry)), key=natural_key)
     except PermissionError as error:
-        raise unreadable(error) from error
+        raise no_permission(error) from error
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

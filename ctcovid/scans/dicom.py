@@ -1,4 +1,4 @@
-"""Headers of DICOM files: what a slice belongs to, where it lies, and whether it is one."""
+"""Headers of DICOM files: which study and series a slice belongs to, its position, and whether it is a slice of CT."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ TAGS = (
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 NATIVE_SYNTAXES = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
 DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
-# A compressed picture ends with this item; what comes behind it is small.
+# A compressed picture ends with this item, and little follows it.
 DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 TAIL = 1 << 20
 MOST_DEFLATED = 1 << 20
-NOT_DICOM = "not DICOM, whatever its name says"
+NOT_DICOM = "not DICOM despite its name"
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a slice lies, in LPS millimetres: first pixel, directions of a row and of a column, distances of rows and of columns."""
+    """Position of a slice, in LPS millimetres: first pixel, directions of a row and of a column, distances of rows and of columns."""
 
     position: tuple[float, ...]
     orientation: tuple[float, ...]
@@ -45,7 +45,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Header:
-    """What is wanted of a DICOM header. `planes` has one for each frame, and is empty where the file does not say."""
+    """The elements of a DICOM header that are used. `planes` has one for each frame, and is empty if the file gives no positions."""
 
     path: Path
     study: str
@@ -70,7 +70,7 @@ class Header:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file bears DICOM's mark, whatever its name."""
+    """Whether the file has DICOM's magic bytes, whatever its name."""
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -79,7 +79,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """Whether a file may be DICOM: it bears the mark, or begins without one, with an element of the group 2 or 8, as old files do."""
+    """Whether a file may be DICOM: it has the magic bytes, or begins with an element of group 2 or 8, as old files do."""
     try:
         with path.open("rb") as file:
             head = file.read(132)
@@ -89,7 +89,7 @@ def begins_as_dicom(path: Path) -> bool:
 
 
 class DamagedError(ValueError):
-    """Why a file cannot be used, in a few words without a name or a value of the file; with its `header` where this can be read."""
+    """Why a file cannot be used, in a few words without a name or a value from the file; with its `header` if that can be read."""
 
     def __init__(self, reason: str, header: Header | None = None) -> None:
         super().__init__(reason)
@@ -97,30 +97,30 @@ class DamagedError(ValueError):
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file, of which not one pixel is read.
+    """The header of a file; no pixel is read.
 
-    Raises DamagedError where it is damaged, cut short, or declares more than it can hold.
+    Raises DamagedError if it is damaged, cut short, or declares more than it can hold.
     """
     try:
         size = path.stat().st_size
         if size == 0:
             raise DamagedError("empty")
-        dataset, place = open_dataset(path, TAGS)
+        dataset, end = open_dataset(path, TAGS)
         header = _header(path, dataset)
         if header.rows:
-            _require_whole(header, dataset, path.stat().st_size - place)
+            _require_whole(header, dataset, path.stat().st_size - end)
     except OSError as error:
         raise DamagedError(error.strerror or "not readable") from error
     except DamagedError:
         raise
     except Exception as error:
-        # There is hardly an exception that a damaged header cannot end in, and it may quote what stands there.
+        # A damaged header can raise nearly any exception, whose text may quote the header.
         raise DamagedError("damaged") from error
     return header
 
 
 class _Bounded:
-    """A file that is never asked for more than it has: a damaged length would reserve gigabytes."""
+    """A file that is never asked for more than it holds: a damaged length would reserve gigabytes."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size = file, size
@@ -132,32 +132,32 @@ class _Bounded:
 
 
 def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
-    """The elements of a DICOM file that `tags` names, as a pydicom dataset, and where in the file reading ended.
+    """The elements of a DICOM file that `tags` names, as a pydicom dataset, and the byte at which reading ended.
 
-    Reading ends before the pixels where these are not named.
+    Reading ends before the pixels unless `tags` names them.
 
-    Raises OSError, DamagedError, or any other exception where the file is damaged.
+    Raises OSError, DamagedError, or any other exception if the file is damaged.
     """
-    # Here, so that pictures are read without it.
+    # Imported here because pictures are read without it.
     import pydicom
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    # Values are only converted when they are asked for, and may be complained of then.
+    # For the whole process: values are converted when they are first used, and pydicom warns then.
     warnings.filterwarnings("ignore", module="pydicom")
     with path.open("rb") as file:
         size = path.stat().st_size
         # pydicom unpacks it all at once, to as much as a thousand times its size.
         head = file.read(1024)
         if size > MOST_DEFLATED and DEFLATED_SYNTAX.encode() in head:
-            raise DamagedError("deflated as a whole, and too large to be unpacked safely")
+            raise DamagedError("deflated as a whole and too large to unpack safely")
         file.seek(0)
         bounded: Any = _Bounded(file, size)
         dataset = pydicom.dcmread(bounded, stop_before_pixels="PixelData" not in tags, force=True, specific_tags=tags.split())
-        place = file.tell()
+        end = file.tell()
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
         raise DamagedError(NOT_DICOM if not len(dataset) and any(head) and not begins_as_dicom(path) else "damaged")
-    return dataset, place
+    return dataset, end
 
 
 def _header(path: Path, dataset: Any) -> Header:
@@ -188,14 +188,14 @@ def _header(path: Path, dataset: Any) -> Header:
 
 
 def _require_whole(header: Header, dataset: Any, left: int) -> None:
-    """Raises DamagedError where the pixels that the header declares are too many, or are not all in the `left` bytes behind it."""
+    """Raises DamagedError if the header declares too many pixels, or more than the `left` bytes after it hold."""
     bits = _integer(dataset, "BitsAllocated", 16)
     declared = header.rows * header.columns * header.frames * header.samples * max(bits, 8) // 8
     if min(header.rows, header.columns, header.frames, header.samples, bits) < 1:
         raise DamagedError("damaged: it declares pictures without pixels", header)
     if declared > MOST_BYTES or max(header.rows, header.columns) > MOST_PIXELS_PER_SIDE:
         much = f"it declares {header.frames:,} pictures of {header.columns}×{header.rows}, {declared / 1e9:.1f} GB"
-        raise DamagedError(f"{much}; at most {MOST_PIXELS_PER_SIDE} pixels a side and {MOST_BYTES / 1e9:.2f} GB are read", header)
+        raise DamagedError(f"{much}; the limits are {MOST_PIXELS_PER_SIDE} pixels per side and {MOST_BYTES / 1e9:.2f} GB", header)
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     if syntax in NATIVE_SYNTAXES or not syntax:
         if left < declared:
@@ -208,7 +208,7 @@ def _require_whole(header: Header, dataset: Any, left: int) -> None:
 
 
 def _planes(dataset: Any, frames: int) -> tuple[Plane, ...]:
-    """One for each frame, or none where any is missing."""
+    """One plane for each frame, or none if any is missing."""
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     if not per_frame:
         plane = _plane((dataset,), (dataset,), (dataset,))
@@ -219,7 +219,7 @@ def _planes(dataset: Any, frames: int) -> tuple[Plane, ...]:
     planes = []
     for group in per_frame:
         named = [
-            [part[name][0] for part in (group, shared) if part is not None and part.get(name)]
+            [source[name][0] for source in (group, shared) if source is not None and source.get(name)]
             for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
         ]
         plane = _plane(*named)

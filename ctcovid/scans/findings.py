@@ -1,4 +1,4 @@
-"""What is found to be odd or wrong with a scan, in one shape for whoever finds it."""
+"""Findings: what is unusual or wrong with a scan, and what was done about it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ KEPT, REPAIRED, SLICE_DROPPED, SCAN_DROPPED = "kept", "repaired", "slice dropped
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is odd or wrong with a scan, and what was done about it.
+    """One thing that is unusual or wrong with a scan, and what was done about it.
 
-    `code` is short and stable, such as "gap"; `severity` is INFO, WARNING or ERROR; `message` is one sentence or clause without the
-    scan's name; `action` is KEPT, REPAIRED, SLICE_DROPPED or SCAN_DROPPED; `slices` are positions in the scan, counted from 0; none where
-    it is about the whole scan, or about files of which no position is known.
+    Attributes
+    ----------
+    code : short and stable, such as "gap"
+    severity : INFO, WARNING or ERROR
+    message : one sentence or clause without the scan's name
+    action : KEPT, REPAIRED, SLICE_DROPPED or SCAN_DROPPED
+    slices : positions in the scan, counted from 0; empty if it concerns the whole scan, or files of unknown position
     """
 
     code: str
@@ -29,8 +33,8 @@ class Finding:
     slices: tuple[int, ...] = ()
 
 
-class Judged(Protocol):
-    """What findings are about: a scan."""
+class Checked(Protocol):
+    """What has findings: a scan."""
 
     @property
     def id(self) -> str: ...
@@ -45,17 +49,17 @@ class Judged(Protocol):
     def findings(self) -> tuple[Finding, ...]: ...
 
 
-def warn_of(scans: Sequence[Judged], console: Console) -> None:
-    """Say what was found: warnings as such, what merely is to be known as talk. Errors are said by what cannot go on."""
+def warn_of(scans: Sequence[Checked], console: Console) -> None:
+    """Print findings on stderr, warnings as such. Errors are reported by whatever refuses the scan."""
     for severity, tell in ((INFO, console.say), (WARNING, console.warn)):
         lines = [f"{_name(scan)}: {one.message}{_done(one)}" for scan in scans for one in scan.findings if one.severity == severity]
         if lines:
             tell(f"{len(lines):,} notes on scans:\n{listing(lines)}" if len(lines) > 1 else f"Scan {lines[0]}.")
 
 
-def _name(scan: Judged) -> str:
-    """As its folders are called in CC-CCII, as far as it has these names."""
-    return "/".join(part for part in (scan.label, scan.patient, scan.id) if part)
+def _name(scan: Checked) -> str:
+    """Class, patient and scan, as far as they are known, as in CC-CCII's folders."""
+    return "/".join(name for name in (scan.label, scan.patient, scan.id) if name)
 
 
 def _done(finding: Finding) -> str:

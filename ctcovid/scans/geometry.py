@@ -1,4 +1,4 @@
-"""Where a stack of slices lies in the patient, and how it is turned to head first, axial, patient left on the image's right."""
+"""Position of a stack of slices in the patient, and its turn to head first, axial, patient left on the image's right."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 
-# DICOM and ITK count to the left and to the back of the patient, NIfTI to the right and to the front.
+# DICOM and ITK count towards the left and back of the patient, NIfTI towards the right and front.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Along columns to the left, along rows to the back, along slices to the feet, in RAS+.
 _WANTED = np.diag([-1.0, -1.0, -1.0])
-# Beyond this the nearest axis is no longer that of the patient.
+# Degrees. Beyond MOST_OBLIQUE the nearest axis of the patient is ambiguous; beyond OBLIQUE there is a warning.
 MOST_OBLIQUE = 40.0
 OBLIQUE = 10.0
-# By this share width and height of a pixel may differ.
+# Share by which width and height of a pixel may differ.
 NOT_SQUARE = 0.02
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the normalised stack lies: `affine`, float64 (4, 4), from (column, row, slice) to millimetres in RAS+, as NIfTI has it."""
+    """Position of the normalised stack: `affine`, float64 (4, 4), from (column, row, slice) to millimetres in RAS+, as in NIfTI."""
 
     affine: np.ndarray
 
@@ -47,7 +47,7 @@ class Turn:
 
 
 def as_stored(values: np.ndarray, turn: Turn, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """What lies on a turned stack, in the order in which its file has it: the array, and its affine from (column, row, slice)."""
+    """Values on a turned stack, in the order of its file: the array, and its affine from (column, row, slice)."""
     flipped = values[tuple(slice(None, None, -1) if flip else slice(None) for flip in turn.flips)]
     change = np.zeros((4, 4))
     change[3, 3] = 1
@@ -68,16 +68,16 @@ def normalise(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[Turn, Ge
 
     Returns
     -------
-    the turn, the geometry of the turned stack, and the largest angle in degrees between an axis and the patient's axis it is taken for
+    the turn, the geometry of the turned stack, and the largest angle in degrees between an axis and the patient's axis assigned to it
 
-    Raises ValueError where the axes span no space.
+    Raises ValueError if the axes do not span three dimensions.
     """
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (lengths < 1e-6).any() or (lengths > 1e4).any():
-        raise ValueError("its axes have no length")
+        raise ValueError("its axes have no valid length")
     cosines = _WANTED @ (affine[:3, :3] / lengths)
     if abs(np.linalg.det(cosines)) < 1e-3:
-        raise ValueError("its axes lie in one plane")
+        raise ValueError("its axes are all in one plane")
     # Which source axis becomes columns, rows and slices.
     order = max(permutations(range(3)), key=lambda axes: sum(abs(cosines[wanted, axis]) for wanted, axis in enumerate(axes)))
     flips = [bool(cosines[wanted, axis] < 0) for wanted, axis in enumerate(order)]
@@ -93,10 +93,10 @@ def normalise(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[Turn, Ge
     return turn, Geometry(affine @ change), float(np.degrees(np.arccos(min(worst, 1.0))))
 
 
-def of_pixels(geometry: Geometry) -> list[Finding]:
-    """A finding where pixels are not square."""
+def pixel_findings(geometry: Geometry) -> list[Finding]:
+    """A finding if pixels are not square."""
     across, down, _ = geometry.spacing
     if abs(across - down) <= NOT_SQUARE * max(across, down):
         return []
-    text = f"pixels are {across:.4g} mm wide and {down:.4g} mm high; they are taken for square"
+    text = f"pixels are {across:.4g} mm wide and {down:.4g} mm high, but are used as squares"
     return [Finding("anisotropic-pixels", WARNING, text, KEPT)]

@@ -7,34 +7,33 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ctcovid.scans.read import UNDECODABLE
+from ctcovid.scans.read import UNDECODABLE, pillow_silenced
 
 COMPLETE, SEGMENTED = "complete", "segmented"
 
 
-def looks_masked(pixels: np.ndarray) -> bool:
+def is_masked(pixels: np.ndarray) -> bool:
     """Whether everything outside the lungs is black in a slice, uint8 (H, W).
 
-    In the lung window the chest wall is nearly white and fills a fifth of a complete slice or more. On the real scans that this was
-    measured on, the shares of white and of black are above 0.20 and below 0.22 in complete slices, below 0.03 and above 0.74 in
-    masked ones.
+    In the lung window the chest wall is nearly white and fills a fifth or more of a complete slice. In the real scans measured, white
+    is above 0.20 and black below 0.22 of a complete slice; in masked ones white is below 0.03 and black above 0.74.
     """
     return bool(np.mean(pixels >= 200) < 0.05 and np.mean(pixels <= 5) > 0.5)
 
 
 def image_kind(masked_slices: int, slices: int) -> str:
-    """ "segmented" where most slices of a scan look masked, else "complete"."""
+    """ "segmented" if most slices of a scan are masked, else "complete"."""
     return SEGMENTED if 2 * masked_slices > slices else COMPLETE
 
 
 def in_colour(path: Path) -> bool:
-    """Whether a picture is in colour, as a photograph is. CT comes grey, or with three channels that are equal."""
+    """Whether a picture is in colour, as photographs are. CT is grey, or has three equal channels."""
     try:
-        with Image.open(path) as picture:
+        with pillow_silenced(), Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LAB", "HSV"):
                 return False
             channels = np.asarray(picture.convert("RGB").reduce(4) if min(picture.size) >= 8 else picture.convert("RGB"), np.int16)
     except UNDECODABLE:
-        # What is wrong with the file is found where it is read.
+        # Reading the slice reports what is wrong with the file.
         return False
     return float(np.ptp(channels, axis=2).mean()) > 12

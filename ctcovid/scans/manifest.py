@@ -1,4 +1,4 @@
-"""A manifest: a CSV that says where scans lie, in whatever layout, and whose they are."""
+"""A manifest: a CSV of paths of scans in any layout, with their labels and patients."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, listing
-from ctcovid.scans.places import found_at, stem
+from ctcovid.scans.found import found_at, stem
 from ctcovid.scans.scan import Scan
 
 COLUMNS = "path,label,patient[,scan,split]"
-# No CSV of paths has longer lines; what has is another file.
+# A file with longer fields is not a CSV of paths.
 LONGEST_FIELD = 1 << 16
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a manifest; `line` counts as an editor does."""
+    """One line of a manifest; `line` counts from 1, as editors do."""
 
     line: int
     path: str
@@ -38,10 +38,10 @@ def is_manifest(path: Path) -> bool:
 def manifest_scans(path: Path, series: str | None = None, labelled: bool = True) -> list[Scan]:
     """The scans that a manifest lists, in its order. Paths are relative to its folder.
 
-    Without `labelled` neither label nor patient is asked for, and a scan's id is ``patient/scan``, as far as it has them, or its path. Of
-    several scans without a name that a patient has, the path is the name.
+    Unless `labelled`, label and patient are optional, and a scan's id is ``patient/scan``, as far as these are given, or its path. If a
+    patient has several scans without a name, their paths are the names.
 
-    Raises InputError that names every line that is wrong.
+    Raises InputError that names every wrong line.
     """
     rows = read_manifest(path, labelled)
     scans: list[Scan] = []
@@ -57,7 +57,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
         except InputError as error:
             problem = str(error)
         else:
-            # A file in the folder that has a line of its own, such as a NIfTI beside DICOM, is not what the folder's line means.
+            # The line of a folder does not mean a file in it that has its own line, such as a NIfTI beside DICOM.
             others = [one for one in found if not one.scan.folder.is_file() or one.scan.folder.resolve() not in listed]
             found = others if len(others) == 1 else found
             if len(found) == 1:
@@ -68,18 +68,18 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
                 elif row.scan and first_named.setdefault(name, row.line) != row.line:
                     problem = f"scan {row.scan} of patient {row.patient} is also in line {first_named[name]}, with another path"
             else:
-                problem = f"{row.path} holds {len(found) or 'no'} scans; give a line for each" if found else f"{row.path} holds no scan"
+                problem = f"{row.path} holds {len(found)} scans; give a line for each" if found else f"{row.path} holds no scan"
         if problem:
             problems.append(f"line {row.line}: {problem.rstrip('.')}")
         elif scan is not None:
             scans.append(scan)
     if problems:
-        raise InputError(f"{path}: {len(problems):,} lines cannot be used:\n{listing(problems)}\nMend them.")
+        raise InputError(f"{path}: {len(problems):,} lines cannot be used:\n{listing(problems)}\nFix them.")
     return scans
 
 
 def manifest_parts(path: Path) -> dict[str, str] | None:
-    """Part by patient as a manifest gives it, None where it has no split.
+    """Part by patient, or None if the manifest has no split.
 
     Raises InputError that names every line whose split is absent, unknown, or differs from that of the patient's other scans.
     """
@@ -90,18 +90,18 @@ def manifest_parts(path: Path) -> dict[str, str] | None:
     problems = []
     for row in rows:
         if row.split not in PARTS:
-            problems.append(f"line {row.line}: split '{row.split}' is none of {', '.join(PARTS)}")
+            problems.append(f"line {row.line}: split '{row.split}' is not one of {', '.join(PARTS)}")
         elif parts.setdefault(row.patient, row.split) != row.split:
-            problems.append(f"line {row.line}: patient {row.patient} is in {row.split} here and in {parts[row.patient]} above")
+            problems.append(f"line {row.line}: patient {row.patient} is in {row.split} here, but in {parts[row.patient]} above")
     if problems:
-        raise InputError(f"{path} does not give every patient one part:\n{listing(problems)}\nGive all scans a split, or none.")
+        raise InputError(f"{path} does not assign every patient to one part:\n{listing(problems)}\nGive all scans a split, or none.")
     return parts
 
 
 def read_manifest(path: Path, labelled: bool = True) -> list[Row]:
     """The lines of a manifest.
 
-    Raises InputError where it cannot be read, lacks a column, or has lines that lack a value.
+    Raises InputError if it cannot be read, lacks a column, or has lines that lack a value.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -112,14 +112,14 @@ def read_manifest(path: Path, labelled: bool = True) -> list[Row]:
         raise InputError(f"{path} cannot be read as CSV: {error}. It needs the columns {COLUMNS}.") from error
     needed = ("path", "label", "patient") if labelled else ("path",)
     if not rows:
-        raise InputError(f"{path} lists no scans. It needs the columns {COLUMNS}, and a line for each scan.")
+        raise InputError(f"{path} lists no scans. It needs the columns {COLUMNS}, and one line per scan.")
     if missing := [name for name in needed if name not in rows[0][1]]:
         raise InputError(f"{path} has no column {', '.join(missing)}. It needs {COLUMNS}.")
     problems = [
         f"line {line}: no {', no '.join(empty)}" for line, values in rows if (empty := [name for name in needed if not values[name]])
     ]
     if problems:
-        raise InputError(f"{path}: {len(problems):,} lines lack a value:\n{listing(problems)}\nMend them.")
+        raise InputError(f"{path}: {len(problems):,} lines lack a value:\n{listing(problems)}\nFill them in.")
     return [Row(line, *(values.get(name, "") for name in ("path", "label", "patient", "scan", "split"))) for line, values in rows]
 
 
@@ -132,12 +132,12 @@ def _rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _own_name(row: Row, labelled: bool) -> tuple[str, str, str]:
-    """Label, patient and the name of a scan that the manifest gives none, as far as they tell it from others."""
+    """Label, patient and file name of a scan that has no name in the manifest, as far as they tell scans apart."""
     return (row.label, row.patient, stem(Path(row.path))) if labelled else ("", row.patient, "")
 
 
 def _scan(scan: Scan, row: Row, labelled: bool, alike: bool) -> Scan:
     name = row.scan or (row.path if alike else stem(Path(row.path)))
     if not labelled:
-        name = "/".join(part for part in (row.patient, row.scan or (row.path if alike else "")) if part) or row.path
+        name = "/".join(word for word in (row.patient, row.scan or (row.path if alike else "")) if word) or row.path
     return replace(scan, id=name, patient=row.patient, label=row.label, source=row.path)

@@ -8,23 +8,23 @@ import numpy as np
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.files import require_there
-from ctcovid.scans.contents import look_into
+from ctcovid.scans.contents import contents_of
 from ctcovid.scans.decode import stored_values, volume_scan
 from ctcovid.scans.read import read_slice, square
 from ctcovid.scans.scan import Scan, Stack
 
 
 def read_mask(path: Path, slices: int, size: int, stack: Stack | None = None) -> np.ndarray:
-    """The mask of a scan of `slices` slices, head to feet, on the model's grid: bool (slices, size, size), True inside of lesions.
+    """The mask of a scan of `slices` slices, head to feet, on the model's grid: bool (slices, size, size), True inside lesions.
 
-    A folder holds a picture for each slice, in the natural order of names, white inside of lesions. A volume (NIfTI, NRRD, MetaImage) is
-    turned to head first, front up, the patient's left on the right, and any value but 0 is a lesion.
+    A folder holds a picture for each slice, in the natural order of names, white inside lesions. A volume (NIfTI, NRRD, MetaImage) is
+    turned to head first, front up, the patient's left on the right; any value but 0 is a lesion.
 
-    Raises InputError where it cannot be read, has another number of slices, or is a volume that lies elsewhere than the scan's `stack`.
+    Raises InputError if it cannot be read, has another number of slices, or its voxels are not those of the scan's `stack`.
     """
     require_there(path, "mask")
     if path.is_dir():
-        inside = [read_slice(file) > 127 for file in look_into(path).pictures]
+        inside = [read_slice(file) > 127 for file in contents_of(path).pictures]
     else:
         inside = list(_volume(path, stack, slices) != 0)
     if len(inside) != slices:
@@ -36,14 +36,14 @@ def _volume(path: Path, whole: Stack | None, slices: int) -> np.ndarray:
     scan = volume_scan(Scan("", "", "", path, (), ""), path)
     if scan.stack is None or not scan.slices:
         reasons = "; ".join(finding.message for finding in scan.findings)
-        raise InputError(f"{path}: not a volume that can be read ({reasons}). Give NIfTI, or a folder of PNG files.")
+        raise InputError(f"{path}: not a readable volume ({reasons}). Give NIfTI, or a folder of PNG files.")
     if whole is not None:
-        _require_same_place(path, scan.stack, whole, slices)
+        _require_same_voxels(path, scan.stack, whole, slices)
     return stored_values(path, scan.stack)
 
 
-def _require_same_place(path: Path, mask: Stack, scan: Stack, slices: int) -> None:
-    """Voxels over voxels, as far as the files say where they lie: no corner may be more than half a voxel off."""
+def _require_same_voxels(path: Path, mask: Stack, scan: Stack, slices: int) -> None:
+    """Raises InputError if a corner of the mask is more than half a voxel off, as far as both files give positions."""
     if mask.geometry is None or scan.geometry is None or mask.assumed or scan.assumed:
         return
     (height, width), (rows, columns) = scan.slice_size, mask.slice_size

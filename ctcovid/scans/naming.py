@@ -1,4 +1,4 @@
-"""Names that tell scans apart, also where a folder and files beside it differ in their endings alone."""
+"""Unique names of scans, even if a folder and files beside it differ only in their endings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 from ctcovid.base.files import printable
-from ctcovid.scans.places import stem
+from ctcovid.scans.found import stem
 from ctcovid.scans.scan import Scan
 
 
-def told_apart(scans: Sequence[Scan], name: Callable[[Scan], Hashable]) -> list[Scan]:
-    """The scans, in their order, no two of which have the same `name`, which is or holds the scan's id.
+def with_unique_names(scans: Sequence[Scan], name: Callable[[Scan], Hashable]) -> list[Scan]:
+    """The scans, in their order, with ids changed so that `name`, which is or holds the id, is unique.
 
-    Of those that have, files keep their ending in the id; what is then still alike gets a number.
+    Where names are equal, files keep their ending in the id; those that are still equal get a number.
     """
     shared = Counter(map(name, scans))
     taken: set[Hashable] = set()
@@ -32,6 +32,6 @@ def told_apart(scans: Sequence[Scan], name: Callable[[Scan], Hashable]) -> list[
 
 
 def _with_ending(scan: Scan) -> Scan:
-    place = scan.folder
-    ending = printable(place.name.removeprefix(stem(place))) if place.is_file() else ""
+    folder = scan.folder
+    ending = printable(folder.name.removeprefix(stem(folder))) if folder.is_file() else ""
     return scan if scan.id.endswith(ending) else replace(scan, id=scan.id + ending)

@@ -1,4 +1,4 @@
-"""Values of NIfTI files that are no numbers: ITK puts 0 in their place, which is water and no black."""
+"""NaN and Inf in NIfTI files, which ITK silently replaces by 0: that is water, not black."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FLOATS = {16: "f4", 64: "f8"}
 HEADER_BYTES = 352
 
 
-def nifti_holes(path: Path, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
-    """For each slice, row by column, where the stored value is no finite number: bool (rows, columns); nothing of whole numbers.
+def nan_masks(path: Path, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+    """For each slice, where the stored values are NaN or Inf: bool (rows, columns). Nothing for files of integers.
 
-    Raises OSError, EOFError, ValueError, struct.error or zlib.error where the file is damaged.
+    Raises OSError, EOFError, ValueError, struct.error or zlib.error if the file is damaged.
     """
     slices, rows, columns = shape
     with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:

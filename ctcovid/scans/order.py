@@ -1,34 +1,34 @@
-"""The order of slices, from their likeness: neighbours in a chest resemble each other more than others do."""
+"""The order of slices, from their similarity: neighbours in a chest are more similar than other slices."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# A slice may be torn from the next where one elsewhere in the scan resembles it this much more, or where the step between them is this
-# much longer than those before and after it.
+# There may be a tear between two slices if one elsewhere in the scan is this much more similar, or if the step between them is this
+# much longer than the steps before and after it.
 TORN, LONGER = 1.6, 1.8
-# Slices this near in the folder are no better neighbours, only other ones.
+# Slices this near in the folder are not better neighbours, only different ones.
 NEAR = 2
-# Another order is believed only where it is shorter by this share of the longest tear: sound scans are as short as they can be. One that
-# moves whole stretches is preferred to one that moves single slices, if it is longer by no more than this share of a usual step.
+# Another order is used only if it is shorter by SHORTER of the longest tear: sound scans are as short as they can be. One that moves
+# whole blocks is preferred to one that moves single slices, unless it is longer by more than STEADIER of a usual step.
 SHORTER, STEADIER = 0.3, 0.3
-# In a masked slice, lung is brighter than this; slices that have none in common are as unlike as this many grey levels.
+# In a masked slice, lung is brighter than LUNG; slices without common lung have a distance of OUTLINE grey levels.
 LUNG, OUTLINE = 20, 80.0
 
 
 def distances(thumbnails: np.ndarray, masked: bool = False) -> np.ndarray:
-    """How unlike slices are, in grey levels, float64 (S, S), from thumbnails, uint8 (S, 64, 64).
+    """Distances of slices in grey levels, float64 (S, S), from thumbnails, uint8 (S, 64, 64).
 
-    Root mean square differences; of `masked` slices those of the lung that both show, and of the outlines, whose jumps from slice to
-    slice would drown it.
+    Root mean square differences. For `masked` slices, those of the lung that both show, plus a term for their outlines: the jumps of
+    these from slice to slice would otherwise dominate.
     """
     pixels = thumbnails.astype(float)
-    # Whole pictures are added up in a seventh of the time that a mean over two axes takes.
+    # Adding whole pictures takes a seventh of the time of a mean over two axes.
     halves = pixels[:, ::2, ::2] + pixels[:, ::2, 1::2] + pixels[:, 1::2, ::2] + pixels[:, 1::2, 1::2]
     halves = (halves / 4).reshape(len(thumbnails), -1)
     if masked:
         return _of_lungs(halves)
-    # About the mean slice, where little is lost to rounding.
+    # Relative to the mean slice, so that rounding loses little.
     halves = halves - halves.mean(0)
     squares = (halves**2).sum(1)
     found = squares[:, None] + squares[None, :] - 2 * (halves @ halves.T)
@@ -50,21 +50,21 @@ def _of_lungs(pixels: np.ndarray) -> np.ndarray:
 
 
 def tears(apart: np.ndarray) -> list[int]:
-    """Places i where slice i + 1 perhaps does not follow slice i, in a stack with these distances."""
+    """Indices i where slice i + 1 perhaps does not follow slice i, in a stack with these distances."""
     count = len(apart)
     if count < 4:
         return []
     far = np.abs(np.arange(count)[:, None] - np.arange(count)[None, :]) > NEAR
     best = np.where(far, apart, np.inf).min(1)
     step = apart[np.arange(count - 1), np.arange(1, count)]
-    # Of both sides of a seam one suffices: the other may be an end of the chest, which resembles nothing.
+    # One side of a seam suffices: the other may be an end of the chest, which is similar to nothing.
     unlike = step > TORN * np.maximum(np.minimum(best[:-1], best[1:]), 0.5 * np.median(step))
     around = np.maximum(np.append(step[1:], 0), np.append(0, step[:-1]))
-    return [int(place) for place in np.flatnonzero((unlike | (step > LONGER * around)) & (step > 0))]
+    return [int(index) for index in np.flatnonzero((unlike | (step > LONGER * around)) & (step > 0))]
 
 
 def reordered(apart: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The order in which slices follow each other, and whether that is certain; the stored order where nothing is torn.
+    """The order in which slices follow each other, and whether it is certain; the stored order if there is no tear.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def reordered(apart: np.ndarray) -> tuple[np.ndarray, bool]:
 
     Returns
     -------
-    int (S,), the stored places in their better order, running as most of it ran; and whether it may be relied on
+    int (S,), the stored indices in the better order, in the direction of most of the stored stack; and whether it is certain
     """
     stored = np.arange(len(apart))
     torn = tears(apart)
@@ -81,11 +81,11 @@ def reordered(apart: np.ndarray) -> tuple[np.ndarray, bool]:
     best = _chain(apart)
     if 3 * len(torn) < len(stored):
         blocks = np.split(stored, np.array(torn) + 1)
-        by_blocks = np.concatenate([blocks[place] for place in _chain_blocks(blocks, apart)])
+        by_blocks = np.concatenate([blocks[index] for index in _chain_blocks(blocks, apart)])
         if _length(apart, by_blocks) <= _length(apart, best) + STEADIER * np.median(np.diagonal(apart, 1)):
             best = by_blocks
     gain = _length(apart, stored) - _length(apart, best)
-    if gain >= SHORTER * max(apart[place, place + 1] for place in torn):
+    if gain >= SHORTER * max(apart[index, index + 1] for index in torn):
         return best, True
     return stored, gain < 0.2 * _length(apart, stored)
 
@@ -95,7 +95,7 @@ def _length(apart: np.ndarray, order: np.ndarray) -> float:
 
 
 def _chain_blocks(blocks: list[np.ndarray], apart: np.ndarray) -> list[int]:
-    """Blocks in the order in which the end of one resembles the beginning of the next; none is turned round."""
+    """Blocks in the order in which the end of one is similar to the start of the next; none is reversed."""
     ends, starts = [block[-1] for block in blocks], [block[0] for block in blocks]
     seams = apart[np.ix_(ends, starts)].copy()
     np.fill_diagonal(seams, np.inf)
@@ -108,8 +108,8 @@ def _chain_blocks(blocks: list[np.ndarray], apart: np.ndarray) -> list[int]:
             block = following[block]
         return block
 
-    for place in np.argsort(seams, axis=None, kind="stable"):
-        one, other = divmod(int(place), len(blocks))
+    for index in np.argsort(seams, axis=None, kind="stable"):
+        one, other = divmod(int(index), len(blocks))
         if one in following or other in taken or end_of(other) == one:
             continue
         following[one] = other
@@ -123,7 +123,7 @@ def _chain_blocks(blocks: list[np.ndarray], apart: np.ndarray) -> list[int]:
 
 
 def _moved(chain: list[int], seams: np.ndarray) -> list[int]:
-    """The chain with stretches of it moved elsewhere as long as that makes it shorter."""
+    """The chain, with up to four neighbours at a time moved elsewhere while that makes it shorter."""
 
     def length(order: list[int]) -> float:
         return float(seams[order[:-1], order[1:]].sum())
@@ -147,14 +147,14 @@ def _moved(chain: list[int], seams: np.ndarray) -> list[int]:
 
 
 def _chain(apart: np.ndarray) -> np.ndarray:
-    """A short path through all slices: nearest pairs joined first, then 2-opt. It runs as most of the stored stack did."""
+    """A short path through all slices: nearest pairs joined first, then 2-opt; in the direction of most of the stored stack."""
     count = len(apart)
     links: list[list[int]] = [[] for _ in range(count)]
     group = np.arange(count)
     upper = np.triu_indices(count, 1)
     joined = 0
-    for place in np.argsort(apart[upper], kind="stable"):
-        one, other = int(upper[0][place]), int(upper[1][place])
+    for index in np.argsort(apart[upper], kind="stable"):
+        one, other = int(upper[0][index]), int(upper[1][index])
         if len(links[one]) < 2 and len(links[other]) < 2 and group[one] != group[other]:
             links[one].append(other)
             links[other].append(one)
@@ -162,22 +162,22 @@ def _chain(apart: np.ndarray) -> np.ndarray:
             joined += 1
             if joined == count - 1:
                 break
-    here = next(place for place in range(count) if len(links[place]) < 2)
+    here = next(index for index in range(count) if len(links[index]) < 2)
     path, before = [here], -1
     while len(path) < count:
-        before, here = here, next(place for place in links[here] if place != before)
+        before, here = here, next(index for index in links[here] if index != before)
         path.append(here)
     order = _untangled(np.array(path), apart)
     return order if (np.diff(order) > 0).sum() * 2 >= count - 1 else order[::-1].copy()
 
 
 def _untangled(order: np.ndarray, apart: np.ndarray) -> np.ndarray:
-    """2-opt with free ends: stretches are turned round as long as the path gets shorter."""
+    """2-opt with free ends: stretches are reversed while the path gets shorter."""
     count = len(order)
     for _ in range(2 * count):
         along = apart[np.ix_(order, order)]
         step = along[np.arange(count - 1), np.arange(1, count)]
-        # Turning round the stretch first..last replaces the steps into and out of it; beyond the ends there is none.
+        # Reversing the stretch first..last replaces the steps into and out of it; there is none beyond the ends.
         into, out = np.append(0, step), np.append(step, 0)
         new_into = np.vstack([np.zeros(count), along[:-1]])
         new_out = np.hstack([along[:, 1:], np.zeros((count, 1))])

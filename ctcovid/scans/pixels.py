@@ -1,6 +1,6 @@
-"""Pixels of DICOM files in Hounsfield units. What is compressed is decoded by GDCM, in SimpleITK, frame by frame.
+"""Pixels of DICOM files in Hounsfield units. GDCM, in SimpleITK, decodes compressed ones frame by frame.
 
-GDCM is handed the bare picture and not the file: damaged files can make it reserve gigabytes, or never end.
+GDCM gets the bare picture instead of the file: damaged files can make it reserve gigabytes, or never end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] = ()) -> Iterator[np.ndarray]:
     """Frames of a DICOM file in Hounsfield units, int16 or float64 (rows, columns), all or those of `frames`.
 
-    Raises InputError where they cannot be decoded, or are not what the header, with (frames, rows, columns) in `shape`, declared.
+    Raises InputError if they cannot be decoded, or do not have the `shape` (frames, rows, columns) that the header declared.
     """
     packed = ""
     try:
@@ -39,21 +39,21 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
         syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) or "1.2.840.10008.1.2"
         wanted = frames or range(shape[0])
         native = syntax in NATIVE_SYNTAXES or syntax == DEFLATED_SYNTAX
-        packed = "" if native else f" (packed by transfer syntax {syntax})"
+        packed = "" if native else f" (compressed with transfer syntax {syntax})"
         for number, stored in zip(wanted, (_native if native else _compressed)(dataset, syntax, wanted), strict=True):
             slope, intercept = _rescale(dataset, number)
             if slope == 1 and intercept == round(intercept) and stored.dtype.itemsize <= 2:
-                # What lies beyond 16 bits is white or black all the same.
+                # Values beyond 16 bits are white or black in any window.
                 yield np.clip(stored.astype(np.int32) + round(intercept), -32768, 32767).astype(np.int16)
             else:
                 yield stored * np.float64(slope) + intercept
     except FileNotFoundError as error:
-        raise InputError(f"{path} has gone since the folder was listed. Run the command again.") from error
+        raise InputError(f"{path} has been removed since the folder was listed. Run the same command again.") from error
     except InputError:
         raise
     except Exception as error:
-        # There is hardly an exception that damaged pixels cannot end in.
-        raise InputError(f"{path}: damaged, its pixels{packed} cannot be decoded. Copy it again or remove the scan.") from error
+        # Damaged pixels can raise nearly any exception.
+        raise InputError(f"{path}: damaged: its pixels{packed} cannot be decoded. Copy it again or remove the scan.") from error
 
 
 def _native(dataset: Any, syntax: str, frames: Sequence[int]) -> Iterator[np.ndarray]:
@@ -64,7 +64,7 @@ def _native(dataset: Any, syntax: str, frames: Sequence[int]) -> Iterator[np.nda
     signed = int(dataset.get("PixelRepresentation") or 0) == 1
     size = int(dataset.Rows) * int(dataset.Columns)
     values = np.frombuffer(dataset.PixelData, f"{order}{'i' if signed else 'u'}{bits // 8}")
-    # What lies above and below the stored bits is no part of the value.
+    # Bits above and below the stored ones do not belong to the value.
     stored = int(dataset.get("BitsStored") or bits)
     above = bits - 1 - int(dataset.get("HighBit") or stored - 1)
     if stored < bits and not 0 < stored <= bits - above <= bits:
@@ -96,7 +96,7 @@ def _by_gdcm(dataset: Any, syntax: str, frame: bytes) -> np.ndarray:
     for name in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
         setattr(bare, name, int(dataset.get(name) or 0))
     bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, "MONOCHROME2"
-    # Computed radiography: of CT, GDCM would want positions.
+    # Computed radiography: for CT, GDCM would require positions.
     bare.SOPClassUID, bare.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3"
     bare.file_meta = pydicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
@@ -111,21 +111,21 @@ def _by_gdcm(dataset: Any, syntax: str, frame: bytes) -> np.ndarray:
 
 
 def _declared_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a JPEG or JPEG 2000 stream itself declares; None of other streams."""
-    place = 2
-    while place + 9 < len(frame) and frame[0] == 0xFF and frame[place] == 0xFF:
-        marker = frame[place + 1]
+    """Rows and columns that a JPEG or JPEG 2000 stream itself declares; None for other streams."""
+    at = 2
+    while at + 9 < len(frame) and frame[0] == 0xFF and frame[at] == 0xFF:
+        marker = frame[at + 1]
         if marker in JPEG_FRAMES or marker == JPEG_LS_FRAME:
-            return int.from_bytes(frame[place + 5 : place + 7], "big"), int.from_bytes(frame[place + 7 : place + 9], "big")
+            return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
         if marker == JPEG_2000_SIZE:
-            right, bottom, left, top = (int.from_bytes(frame[place + at : place + at + 4], "big") for at in (6, 10, 14, 18))
+            right, bottom, left, top = (int.from_bytes(frame[at + skip : at + skip + 4], "big") for skip in (6, 10, 14, 18))
             return bottom - top, right - left
-        place += 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     return None
 
 
 def _rescale(dataset: Any, frame: int) -> tuple[float, float]:
-    """Slope and intercept of a frame: its own, those of all frames, or those of the file."""
+    """Slope and intercept of a frame: its own, those shared by all frames, or those of the file."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     for group in (per_frame[frame] if frame < len(per_frame) else None, shared):

@@ -1,4 +1,4 @@
-"""Identifiers of DICOM files under other names: what is written must not lead back to a patient."""
+"""Pseudonyms for identifiers of DICOM files: what is written must not lead back to a patient."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SALT_BYTES = 32
 
 
 class Pseudonyms:
-    """Stable names for identifiers, which only who has the salt can find out.
+    """Stable names for identifiers, which only somebody with the salt can trace back.
 
     Parameters
     ----------
-    salt_file : where the salt lies, readable by its owner alone; made when the first name is asked for. None keeps identifiers as they are
-    lasting : whether a salt that is not there yet is written; else these names hold for this process
+    salt_file : file of the salt, readable by its owner alone, made when the first name is asked for; None keeps identifiers unchanged
+    lasting : whether a new salt is written; if not, the names hold for this process only
     """
 
     def __init__(self, salt_file: Path | None, lasting: bool = True) -> None:
@@ -27,7 +27,7 @@ class Pseudonyms:
 
     @property
     def mark(self) -> str:
-        """What tells this salt from another one and says nothing else of it."""
+        """A mark that tells this salt from others and reveals nothing else of it."""
         return self("the mark of a salt")
 
     @property
@@ -38,7 +38,7 @@ class Pseudonyms:
     def __call__(self, identifier: str) -> str:
         """A name of 16 hexadecimal digits.
 
-        Raises InputError where the salt can be neither read nor written.
+        Raises InputError if the salt can be neither read nor written.
         """
         if self.salt_file is None:
             return identifier
@@ -57,7 +57,7 @@ def _salt(path: Path, lasting: bool) -> bytes:
                 file.write(secrets.token_bytes(SALT_BYTES))
         salt = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}, the salt of pseudonyms, cannot be used: {error.strerror}. Mend its permissions.") from error
+        raise InputError(f"{path}, the salt of the pseudonyms, cannot be used: {error.strerror}. Fix its permissions.") from error
     if len(salt) != SALT_BYTES:
-        raise InputError(f"{path} is no salt of {SALT_BYTES} bytes. Restore it, or remove it for new pseudonyms.")
+        raise InputError(f"{path} is not a salt of {SALT_BYTES} bytes. Restore it, or remove it for new pseudonyms.")
     return salt

@@ -1,4 +1,4 @@
-"""Judge a scan by its slices: what is wrong with it, and which slices remain, in which order."""
+"""Check a scan by its slices: what is wrong with it, and which slices remain, in which order."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ctcovid.scans.findings import ERROR, INFO, KEPT, REPAIRED, SCAN_DROPPED, SL
 from ctcovid.scans.kind import SEGMENTED, image_kind
 from ctcovid.scans.slice_summary import SIDE, SliceSummary
 
-# A scan may lose this share of its slices, one at least, and so many neighbours, and still be the scan that it was.
+# A scan is still usable without this share of its slices, at least one, and without so many neighbours.
 MOST_LOST, MOST_NEIGHBOURS_LOST = 0.1, 2
-# Fewer slices than this show too little of a chest to be judged by it.
+# Fewer slices show too little of a chest to check its anatomy.
 FEWEST_FOR_ANATOMY = 6
 
 
@@ -31,8 +31,12 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Verdict:
-    """findings : in the order in which they were made
-    kept : places of the slices that remain, head to feet; none where the scan is dropped
+    """What was found in a scan, and what remains of it.
+
+    Attributes
+    ----------
+    findings : in the order of the checks
+    kept : positions of the slices that remain, head to feet; empty if the scan is dropped
     kind : "complete" or "segmented"
     """
 
@@ -41,30 +45,30 @@ class Verdict:
     kind: str
 
 
-def judge(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], ordered: bool = False) -> Verdict:
-    """Find what is wrong with a scan, and repair what can be repaired for certain.
+def check(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], ordered: bool = False) -> Verdict:
+    """Find what is wrong with a scan, and repair what can be repaired with certainty.
 
     Parameters
     ----------
-    names : of the slices, as they lie in their folder
-    slices : the look of each, or why it cannot be read
-    ordered : the order comes from the positions in DICOM or the like, and is not to be doubted
+    names : of the slices, in the order of their folder
+    slices : the summary of each, or why it cannot be read
+    ordered : whether the order comes from positions, as in DICOM, and is trusted
     """
-    findings = [*_gaps(names)]
-    bad = {place: item for place, item in enumerate(slices) if isinstance(item, Unusable)}
-    looks = {place: item for place, item in enumerate(slices) if isinstance(item, SliceSummary)}
+    findings = _gaps(names)
+    bad = {position: item for position, item in enumerate(slices) if isinstance(item, Unusable)}
+    summaries = {position: item for position, item in enumerate(slices) if isinstance(item, SliceSummary)}
     findings += _unusable(bad, len(slices))
-    findings += _sizes(looks, len(slices))
-    findings += _constant(looks)
-    findings += _holes(looks)
+    findings += _sizes(summaries, len(slices))
+    findings += _constant(summaries)
+    findings += _nan_values(summaries)
     if any(finding.action == SCAN_DROPPED for finding in findings):
-        return Verdict(tuple(findings), (), image_kind(sum(item.masked for item in looks.values()), max(len(looks), 1)))
-    lost = {place for finding in findings if finding.action == SLICE_DROPPED for place in finding.slices}
-    kept = [place for place in looks if place not in lost]
-    masked = image_kind(sum(looks[place].masked for place in kept), len(kept)) == SEGMENTED
-    found, kept = _repeated(looks, kept, masked)
+        return Verdict(tuple(findings), (), image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)))
+    lost = {position for finding in findings if finding.action == SLICE_DROPPED for position in finding.slices}
+    kept = [position for position in summaries if position not in lost]
+    masked = image_kind(sum(summaries[position].masked for position in kept), len(kept)) == SEGMENTED
+    found, kept = _repeated(summaries, kept, masked)
     findings += found
-    found, kept = _judged_by_sight(looks, kept, masked, ordered)
+    found, kept = _anatomy(summaries, kept, masked, ordered)
     findings += found
     if masked:
         findings.append(Finding("segmented", INFO, "Everything outside the lungs is black.", KEPT))
@@ -72,60 +76,60 @@ def judge(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], order
     return Verdict(tuple(findings), () if dropped else tuple(kept), image_kind(int(masked), 1))
 
 
-def bearable(lost: int, in_a_row: int, count: int) -> bool:
-    """Whether a scan of `count` slices can do without `lost` of them, of which so many follow each other."""
+def can_lose(lost: int, in_a_row: int, count: int) -> bool:
+    """Whether a scan of `count` slices is usable without `lost` of them, of which up to `in_a_row` follow each other."""
     return lost <= max(1, MOST_LOST * count) and lost < count and in_a_row <= MOST_NEIGHBOURS_LOST
 
 
-def dropped_instead(verdict: Verdict) -> Verdict:
-    """The verdict of someone who wants no repairs: a scan that needs one is left out."""
-    needy = {REPAIRED, SLICE_DROPPED}
-    if not any(finding.action in needy for finding in verdict.findings):
+def without_repairs(verdict: Verdict) -> Verdict:
+    """The verdict if no repairs are wanted: a scan that needs one is dropped."""
+    repairs = {REPAIRED, SLICE_DROPPED}
+    if not any(finding.action in repairs for finding in verdict.findings):
         return verdict
-    findings = (replace(finding, action=SCAN_DROPPED) if finding.action in needy else finding for finding in verdict.findings)
+    findings = (replace(finding, action=SCAN_DROPPED) if finding.action in repairs else finding for finding in verdict.findings)
     return replace(verdict, findings=tuple(findings), kept=())
 
 
 def _gaps(names: Sequence[str]) -> list[Finding]:
-    """Numbers that the names leave out."""
+    """Numbers that are missing in the names."""
     numbers = [int(found[-1]) if (found := re.findall(r"\d+", name.rsplit(".", 1)[0])) else None for name in names]
     if None in numbers or len(set(numbers)) < max(len(numbers), 2):
         return []
     steps = np.diff(np.array(numbers, dtype=float))
-    # A scan of which every second slice was kept has no gaps, it has thicker steps.
+    # A scan of which every second slice was kept has thicker steps, not gaps.
     usual = float(np.median(steps))
     after = np.flatnonzero(steps > usual) if usual > 0 else np.array([], int)
     if not len(after):
         return []
     missing = int(sum(steps[after] / usual - 1))
-    message = f"{counted(missing, 'number')} left out in the names of the slices, after {_names(names, after)}."
-    return [Finding("numbering-gap", WARNING, message, KEPT, _places(after))]
+    message = f"The names of the slices skip {counted(missing, 'number')}, after {_names(names, after)}."
+    return [Finding("numbering-gap", WARNING, message, KEPT, _positions(after))]
 
 
 def _unusable(bad: dict[int, Unusable], count: int) -> list[Finding]:
     findings = []
-    action = SLICE_DROPPED if _bearable(list(bad), count) else SCAN_DROPPED
+    action = SLICE_DROPPED if _can_lose(list(bad), count) else SCAN_DROPPED
     for code in dict.fromkeys(item.code for item in bad.values()):
-        places = [place for place, item in bad.items() if item.code == code]
-        # Of a file that holds all slices one thing is said of all of them.
+        positions = [position for position, item in bad.items() if item.code == code]
+        # One message is enough for a file that holds all slices.
         one_file = len({item.message for item in bad.values()}) == 1
-        more = f" So are {len(places) - 1} more of its slices." if len(places) > 1 and not one_file else ""
+        more = f" So are {len(positions) - 1} more slices." if len(positions) > 1 and not one_file else ""
         severity = WARNING if action == SLICE_DROPPED else ERROR
-        findings.append(Finding(code, severity, bad[places[0]].message + more, action, tuple(places)))
+        findings.append(Finding(code, severity, bad[positions[0]].message + more, action, tuple(positions)))
     return findings
 
 
-def _sizes(looks: dict[int, SliceSummary], count: int) -> list[Finding]:
-    """Slices of another size than most of the scan's."""
-    sizes = Counter((item.height, item.width) for item in looks.values())
+def _sizes(summaries: dict[int, SliceSummary], count: int) -> list[Finding]:
+    """Slices that differ in size from most of the scan's."""
+    sizes = Counter((item.height, item.width) for item in summaries.values())
     if not sizes:
         return []
     (height, width), _ = sizes.most_common(1)[0]
-    other = [place for place, item in looks.items() if (item.height, item.width) != (height, width)]
+    other = [position for position, item in summaries.items() if (item.height, item.width) != (height, width)]
     if other:
-        action = SLICE_DROPPED if _bearable(other, count) else SCAN_DROPPED
-        one = looks[other[0]]
-        message = f"{counted(len(other), 'slice')} of another size, such as {one.height}×{one.width}, among {height}×{width}."
+        action = SLICE_DROPPED if _can_lose(other, count) else SCAN_DROPPED
+        one = summaries[other[0]]
+        message = f"{counted(len(other), 'slice')} of another size, such as {one.height}×{one.width}; the others have {height}×{width}."
         return [Finding("mixed-sizes", WARNING if action == SLICE_DROPPED else ERROR, message, action, tuple(other))]
     if height != width:
         message = f"Slices of {height}×{width} are padded with black to squares."
@@ -133,97 +137,93 @@ def _sizes(looks: dict[int, SliceSummary], count: int) -> list[Finding]:
     return []
 
 
-def _constant(looks: dict[int, SliceSummary]) -> list[Finding]:
-    places = [place for place, item in looks.items() if item.constant]
-    if not places:
+def _constant(summaries: dict[int, SliceSummary]) -> list[Finding]:
+    positions = [position for position, item in summaries.items() if item.constant]
+    if not positions:
         return []
-    # Empty slices at the ends of a masked scan cost nothing, and those within it are no anatomy either way.
-    action = SCAN_DROPPED if 2 * len(places) > len(looks) else SLICE_DROPPED
-    message = f"{counted(len(places), 'slice')} of a single grey level."
-    return [Finding("constant", ERROR if action == SCAN_DROPPED else WARNING, message, action, tuple(places))]
+    # Dropping empty slices at the ends of a masked scan costs nothing, and those within it show no anatomy.
+    action = SCAN_DROPPED if 2 * len(positions) > len(summaries) else SLICE_DROPPED
+    message = f"{counted(len(positions), 'slice')} of a single grey level."
+    return [Finding("constant", ERROR if action == SCAN_DROPPED else WARNING, message, action, tuple(positions))]
 
 
-def _holes(looks: dict[int, SliceSummary]) -> list[Finding]:
-    places = tuple(place for place, item in looks.items() if item.holes)
-    if not places:
+def _nan_values(summaries: dict[int, SliceSummary]) -> list[Finding]:
+    positions = tuple(position for position, item in summaries.items() if item.has_nan)
+    if not positions:
         return []
-    message = f"In {counted(len(places), 'slice')} there are values that are no numbers; they are black."
-    return [Finding("not-a-number", WARNING, message, KEPT, places)]
+    message = f"{counted(len(positions), 'slice')} with NaN or Inf, which become black."
+    return [Finding("not-a-number", WARNING, message, KEPT, positions)]
 
 
-def _repeated(looks: dict[int, SliceSummary], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:
+def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:
     """Repeated slices, and the slices without them."""
     findings = []
     for exact in (True, False):
         if len(kept) < 2:
             break
-        stack = np.stack([looks[place].thumbnail for place in kept])
+        stack = np.stack([summaries[position].thumbnail for position in kept])
         if exact:
-            groups = repeats.exact_repeats([looks[place].digest for place in kept])
+            groups = repeats.exact_repeats([summaries[position].digest for position in kept])
         else:
             groups = repeats.near_repeats(order.distances(stack))
         if not groups:
             continue
         drop = repeats.chosen(groups, order.distances(stack, masked))
         whole = repeats.is_whole_stack(drop, len(kept))
-        places = tuple(kept[place] for place in drop)
-        how = "to the bit" if exact else "but for their compression"
+        positions = tuple(kept[index] for index in drop)
+        how = "bit for bit" if exact else "except for their compression"
         what = (
-            "The whole stack lies there twice"
+            "The whole stack is stored twice"
             if whole
-            else f"{counted(len(places), 'slice')} {'lies' if len(places) == 1 else 'lie'} there more than once"
+            else f"{counted(len(positions), 'slice')} {'is' if len(positions) == 1 else 'are'} stored more than once"
         )
         code = ("repeated-stack" if whole else "repeated-slices") if exact else ("near-repeated-stack" if whole else "near-repeated-slices")
-        findings.append(Finding(code, WARNING, f"{what}, equal {how}.", SLICE_DROPPED, places))
-        kept = [place for place in kept if place not in set(places)]
+        findings.append(Finding(code, WARNING, f"{what}, equal {how}.", SLICE_DROPPED, positions))
+        kept = [position for position in kept if position not in set(positions)]
     return findings, kept
 
 
-def _judged_by_sight(looks: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
+def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
     """Order, direction and part of the body."""
-    if len(kept) < FEWEST_FOR_ANATOMY or min(looks[kept[0]].height, looks[kept[0]].width) < SIDE:
+    if len(kept) < FEWEST_FOR_ANATOMY or min(summaries[kept[0]].height, summaries[kept[0]].width) < SIDE:
         return [], kept
     findings = []
-    stack = np.stack([looks[place].thumbnail for place in kept])
+    stack = np.stack([summaries[position].thumbnail for position in kept])
     apart = order.distances(stack, masked)
     seen = anatomy.anatomy(stack, masked)
     if anatomy.unrelated(apart) or not seen.is_chest:
-        why = "its slices have nothing to do with each other" if anatomy.unrelated(apart) else "there are no lungs in it"
+        why = "its slices are unrelated pictures" if anatomy.unrelated(apart) else "it shows no lungs"
         return [Finding("not-a-chest", ERROR, f"Not a CT scan of a chest: {why}.", SCAN_DROPPED)], kept
     if not ordered:
         better, certain = order.reordered(apart)
         moved = np.flatnonzero(better != np.arange(len(kept)))
         if len(moved):
-            findings.append(
-                Finding("shuffled", WARNING, "Slices did not follow each other.", REPAIRED, tuple(kept[place] for place in moved))
-            )
-            kept, stack = [kept[place] for place in better], stack[better]
+            findings.append(Finding("shuffled", WARNING, "Slices were out of order.", REPAIRED, tuple(kept[index] for index in moved)))
+            kept, stack = [kept[index] for index in better], stack[better]
             seen = anatomy.anatomy(stack, masked)
         elif not certain:
-            findings.append(
-                Finding("order-doubtful", WARNING, "Slices seem not to follow each other, and no order is certainly better.", KEPT)
-            )
+            findings.append(Finding("order-doubtful", WARNING, "Slices seem to be out of order, but no other order is certain.", KEPT))
     if seen.lung_share < anatomy.LITTLE_LUNG:
-        findings.append(Finding("little-lung", WARNING, "There is little lung in it; is it a chest?", KEPT))
+        findings.append(Finding("little-lung", WARNING, "It shows little lung; it may not be a chest.", KEPT))
     elif not ordered and seen.head_first <= -1:
         findings.append(Finding("feet-first", WARNING, "Stored feet first.", REPAIRED))
         kept = kept[::-1]
     elif not ordered and seen.head_first < 0:
-        findings.append(Finding("feet-first-doubtful", WARNING, "Perhaps stored feet first, which is not certain.", KEPT))
+        findings.append(Finding("feet-first-doubtful", WARNING, "Perhaps stored feet first, but not certainly.", KEPT))
     return findings, kept
 
 
-def _bearable(places: list[int], count: int) -> bool:
-    """Whether a scan of so many slices can do without these."""
-    if not places:
+def _can_lose(positions: list[int], count: int) -> bool:
+    """Whether a scan of `count` slices is usable without these."""
+    if not positions:
         return True
-    runs = np.split(np.array(sorted(places)), np.flatnonzero(np.diff(sorted(places)) > 1) + 1)
-    return bearable(len(places), max(len(run) for run in runs), count)
+    runs = np.split(np.array(sorted(positions)), np.flatnonzero(np.diff(sorted(positions)) > 1) + 1)
+    return can_lose(len(positions), max(len(run) for run in runs), count)
 
 
-def _names(names: Sequence[str], places: np.ndarray) -> str:
-    return ", ".join(names[place] for place in places[:3]) + (", …" if len(places) > 3 else "")
+def _names(names: Sequence[str], positions: np.ndarray) -> str:
+    return ", ".join(names[position] for position in positions[:3]) + (", …" if len(positions) > 3 else "")
 
 
-def _places(places: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(place) for place in places)
+def _positions(positions: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(position) for position in positions)

@@ -1,4 +1,4 @@
-"""C++ libraries print what they find, though all that matters is said by an exception, and cannot begin in several threads at a time."""
+"""Silence C++ libraries, whose exceptions say all that matters, and initialise them in one thread at a time."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _lock = threading.Lock()
-# ITK enters what it makes on first use into a table that no lock guards. Two threads at once spoil it, and the process then never ends.
-_beginning = threading.Lock()
-_begun: set[str] = set()
-# How many threads want quiet, each with the real stderr.
+# ITK registers what it creates on first use in a table without a lock. Two threads at once corrupt it, and the process never ends.
+_initialising = threading.Lock()
+_initialised: set[str] = set()
+# One entry per thread in a silenced block, each the real stderr.
 _quiet: list[int] = []
 
 
 @contextlib.contextmanager
 def silenced(kind: str) -> Iterator[None]:
-    """Turn away what SimpleITK and GDCM print to stderr. Until a block of that `kind` has succeeded, such blocks run one after another."""
+    """Discard what SimpleITK and GDCM print to stderr. Until a block of that `kind` has succeeded, such blocks run one after another."""
     import SimpleITK
 
-    with contextlib.nullcontext() if kind in _begun else _beginning:
+    with contextlib.nullcontext() if kind in _initialised else _initialising:
         SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
         with _lock:
-            # The first of several threads turns stderr away, the last brings it back.
-            _quiet.append(_turned_away() if not _quiet else _quiet[0])
+            # The first of several threads redirects stderr, the last restores it.
+            _quiet.append(_redirected() if not _quiet else _quiet[0])
         try:
             yield
         finally:
@@ -34,10 +34,10 @@ def silenced(kind: str) -> Iterator[None]:
                 if not _quiet:
                     os.dup2(kept, 2)
                     os.close(kept)
-        _begun.add(kind)
+        _initialised.add(kind)
 
 
-def _turned_away() -> int:
+def _redirected() -> int:
     kept = os.dup(2)
     with Path(os.devnull).open("wb") as nothing:
         os.dup2(nothing.fileno(), 2)

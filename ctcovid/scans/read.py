@@ -1,8 +1,10 @@
-"""Read slices: pictures of any kind that Pillow knows, and what SimpleITK decodes, to one channel of uint8."""
+"""Read slices to one channel of uint8: any picture that Pillow reads, and what SimpleITK decodes."""
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,23 +19,40 @@ from ctcovid.scans import decode
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
 from ctcovid.scans.window import LUNG, Window
 
-# Pillow's limit lies above ours, which is an error and no warning.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What it finds in damaged files is said by an error where it matters.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# What Pillow raises on damaged files, beside what it documents.
+# What Pillow raises on damaged files, documented or not.
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, Image.DecompressionBombError)
-# More pages than slices in any scan are damage.
+# More pages than any scan has slices are damage.
 MOST_PAGES = 4096
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_lock = threading.Lock()
+# One entry per thread in `pillow_silenced`, each the filters to restore.
+_silenced: list[warnings.catch_warnings] = []
+
+
+@contextlib.contextmanager
+def pillow_silenced() -> Iterator[None]:
+    """Ignore Pillow's warnings: what matters is raised as an error. Warning filters are the process's, so threads share them."""
+    with _lock:
+        if _silenced:
+            _silenced.append(_silenced[0])
+        else:
+            _silenced.append(warnings.catch_warnings())
+            _silenced[0].__enter__()
+            # Pillow warns of sizes above its own limit, which is higher than ours.
+            warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    try:
+        yield
+    finally:
+        with _lock:
+            filters = _silenced.pop()
+            if not _silenced:
+                filters.__exit__(None, None, None)
 
 
 @dataclass(frozen=True)
 class ScanFormat:
-    """What the slices of one scan have in common.
-
-    `bits` is the number of bits that the scan's values use: 8, 12 or 16.
-    """
+    """Size and depth of a scan's slices; `bits` is how many bits its values use: 8, 12 or 16."""
 
     height: int
     width: int
@@ -41,10 +60,10 @@ class ScanFormat:
 
 
 def scan_format(scan: Scan) -> ScanFormat:
-    """Check the headers of a scan's slices, and how many bits a picture of more than 8 bits per value really uses.
+    """Check the headers of a scan's slices, and how many bits pictures of more than 8 bits per value really use.
 
     Raises InputError that names the first slice that is empty, is not an image, or has another size than the rest, or says why
-    nothing of the scan can be used.
+    the scan cannot be used.
     """
     scan.require_slices()
     if scan.stack is None:
@@ -70,19 +89,22 @@ def probe(slices: Sequence[Path]) -> ScanFormat:
         (first, one), (second, other) = list(sizes.items())[:2]
         raise InputError(
             f"{other}: {second[0]}×{second[1]} pixels, but {one.name} has {first[0]}×{first[1]}. "
-            "Slices of one scan are of one size; put other series into folders of their own."
+            "All slices of a scan must have one size. Put other series into folders of their own."
         )
     width, height = next(iter(sizes))
     return ScanFormat(height, width, _bits(highest))
 
 
-def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG, holes: set[int] | None = None) -> Iterator[np.ndarray]:
-    """The slices of a scan, or of a part of one, as uint8 (H, W), head to feet.
+def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG, nan_slices: set[int] | None = None) -> Iterator[np.ndarray]:
+    """The slices of a scan, or of a piece of one, as uint8 (H, W), head to feet.
 
-    `bits` is what `scan_format` found and scales pictures; `window` turns Hounsfield units into grey; `holes` is given the numbers of the
-    slices in which values are no numbers, before the first slice comes.
+    Parameters
+    ----------
+    bits : from `scan_format`; scales pictures
+    window : maps Hounsfield units to grey
+    nan_slices : the numbers of slices with NaN or Inf are added to it before the first slice is returned
 
-    Raises InputError where a slice cannot be decoded.
+    Raises InputError if a slice cannot be decoded.
     """
     stack = scan.stack
     if stack is None:
@@ -92,16 +114,16 @@ def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG, holes: set[int
     elif stack.reader == "pages":
         yield from _read_pages(scan.slices[0], stack, bits)
     else:
-        yield from decode.decode_volume(scan.slices[0], stack, window, holes)
+        yield from decode.decode_volume(scan.slices[0], stack, window, nan_slices)
 
 
 def read_slice(path: Path, bits: int = 8) -> np.ndarray:
     """One slice as uint8 (H, W).
 
-    Colour becomes luminance (three equal channels stay what they are), transparency is dropped, and values of more than 8 bits are
+    Colour becomes luminance (three equal channels are unchanged), transparency is dropped, and values of more than 8 bits are
     scaled from the full range of `bits`.
 
-    Raises InputError where the file cannot be decoded.
+    Raises InputError if the file cannot be decoded.
     """
     with _opened(path) as image:
         return _grey(path, image, bits)
@@ -111,16 +133,14 @@ def _grey(path: Path, image: Image.Image, bits: int) -> np.ndarray:
     if image.mode in _WIDE_MODES:
         scale = 255 / ((1 << bits) - 1)
         return np.clip(np.rint(_values(path, image) * scale), 0, 255).astype(np.uint8)
-    try:
+    with _decoding(path):
         return np.asarray(image if image.mode == "L" else image.convert("L"))
-    except UNDECODABLE as error:
-        raise _unreadable(path, error) from error
 
 
 def square(pixels: np.ndarray, size: int) -> np.ndarray:
     """Bring a slice to uint8 (size, size): padded with black to a square, so that no anatomy is stretched, then resized.
 
-    Pillow's bilinear filter widens with the reduction and so does not alias.
+    Pillow's bilinear filter widens with the reduction, so that it does not alias.
     """
     height, width = pixels.shape
     if height != width:
@@ -135,19 +155,19 @@ def square(pixels: np.ndarray, size: int) -> np.ndarray:
 def read_scan(scan: Scan, size: int, workers: int = 1, window: Window = LUNG) -> np.ndarray:
     """All slices of a scan as uint8 (S, size, size), `workers` of them decoded at a time.
 
-    Raises InputError that names the slice that is wrong.
+    Raises InputError that names the wrong slice.
     """
     bits = scan_format(scan).bits
-    # Threads: Pillow decodes without holding the interpreter.
+    # Threads suffice: Pillow decodes without the interpreter's lock.
     with ThreadPoolExecutor(workers) as pool:
-        parts = pool.map(lambda part: [square(pixels, size) for pixels in read_slices(part, bits, window)], scan.parts(1))
-        return np.stack([pixels for part in parts for pixels in part])
+        pieces = pool.map(lambda piece: [square(pixels, size) for pixels in read_slices(piece, bits, window)], scan.pieces(1))
+        return np.stack([pixels for piece in pieces for pixels in piece])
 
 
 def read_volumes(scan: Scan, depth: int, size: int, workers: int = 1, window: Window = LUNG) -> np.ndarray:
     """The non-overlapping depth-n volumes of a scan, uint8 (N, depth, size, size), N ≥ 1; the tail is dropped (Sec. 2.2).
 
-    Raises InputError where a slice cannot be read, or the scan is shorter than a volume.
+    Raises InputError if a slice cannot be read, or the scan is shorter than a volume.
     """
     scan.require_slices()
     count = len(scan.slices) // depth
@@ -157,19 +177,19 @@ def read_volumes(scan: Scan, depth: int, size: int, workers: int = 1, window: Wi
     return read_scan(scan, size, workers, window)[: count * depth].reshape(count, depth, size, size)
 
 
-def pages_scan(place: Scan, path: Path) -> Scan:
-    """`place` with the pages of a TIFF as slices, in their order.
+def pages_scan(scan: Scan, path: Path) -> Scan:
+    """`scan` with the pages of a TIFF as slices, in their order.
 
-    Raises InputError where the file cannot be read.
+    Raises InputError if the file cannot be read.
     """
     with _opened(path, pages=True) as image:
         width, height = image.size
         pages = getattr(image, "n_frames", 1)
-    return replace(place, slices=(path,) * pages, stack=Stack("pages", (pages, height, width)))
+    return replace(scan, slices=(path,) * pages, stack=Stack("pages", (pages, height, width)))
 
 
 def page_count(path: Path) -> int:
-    """Pages of a TIFF, or 1 of what cannot be read."""
+    """Pages of a TIFF; 1 if it cannot be read."""
     try:
         with _opened(path, pages=True) as image:
             return int(getattr(image, "n_frames", 1))
@@ -181,16 +201,14 @@ def _read_pages(path: Path, stack: Stack, bits: int) -> Iterator[np.ndarray]:
     with _opened(path, pages=True) as image:
         for page in _pages(path, image):
             if page.size != (stack.shape[2], stack.shape[1]):
-                raise InputError(f"{path}: pages of several sizes. Slices of one scan are of one size; export the series apart.")
+                raise InputError(f"{path}: pages of several sizes, but a scan has one. Export each series to its own file.")
             yield _grey(path, page, bits)
 
 
 def _pages(path: Path, image: Image.Image) -> Iterator[Image.Image]:
     for number in range(getattr(image, "n_frames", 1)):
-        try:
+        with _decoding(path):
             image.seek(number)
-        except UNDECODABLE as error:
-            raise _unreadable(path, error) from error
         _require_usable(path, image)
         yield image
 
@@ -204,7 +222,7 @@ def _bits(highest: int) -> int:
 
 
 def _opened(path: Path, pages: bool = False) -> Image.Image:
-    try:
+    with _decoding(path):
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty. Copy it again or remove the scan.")
         image = Image.open(path)
@@ -213,26 +231,32 @@ def _opened(path: Path, pages: bool = False) -> Image.Image:
         if count > (MOST_PAGES if pages else 1):
             raise InputError(f"{path}: {count} pictures in one file among others. Export one file per slice, or one file per scan.")
         return image
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Raises InputError in place of what Pillow raises on damaged files."""
+    try:
+        with pillow_silenced():
+            yield
     except UNDECODABLE as error:
         raise _unreadable(path, error) from error
 
 
 def _require_usable(path: Path, image: Image.Image) -> None:
-    """Before a pixel is decoded: a file of some bytes can declare gigabytes."""
+    """Called before a pixel is decoded: a file of some bytes can declare gigabytes."""
     if image.mode == "F":
         raise InputError(f"{path}: floating-point pixels have no fixed grey scale. Export the scan with 8 or 16 bits.")
     if max(image.size) > MOST_PIXELS_PER_SIDE:
         raise InputError(
-            f"{path}: {image.width}×{image.height} pixels; a slice has at most {MOST_PIXELS_PER_SIDE} on a side. Export the scan again."
+            f"{path}: {image.width}×{image.height} pixels, but the limit is {MOST_PIXELS_PER_SIDE} per side. Export the scan again."
         )
 
 
 def _values(path: Path, image: Image.Image) -> np.ndarray:
-    try:
-        # 32 bits hold all that the modes of more than 8 can.
+    with _decoding(path):
+        # 32 bits hold all values of the modes of more than 8.
         values = np.asarray(image).astype(np.int32)
-    except UNDECODABLE as error:
-        raise _unreadable(path, error) from error
     if values.min() < 0 or values.max() >= 1 << 16:
         raise InputError(f"{path}: values from {values.min()} to {values.max()}; export the scan with 8 or 16 bits without sign.")
     return values
@@ -240,9 +264,9 @@ def _values(path: Path, image: Image.Image) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
-        return InputError(f"{path} cannot be read: {error.strerror}. Mend its permissions.")
+        return InputError(f"{path} cannot be read: {error.strerror}. Fix its permissions.")
     if isinstance(error, FileNotFoundError):
-        return InputError(f"{path} has gone since the folder was listed. Run the command again.")
+        return InputError(f"{path} has been removed since the folder was listed. Run the same command again.")
     known = isinstance(error, Image.UnidentifiedImageError)
-    reason = "not an image, whatever its name says" if known else f"damaged ({str(error).rstrip('.')})"
+    reason = "not an image despite its name" if known else f"damaged ({str(error).rstrip('.')})"
     return InputError(f"{path}: {reason}. Copy it again or remove the scan.")

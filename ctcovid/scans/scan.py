@@ -11,22 +11,26 @@ from ctcovid.base.runcard import sha256, sha256_of
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, Finding
 from ctcovid.scans.geometry import Geometry, Turn
 
-# More in one file, or in one picture, is taken for damage: it would not fit into memory beside what is made of it.
+# More in one file, or in one picture, counts as damage: it would not fit into memory with what is made of it.
 MOST_BYTES = 640 << 20
 MOST_PIXELS_PER_SIDE = 8192
-# What to do about a scan of which nothing can be used, in general and by the code of the finding.
-MEND = "Mend it or remove the scan."
-REMEDIES = {"not-dicom": "Rename or remove what is no DICOM.", "no-such-series": "Name another --series, or none."}
+# What to do about an unusable scan, in general and by the code of the finding.
+REMEDY = "Repair it or remove the scan."
+REMEDIES = {"not-dicom": "Rename or remove files that are not DICOM.", "no-such-series": "Name another --series, or none."}
 
 
 @dataclass(frozen=True)
 class Stack:
-    """How slices lie in files that are no pictures.
+    """How slices are stored in files that are not pictures.
 
-    `reader` is "dicom" for a file per slice, "volume" for all slices in one file of DICOM, NIfTI, NRRD or MetaImage, "pages" for all in
-    one TIFF. `shape` is that of a file: slices, rows, columns. `turn` brings it into the normal orientation; of several frames in a
-    file, `frames` are the ones used, in order. `geometry` is that of the turned stack, None where the file has none; where the file does
-    not say how it lies, it is `assumed`.
+    Attributes
+    ----------
+    reader : "dicom" for a file per slice, "volume" for all slices in one file of DICOM, NIfTI, NRRD or MetaImage, "pages" for one TIFF
+    shape : slices, rows and columns of a file
+    turn : from the file to the normal orientation
+    frames : the frames of a file with several that are used, in order
+    geometry : of the turned stack; None if the file has none
+    assumed : whether the orientation is assumed, because the file does not give it
     """
 
     reader: str
@@ -47,10 +51,14 @@ class Stack:
 class Scan:
     """One CT scan.
 
-    `slices` are the files of its slices, head to feet: by position where the files know it, else in the natural order of their
-    names, which in CC-CCII is head to feet. Where one file holds all, it stands there once for each slice. `folder` is where the scan
-    lies, for a scan in one file that file. `label` and `patient` are empty for a scan found by `find_scans`. A scan of which nothing
-    can be used has no slices, and a finding that says why.
+    Attributes
+    ----------
+    id, patient, label : names; `label` and `patient` are empty for a scan found by `find_scans`
+    folder : that holds the scan; for a scan in one file, that file
+    slices : files of the slices, head to feet: by position if the files give it, else in the natural order of their names, which in
+        CC-CCII is head to feet. A file that holds all slices is repeated for each. Empty if the scan cannot be used
+    source : path below the data set
+    findings : what is unusual or wrong; they say why there are no slices
     """
 
     id: str
@@ -64,45 +72,45 @@ class Scan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """A name for each slice: of a picture the file's, else its number. Names of DICOM files may be those of patients."""
+        """A name for each slice: the file name of a picture, else a number, as names of DICOM files may be those of patients."""
         if self.stack is None:
             return tuple(printable(path.name) for path in self.slices)
         return tuple(f"{number:04d}" for number in range(len(self.slices)))
 
     @property
     def geometry(self) -> Geometry | None:
-        """Where the slices lie in the patient, None where the files do not say, as pictures. See `placed`."""
+        """Position of the slices in the patient; None if the files do not give it, as pictures. See `positioned`."""
         return self.stack.geometry if self.stack else None
 
     @property
-    def placed(self) -> bool:
-        """Whether the files say how the slices lie in the patient, so that their order is not to be doubted."""
+    def positioned(self) -> bool:
+        """Whether the files give the positions of the slices in the patient, so that their order is trusted."""
         return self.geometry is not None and not (self.stack and self.stack.assumed)
 
-    def parts(self, count: int) -> list[Scan]:
-        """The scan in pieces of `count` slices, each to be read for itself; in one piece where one file holds all."""
+    def pieces(self, count: int) -> list[Scan]:
+        """The scan in pieces of `count` slices that can be read separately; in one piece if one file holds all."""
         if self.stack and self.stack.reader != "dicom":
             return [self]
         return [replace(self, slices=self.slices[first : first + count], findings=()) for first in range(0, len(self.slices), count)]
 
     def refused(self, code: str, message: str) -> Scan:
-        """The scan without slices and with an error that says why; what was found before is forgotten."""
+        """The scan without slices and with an error that says why, in place of earlier findings."""
         return replace(self, slices=(), findings=(Finding(code, ERROR, message, SCAN_DROPPED),))
 
     def sha256(self) -> str | None:
-        """Of the file that holds it, else of its own slices, since a folder may hold many studies; None where it has neither."""
+        """SHA-256 of the file that holds it, or of its own slices, since a folder may hold many studies; None if it has neither."""
         if self.folder.is_file():
             return sha256(self.folder)
         return sha256_of(self.slices) if self.slices else None
 
     @property
     def refusal(self) -> str:
-        """Of a scan without slices: why, and what to do about it."""
+        """Why a scan has no slices, and what to do about it."""
         errors = [finding for finding in self.findings if finding.severity == ERROR]
-        remedy = REMEDIES.get(errors[0].code, MEND) if errors else MEND
+        remedy = REMEDIES.get(errors[0].code, REMEDY) if errors else REMEDY
         return f"{self.folder}: {'; '.join(error.message for error in errors) or 'no slices'}. {remedy}"
 
     def require_slices(self) -> None:
-        """Raises InputError, with the reason, where nothing of the scan can be used."""
+        """Raises InputError, with the reason, if the scan cannot be used."""
         if not self.slices:
             raise InputError(self.refusal)

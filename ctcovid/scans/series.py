@@ -1,4 +1,4 @@
-"""From the DICOM files of a study to one scan: which series, in which order, and what is odd about it."""
+"""From the DICOM files of a study to one scan: which series, the order of its slices, and findings."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy as np
 from ctcovid.base.errors import counted
 from ctcovid.scans.dicom import NOT_DICOM, SECONDARY_CAPTURE, Header, Plane
 from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
-from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, of_pixels
+from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, pixel_findings
 from ctcovid.scans.scan import Scan, Stack
-from ctcovid.scans.unreadable import Unread, can_do_without, of_lost, of_others, of_series, reasons, told
+from ctcovid.scans.unreadable import Unread, file_findings, missing_slices, of_series, reasons, slice_findings, usable_without
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 DERIVED_WORDS = {"DERIVED", "MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
-# Two slices nearer than this share of the usual distance are at one place; a distance of more than that many is a gap.
-SAME_PLACE, GAP, UNEVEN = 0.05, 1.5, 0.1
-# Degrees by which rows and columns of one series may be turned against each other.
+# As shares of the usual distance: nearer slices have the same position, a larger distance is a gap, and by this much it is uneven.
+SAME_POSITION, GAP, UNEVEN = 0.05, 1.5, 0.1
+# Largest angle in degrees between the rows, or columns, of one series.
 ONE_DIRECTION = 5.0
-# A series that covers less than this share of the longest is a detail or a test, however thin.
+# A series that covers less than this share of the longest one is a detail or a test, however thin.
 LEAST_COVER = 0.25
 
 
 @dataclass(frozen=True)
 class Series:
-    """Slices of one series that are alike. `unfit` says why it is no axial CT, `derived` that it was computed from another.
+    """Slices of one series that are alike. `unfit` says why it is not axial CT, `derived` that it was computed from another.
 
-    `number` is its SeriesNumber, or its place among the others, as ``#2``, where it has none: a UID could lead back to the patient.
+    `number` is its SeriesNumber, or its rank among the others, as ``#2``, if it has none: a UID could lead back to the patient.
     """
 
     uid: str
@@ -50,7 +50,7 @@ class Series:
 
     @property
     def spacing(self) -> float:
-        """The usual distance of two slices in mm; infinite where nothing lies beside another."""
+        """The usual distance of two slices in mm; infinite if there are no two positions."""
         gaps = np.diff(np.sort(_positions(_planes(self.headers))))
         gaps = gaps[gaps > 0.01]
         return float(np.median(gaps)) if len(gaps) else float("inf")
@@ -62,44 +62,42 @@ class Series:
         return float(np.ptp(positions)) if len(positions) else 0.0
 
 
-def study_scan(place: Scan, headers: Sequence[Header], unread: Sequence[Unread], wanted: str | None) -> Scan:
-    """`place` with the slices of the series that serves best, or that was asked for; without slices where none serves.
+def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], wanted: str | None) -> Scan:
+    """`scan` with the slices of the best series, or of the `wanted` one; without slices if none can be used.
 
-    `unread` are the files among them that cannot be read. Where too many of the series' slices are, the study is not used.
-
-    The axial one with the thinnest spacing is taken, of several such that with most slices; what was computed from another only where
-    there is nothing else.
+    The best is the axial one with the thinnest spacing, of several such the one with most slices; a series computed from another is
+    used only if there is no other. `unread` are files that cannot be read; if too many belong to the series, the study is not used.
     """
     everything = group(headers)
     if not everything and unread and all(one.reason == NOT_DICOM for one in unread):
         count = counted(len(unread), "file")
-        return place.refused("not-dicom", f"{count} named as DICOM without being DICOM")
+        return scan.refused("not-dicom", f"{count} named as DICOM, but not DICOM")
     if not everything:
-        return place.refused("unreadable", f"no DICOM slices that can be read: {reasons(unread)}" if unread else "no DICOM slices")
+        return scan.refused("unreadable", f"no readable DICOM slices: {reasons(unread)}" if unread else "no DICOM slices")
     if wanted is not None:
         fitting = [series for series in everything if matches(series, wanted)]
         if not fitting:
-            return place.refused("no-such-series", f"no series {wanted} in the study; it has {'; '.join(map(_described, everything))}")
+            return scan.refused("no-such-series", f"no series {wanted} in the study; it has {'; '.join(map(_described, everything))}")
     else:
         fitting = everything
     candidates = [series for series in fitting if not series.unfit]
     if not candidates:
-        return place.refused("no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
+        return scan.refused("no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
     chosen = best(candidates)
-    lost, beside = of_series(chosen.headers, unread)
-    if lost and not can_do_without(lost, chosen.slices, _positions(_planes(chosen.headers)), chosen.spacing):
-        return place.refused("unreadable-slice", told(lost, chosen.slices))
-    notes = of_lost(lost, chosen.slices) + of_others(beside)
+    missing, beside = of_series(chosen.headers, unread)
+    if missing and not usable_without(missing, chosen.slices, _positions(_planes(chosen.headers)), chosen.spacing):
+        return scan.refused("unreadable-slice", missing_slices(missing, chosen.slices))
+    notes = slice_findings(missing, chosen.slices) + file_findings(beside)
     if others := [series for series in everything if series is not chosen]:
-        left = ", ".join(map(_described, others))
-        notes.append(Finding("several-series", INFO, f"used {_described(chosen)}; left {left}", KEPT))
+        unused = ", ".join(map(_described, others))
+        notes.append(Finding("several-series", INFO, f"used {_described(chosen)}; not used: {unused}", KEPT))
     if chosen.derived:
-        notes.append(Finding("derived-series", WARNING, f"{chosen.name} was computed from another, which is not there", KEPT))
-    return ordered(place, chosen, notes)
+        notes.append(Finding("derived-series", WARNING, f"{chosen.name} was computed from another series, which is absent", KEPT))
+    return ordered(scan, chosen, notes)
 
 
 def best(candidates: Sequence[Series]) -> Series:
-    """The one that serves best, see `study_scan`."""
+    """The best series, see `study_scan`."""
     original = [series for series in candidates if not series.derived] or list(candidates)
     long = [series for series in original if series.cover >= LEAST_COVER * max(one.cover for one in original)]
     thinnest = min(series.spacing for series in long)
@@ -108,7 +106,7 @@ def best(candidates: Sequence[Series]) -> Series:
 
 
 def group(headers: Sequence[Header]) -> list[Series]:
-    """Series of slices that are alike: of one UID, one size, one direction and one kind, and all with one or all with many in a file."""
+    """Series of slices that are alike: of one UID, size, direction and kind, with one slice per file or several."""
     alike: dict[tuple[object, ...], list[Header]] = defaultdict(list)
     directions: dict[str, list[Plane]] = defaultdict(list)
     for header in headers:
@@ -120,57 +118,57 @@ def group(headers: Sequence[Header]) -> list[Series]:
         first = members[0]
         found.append(Series(first.series, first.number, first.description, tuple(members), str(unfit), bool(derived)))
     found.sort(key=lambda series: (_order(series.number), series.uid, -series.slices))
-    return [series if series.number else replace(series, number=f"#{place}") for place, series in enumerate(found, start=1)]
+    return [series if series.number else replace(series, number=f"#{rank}") for rank, series in enumerate(found, start=1)]
 
 
 def matches(series: Series, wanted: str) -> bool:
-    """Whether a series was meant: by its UID, its number, or its description."""
+    """Whether `wanted` is the UID, number or description of a series."""
     text = wanted.strip().casefold()
     return text in (series.uid.casefold(), series.number.casefold(), series.description.casefold())
 
 
-def ordered(place: Scan, series: Series, notes: list[Finding]) -> Scan:
-    """`place` with the slices of `series` from head to feet, and what was found on the way."""
+def ordered(scan: Scan, series: Series, notes: list[Finding]) -> Scan:
+    """`scan` with the slices of `series` from head to feet, with `notes` and further findings."""
     raw = [header for header in series.headers if not header.rescaled]
     if any(not header.signed for header in raw):
-        text = "no RescaleIntercept, and values without a sign are not Hounsfield units; export the series with its rescale"
-        return place.refused("not-hounsfield", text)
+        text = "no RescaleIntercept, and unsigned values are not Hounsfield units; export the series with its rescale"
+        return scan.refused("not-hounsfield", text)
     if raw:
-        notes.append(Finding("no-rescale", WARNING, "no RescaleIntercept: values are taken for Hounsfield units as they are", KEPT))
+        notes.append(Finding("no-rescale", WARNING, "no RescaleIntercept; stored values are taken for Hounsfield units", KEPT))
     first = max(series.headers, key=lambda header: header.frames)
     frames = [(header, number) for header in series.headers for number in range(header.frames)]
     if first.frames > 1:
         if len(series.headers) > 1:
             notes.append(
-                Finding("several-stacks", WARNING, f"{len(series.headers)} files of many slices; that with most is used", SLICE_DROPPED)
+                Finding("several-stacks", WARNING, f"{len(series.headers)} files of many slices; the one with most is used", SLICE_DROPPED)
             )
         frames = [(first, number) for number in range(first.frames)]
     planes = _planes((first,) if first.frames > 1 else series.headers)
     if len(frames) > 1 and np.ptp(_positions(planes) if planes else np.zeros(1)) < 0.01:
         frames.sort(key=lambda one: (one[0].order, one[0].path.name, one[1]))
-        said = "say that all slices lie at one place" if planes else "do not say where slices lie"
-        notes.append(Finding("no-positions", WARNING, f"its files {said}; the order is that of their numbers", KEPT))
-        return _scan(place, frames, Turn(), None, notes)
+        said = "give all slices the same position" if planes else "give no positions of slices"
+        notes.append(Finding("no-positions", WARNING, f"its files {said}; slices are in the order of their numbers", KEPT))
+        return _with_frames(scan, frames, Turn(), None, notes)
     if not planes:
-        return _scan(place, frames, Turn(), None, notes)
+        return _with_frames(scan, frames, Turn(), None, notes)
     positions = _positions(planes)
-    # Along the normal, but from the head, which is up in z.
+    # Along the normal, but starting at the head, where z is largest.
     if _normal(planes)[2] > 0:
         positions = -positions
     order = sorted(range(len(frames)), key=lambda one: (positions[one], frames[one][0].order, frames[one][0].instance, one))
     kept = _without_repeats(order, positions, notes)
-    _look_at_distances(positions[kept], notes)
+    _check_distances(positions[kept], notes)
     planes = [planes[one] for one in kept]
     try:
         turn, geometry, angle = normalise(_affine(planes, first.thickness), (len(kept), first.rows, first.columns))
     except ValueError as error:
-        return place.refused("no-geometry", str(error))
-    _look_at_tilt(planes, first.tilt, angle, notes)
-    notes += of_pixels(geometry)
-    return _scan(place, [frames[one] for one in kept], replace(turn, axes=(0, *turn.axes[1:])), geometry, notes)
+        return scan.refused("no-geometry", str(error))
+    _check_tilt(planes, first.tilt, angle, notes)
+    notes += pixel_findings(geometry)
+    return _with_frames(scan, [frames[one] for one in kept], replace(turn, axes=(0, *turn.axes[1:])), geometry, notes)
 
 
-def _scan(place: Scan, frames: list[tuple[Header, int]], turn: Turn, geometry: Geometry | None, notes: list[Finding]) -> Scan:
+def _with_frames(scan: Scan, frames: list[tuple[Header, int]], turn: Turn, geometry: Geometry | None, notes: list[Finding]) -> Scan:
     first = frames[0][0]
     several = first.frames > 1
     stack = Stack(
@@ -180,27 +178,27 @@ def _scan(place: Scan, frames: list[tuple[Header, int]], turn: Turn, geometry: G
         tuple(number for _, number in frames) if several else (),
         geometry,
     )
-    return replace(place, slices=tuple(header.path for header, _ in frames), stack=stack, findings=tuple(notes))
+    return replace(scan, slices=tuple(header.path for header, _ in frames), stack=stack, findings=tuple(notes))
 
 
 def _without_repeats(order: list[int], positions: np.ndarray, notes: list[Finding]) -> list[int]:
-    """Of slices at one place the first, that of the first acquisition."""
+    """The first of slices at the same position, which is that of the first acquisition."""
     gaps = np.diff(positions[order])
     usual = float(np.median(gaps[gaps > 0.01])) if (gaps > 0.01).any() else 1.0
     kept = [order[0]]
     repeated = []
-    for place, one in enumerate(order[1:], start=1):
-        if positions[one] - positions[kept[-1]] < max(SAME_PLACE * usual, 0.01):
-            repeated.append(place)
+    for rank, one in enumerate(order[1:], start=1):
+        if positions[one] - positions[kept[-1]] < max(SAME_POSITION * usual, 0.01):
+            repeated.append(rank)
         else:
             kept.append(one)
     if repeated:
-        text = f"{counted(len(repeated), 'slice')} {'lies' if len(repeated) == 1 else 'lie'} where another lies; the first of each is kept"
+        text = f"{counted(len(repeated), 'slice')} at the position of another; the first of each is kept"
         notes.append(Finding("duplicate-position", WARNING, text, SLICE_DROPPED, tuple(repeated)))
     return kept
 
 
-def _look_at_distances(positions: np.ndarray, notes: list[Finding]) -> None:
+def _check_distances(positions: np.ndarray, notes: list[Finding]) -> None:
     gaps = np.diff(positions)
     if len(gaps) < 2:
         return
@@ -209,29 +207,29 @@ def _look_at_distances(positions: np.ndarray, notes: list[Finding]) -> None:
     if len(wide):
         missing = int(sum(max(round(gap / usual) - 1, 1) for gap in gaps[wide]))
         count = f"a gap of {gaps.max():.4g} mm" if len(wide) == 1 else f"{len(wide):,} gaps of up to {gaps.max():.4g} mm"
-        text = f"about {counted(missing, 'slice')} {'is' if missing == 1 else 'are'} missing: {count} where {usual:.4g} mm are usual"
-        notes.append(Finding("gap", WARNING, text, KEPT, tuple(int(place) for place in wide)))
+        text = f"about {counted(missing, 'slice')} {'is' if missing == 1 else 'are'} missing: {count}, where {usual:.4g} mm is usual"
+        notes.append(Finding("gap", WARNING, text, KEPT, tuple(int(index) for index in wide)))
     uneven = np.flatnonzero((np.abs(gaps - usual) > UNEVEN * usual) & (gaps <= GAP * usual))
     if len(uneven):
         text = f"slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart"
-        notes.append(Finding("uneven-spacing", WARNING, text, KEPT, tuple(int(place) for place in uneven)))
+        notes.append(Finding("uneven-spacing", WARNING, text, KEPT, tuple(int(index) for index in uneven)))
 
 
-def _look_at_tilt(planes: Sequence[Plane], stated: float, angle: float, notes: list[Finding]) -> None:
+def _check_tilt(planes: Sequence[Plane], stated: float, angle: float, notes: list[Finding]) -> None:
     sheared = 0.0
     if len(planes) > 1:
         along = np.subtract(planes[-1].position, planes[0].position)
         cosine = abs(float(along @ planes[0].normal)) / max(float(np.linalg.norm(along)), 1e-9)
         sheared = float(np.degrees(np.arccos(min(cosine, 1.0))))
     if max(abs(stated), sheared) > 0.5:
-        text = f"the gantry was tilted by {max(abs(stated), sheared):.1f}°; slices are used as they are"
+        text = f"the gantry was tilted by {max(abs(stated), sheared):.1f}°; slices are used unchanged"
         notes.append(Finding("gantry-tilt", WARNING, text, KEPT))
     elif angle > OBLIQUE:
-        notes.append(Finding("oblique", WARNING, f"slices stand {angle:.0f}° from the patient's axes and are used as they are", KEPT))
+        notes.append(Finding("oblique", WARNING, f"slices are {angle:.0f}° off the patient's axes; used unchanged", KEPT))
 
 
 def _affine(planes: Sequence[Plane], thickness: float) -> np.ndarray:
-    """From (column, row, slice) to RAS+ millimetres; along slices the mean step, which also holds a tilt."""
+    """From (column, row, slice) to RAS+ millimetres, with the mean step along slices, which includes a tilt."""
     first = planes[0]
     affine = np.eye(4)
     affine[:3, 0] = np.multiply(first.orientation[:3], first.spacing[1])
@@ -245,7 +243,7 @@ def _affine(planes: Sequence[Plane], thickness: float) -> np.ndarray:
 
 
 def _planes(headers: Sequence[Header]) -> list[Plane]:
-    """The planes of all frames, or none where one is missing."""
+    """The planes of all frames, or none if one is missing."""
     planes = [plane for header in headers for plane in header.planes]
     return planes if len(planes) == sum(header.frames for header in headers) else []
 
@@ -263,7 +261,7 @@ def _normal(planes: Sequence[Plane]) -> np.ndarray:
 
 
 def _unfit(header: Header) -> str:
-    """Why a file is no slice of axial CT; empty where it is one."""
+    """Why a file is not a slice of axial CT; empty if it is one."""
     if not header.rows or not header.columns:
         return "no picture"
     if header.modality not in ("CT", ""):
@@ -285,7 +283,7 @@ def _direction(plane: Plane) -> str:
 
 
 def _number_of(plane: Plane, known: list[Plane]) -> int:
-    """Which of the `known` planes lies in the same direction; where none does, this one is known from now on."""
+    """The index of the `known` plane with the same direction; if there is none, `plane` is added."""
     axes = np.reshape(plane.orientation, (2, 3))
     for number, other in enumerate(known):
         if np.einsum("ij,ij->i", axes, np.reshape(other.orientation, (2, 3))).min() >= np.cos(np.radians(ONE_DIRECTION)):
@@ -309,7 +307,7 @@ def _order(number: str) -> int:
 
 
 def studies(headers: Sequence[Header]) -> list[list[Header]]:
-    """Headers by study, in the order of their first file; those that name no study belong together by folder."""
+    """Headers by study, in the order of their first file; those without a study are grouped by folder."""
     found: dict[tuple[str, str], list[Header]] = defaultdict(list)
     for header in headers:
         found[(header.patient, header.study) if header.study else ("", str(header.path.parent))].append(header)

@@ -1,4 +1,4 @@
-"""What the judgement of a scan needs of each slice, small enough to be handed from process to process."""
+"""What the checks of a scan need of each slice, small enough to be passed between processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from isal import isal_zlib
 from PIL import Image
 
-from ctcovid.scans.kind import looks_masked
+from ctcovid.scans.kind import is_masked
 from ctcovid.scans.read import square
 
 SIDE = 64
@@ -17,14 +17,16 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class SliceSummary:
-    """One decoded slice in short.
+    """Summary of one decoded slice.
 
-    thumbnail : uint8 (64, 64), means over the slice, which was padded to a square
+    Attributes
+    ----------
+    thumbnail : uint8 (64, 64), means over the slice padded to a square
     digest : equal for equal pixels
     height, width : of the slice
-    constant : all pixels are alike
+    constant : all pixels are equal
     masked : black outside the lungs
-    holes : some of its values were no numbers, and are black
+    has_nan : some of its values were NaN or Inf, and are black
     """
 
     thumbnail: np.ndarray
@@ -33,24 +35,24 @@ class SliceSummary:
     width: int
     constant: bool
     masked: bool
-    holes: bool = False
+    has_nan: bool = False
 
     @property
     def crc32(self) -> int:
-        """The checksum of the pixels alone, which is a part of the digest."""
+        """The checksum of the pixels alone, which the digest includes."""
         return self.digest & 0xFFFFFFFF
 
 
-def look(pixels: np.ndarray, holes: bool = False) -> SliceSummary:
-    """The look of a slice, uint8 (H, W)."""
+def summarise(pixels: np.ndarray, has_nan: bool = False) -> SliceSummary:
+    """Summary of a slice, uint8 (H, W)."""
     height, width = pixels.shape
     side = max(height, width)
     whole = Image.fromarray(square(pixels, side))
-    # Whole squares of pixels are averaged in half the time that a filter takes.
+    # Averaging whole squares of pixels takes half the time of a filter.
     thumbnail = np.asarray(whole.reduce(side // SIDE) if side % SIDE == 0 else whole.resize((SIDE, SIDE), Image.Resampling.BOX))
     first = pixels.flat[0]
     constant = bool(thumbnail.min() == thumbnail.max() and (pixels == first).all())
-    # In thousands of scans some slices that differ would have one CRC-32.
+    # CRC-32 alone is too short: among thousands of scans some different slices share one.
     rough = hashlib.blake2b(thumbnail.tobytes(), digest_size=8).digest()
     digest = int.from_bytes(rough, "big") << 32 | isal_zlib.crc32(np.ascontiguousarray(pixels))
-    return SliceSummary(thumbnail, digest, height, width, constant, looks_masked(thumbnail), holes)
+    return SliceSummary(thumbnail, digest, height, width, constant, is_masked(thumbnail), has_nan)

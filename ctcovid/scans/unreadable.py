@@ -1,6 +1,6 @@
-"""DICOM files of a study that cannot be read: which would be slices of a series, and whether this can do without them.
+"""DICOM files of a study that cannot be read: which would be slices of a series, and whether it is usable without them.
 
-What is said of them names no file, for names of DICOM files may be those of patients.
+Messages name no files, as names of DICOM files may be those of patients.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from ctcovid.base.errors import counted
 from ctcovid.scans.dicom import NOT_DICOM, DamagedError, Header, read_header
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
-from ctcovid.scans.quality import bearable
+from ctcovid.scans.quality import can_lose
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A file, the reason in a few words, and its header where this could be read."""
+    """A file, the reason in a few words, and its header if that could be read."""
 
     path: Path
     reason: str
@@ -28,7 +28,7 @@ class Unread:
 
 
 def read_headers(files: Sequence[Path]) -> tuple[list[Header], list[Unread]]:
-    """Headers of what can be read, and what cannot."""
+    """Headers of readable files, and the unreadable files."""
     headers, unread = [], []
     for path in files:
         try:
@@ -39,16 +39,16 @@ def read_headers(files: Sequence[Path]) -> tuple[list[Header], list[Unread]]:
 
 
 def near(headers: Sequence[Header], unread: Sequence[Unread], studies: set[str]) -> list[Unread]:
-    """Files of a study that cannot be read: those that name it, and of those that name none of `studies` the ones in its folders."""
+    """Unreadable files of a study: those that name it, and those in its folders that name none of `studies`."""
     study, folders = headers[0].study, {header.path.parent for header in headers}
     named = [(one, one.header.study if one.header and one.header.study in studies else "") for one in unread]
     return [one for one, name in named if (name == study if name else one.path.parent in folders)]
 
 
 def of_series(members: Sequence[Header], unread: Sequence[Unread]) -> tuple[list[Unread], list[Unread]]:
-    """Of files that cannot be read those of a series, by its UID, else by their folder, and the others.
+    """Unreadable files that belong to a series, by its UID or else by their folder, and the others.
 
-    One that is no DICOM at all, such as a report, is none of its slices.
+    A file that is not DICOM at all, such as a report, does not belong to it.
     """
     uid, folders = members[0].series, {header.path.parent for header in members}
     damaged = [one for one in unread if one.reason != NOT_DICOM]
@@ -56,39 +56,40 @@ def of_series(members: Sequence[Header], unread: Sequence[Unread]) -> tuple[list
     return own, [one for one in unread if one not in own]
 
 
-def can_do_without(lost: Sequence[Unread], slices: int, positions: np.ndarray, spacing: float) -> bool:
-    """Whether a series can, by the rule that holds of pictures.
+def usable_without(missing: Sequence[Unread], slices: int, positions: np.ndarray, spacing: float) -> bool:
+    """Whether a series is usable without its `missing` slices, by the rule for pictures (`quality.can_lose`).
 
     Parameters
     ----------
-    slices : that could be read
-    positions : of these, in mm along the stack; none where they are not known
+    slices : number of readable slices
+    positions : of these, in mm along the stack; empty if unknown
     spacing : usual distance of two slices in mm
     """
     gaps = np.diff(np.sort(positions))
-    # Where the lost ones lay shows in what is left.
+    # The gaps between readable slices show where the missing ones belong.
     in_a_row = max(round(float(gaps.max()) / spacing) - 1, 1) if len(gaps) and np.isfinite(spacing) else 1
-    return bearable(len(lost), min(in_a_row, len(lost)), slices + len(lost))
+    return can_lose(len(missing), min(in_a_row, len(missing)), slices + len(missing))
 
 
-def of_lost(lost: Sequence[Unread], slices: int) -> list[Finding]:
-    """The finding of slices of the series that is used."""
-    return [Finding("unreadable-slice", WARNING, told(lost, slices), SLICE_DROPPED)] if lost else []
+def slice_findings(missing: Sequence[Unread], slices: int) -> list[Finding]:
+    """The finding about missing slices of the series that is used."""
+    return [Finding("unreadable-slice", WARNING, missing_slices(missing, slices), SLICE_DROPPED)] if missing else []
 
 
-def of_others(others: Sequence[Unread]) -> list[Finding]:
-    """The finding of files beside that series."""
+def file_findings(others: Sequence[Unread]) -> list[Finding]:
+    """The finding about other files of the study."""
     if not others:
         return []
     text = f"{counted(len(others), 'other file')} of its study cannot be read: {reasons(others)}"
     return [Finding("unreadable-file", WARNING, text, KEPT)]
 
 
-def told(lost: Sequence[Unread], slices: int) -> str:
-    return f"{len(lost):,} of its {slices + len(lost):,} slices cannot be read: {reasons(lost)}"
+def missing_slices(missing: Sequence[Unread], slices: int) -> str:
+    """How many slices of a series are missing, and why."""
+    return f"{len(missing):,} of its {slices + len(missing):,} slices cannot be read: {reasons(missing)}"
 
 
 def reasons(unread: Sequence[Unread]) -> str:
-    """By frequency, as ``2 cut short, 1 empty``."""
+    """Reasons by frequency, as ``2 cut short, 1 empty``."""
     counts = Counter(sorted(one.reason for one in unread))
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())

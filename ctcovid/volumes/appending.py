@@ -1,4 +1,4 @@
-"""Adding scans to a volumes file: what holds for it goes on holding, and its patients stay where they are."""
+"""Adding scans to a volumes file: its settings still apply, and its patients keep their parts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ctcovid.volumes.reader import VolumesFile
 
 
 def carried_over(file: VolumesFile, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that `file` was prepared with, by the names of options; `given` are those that the user has given.
+    """The settings that `file` was prepared with, by option name; `given` are the options that the user gave.
 
-    Raises UsageError where one that was given differs, or where the file's choice of scans was one among all.
+    Raises UsageError if a given one differs, or if the choice of the file's scans depended on all of them.
     """
     settings = file.settings
     if settings.get("balance") or settings.get("split") == "same-as":
-        raise UsageError(f"{file.path} was prepared with --balance or --same-as, which choose among all scans. Prepare all of them anew.")
+        raise UsageError(f"{file.path} was prepared with --balance or --same-as, which choose among all scans. Prepare all of them again.")
     names = ("split", "seed", "images", "on_problem", "keep_ids")
     held = {"depth": file.depth, "size": file.size, "positive": file.positive, "window": str(file.window)}
     held |= {name: settings[name] for name in names if name in settings}
@@ -31,43 +31,42 @@ def carried_over(file: VolumesFile, given: dict[str, Any]) -> dict[str, Any]:
             option = name.replace("_", "-")
             wanted = "" if given[name] is True else f" {given[name]}"
             raise UsageError(
-                f"{file.path} was prepared with {option} {value}: --{option}{wanted} does not fit. Leave it away, or name another --output."
+                f"{file.path} was prepared with {option} {value}: --{option}{wanted} does not fit. Omit it, or name another --output."
             )
     return {name: value for name, value in held.items() if (name, value) != ("split", "file")}
 
 
 def require_same_choice(file: VolumesFile, lesions: str | None, parts: dict[str, str] | None) -> None:
-    """Raises UsageError where lists that choose slices or parts are there for the file or for what is added, and not for both, and
-    InputError where `parts` would move a patient of the file. `lesions` is the hash of a list.
+    """Raises UsageError if --lesions or --split-file was given for the file but not now, or now but not then.
+
+    Raises InputError if `parts` would move a patient of the file. `lesions` is the hash of the list.
     """
     settings = file.settings
     if settings.get("lesions") != lesions:
         raise UsageError(
-            f"{file.path} was prepared with {'another' if settings.get('lesions') else 'no'} --lesions. Give the same as then."
+            f"{file.path} was prepared with {'another' if settings.get('lesions') else 'no'} --lesions. Give the same as for that run."
         )
     by_file = settings.get("split") == "file"
     if by_file != (parts is not None):
-        how = "by a list, so pass --split-file with the new patients" if by_file else f"{settings.get('split')}, so leave --split-file away"
+        how = "by a list, so pass --split-file with the new patients" if by_file else f"{settings.get('split')}, so omit --split-file"
         raise UsageError(f"The patients of {file.path} were split {how}.")
     known = parts_of(file)
     moved = [f"patient {one}: in {known[one]}, not in {part}" for one, part in (parts or {}).items() if known.get(one, part) != part]
     if moved:
-        raise InputError(f"Patients of {file.path} have a part already, and none is moved:\n{listing(moved)}\nCorrect these lines.")
+        raise InputError(f"Patients of {file.path} cannot change their part:\n{listing(moved)}\nCorrect these lines.")
 
 
 def require_same_salt(file: VolumesFile, salt: Path) -> None:
-    """Raises InputError where patients of the file would get other pseudonyms than they have in it, and so perhaps other parts."""
+    """Raises InputError if patients of the file would get other pseudonyms than in the file, and so perhaps other parts."""
     mark = file.settings.get("pseudonyms")
     if mark and not (salt.exists() and Pseudonyms(salt).mark == mark):
-        raise InputError(
-            f"{salt} is not the salt that the patients of {file.path} have their names by. Restore it, or prepare all scans anew."
-        )
+        raise InputError(f"{salt} is not the salt of the pseudonyms in {file.path}. Restore it, or prepare all scans again.")
 
 
 def not_there_yet(file: VolumesFile, scans: list[Scan]) -> list[Scan]:
     """Scans that the file neither holds nor has left out.
 
-    Raises InputError where there is one of a class that the file does not have.
+    Raises InputError if one has a class that the file does not have.
     """
     known = {row.source for row in (*file.rows, *file.left_out)}
     new = [scan for scan in scans if scan.source not in known]
@@ -75,7 +74,7 @@ def not_there_yet(file: VolumesFile, scans: list[Scan]) -> list[Scan]:
     if strange:
         raise InputError(
             f"{file.path} has the classes {', '.join(file.classes)}, and the new scans also {', '.join(strange)}. "
-            "Models are made for the classes of their file: prepare all scans anew, with another --output."
+            "A model is trained for the classes of its file. Prepare all scans again, with another --output."
         )
     return new
 
@@ -86,5 +85,5 @@ def parts_of(file: VolumesFile) -> dict[str, str]:
 
 
 def joined_listing(file: VolumesFile, listing_hash: str) -> str:
-    """A hash of what the file was made of and of what is added."""
+    """A hash of what the file was made from and of what is added."""
     return hashlib.sha256(f"{file.fingerprint} {listing_hash}".encode()).hexdigest()

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ctcovid.base.errors import InputError
-from ctcovid.base.signals import held_back, ignore_stopping
+from ctcovid.base.signals import ignore_stopping, stopping_blocked
 from ctcovid.volumes.reader import Volume, VolumesFile
 
-# Seconds after which readers that have sent nothing count as dead.
+# Seconds without a batch after which readers count as dead.
 SLOWEST = 900.0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """uint8 `volumes` (B, D, H, W), int64 `labels` (B,), and int64 `indices` (B,) into the set they were drawn from."""
+    """uint8 `volumes` (B, D, H, W), int64 `labels` (B,), and int64 `indices` (B,) into their set."""
 
     volumes: Tensor
     labels: Tensor
@@ -35,8 +35,8 @@ class Batch:
 class VolumeSet(Dataset[object]):
     """The depth-n volumes of one part of a volumes.h5, as a torch Dataset.
 
-    An item is ``(uint8 (D, H, W), label, index)``, or the InputError that reading it met: torch would wrap an exception of a worker
-    into a traceback.
+    An item is ``(uint8 (D, H, W), label, index)``, or the InputError raised by reading it: torch would wrap an exception of a worker
+    in a traceback.
     """
 
     def __init__(self, file: VolumesFile, part: str, depth: int) -> None:
@@ -59,7 +59,7 @@ class VolumeSet(Dataset[object]):
             return error
 
     def named(self, indices: Sequence[int]) -> str:
-        """Volumes as a person finds them on disk, as in ``NCP/16/1164 slices 0-3, 8-11; CP/7/3 slices 4-7``, counted from 0."""
+        """Volumes as found on disk, as in ``NCP/16/1164 slices 0-3, 8-11; CP/7/3 slices 4-7``, counted from 0."""
         slices: dict[str, list[str]] = {}
         for volume in sorted((self.volumes[index] for index in indices), key=lambda volume: volume.first_slice):
             first = volume.number * self.depth
@@ -69,7 +69,7 @@ class VolumeSet(Dataset[object]):
     def batches(self, order: Sequence[Sequence[int]], workers: int, pin: bool = False) -> Generator[Batch, None, None]:
         """The batches that `order` lists by index.
 
-        Raises InputError where a volume cannot be read, RuntimeError where a worker dies.
+        Raises InputError if a volume cannot be read, RuntimeError if a worker dies.
         """
         workers = min(workers, len(order))
         loader: DataLoader[object] = DataLoader(
@@ -82,7 +82,7 @@ class VolumeSet(Dataset[object]):
             pin_memory=pin,
         )
         before = set(active_children())
-        with held_back(), _own_handler():
+        with stopping_blocked(), _own_handler():
             batches = iter(loader)
         readers = set(active_children()) - before
         try:
@@ -91,7 +91,7 @@ class VolumeSet(Dataset[object]):
                     raise batch
                 yield Batch(*batch)
         except (RuntimeError, OSError, EOFError) as error:
-            # A batch that was sent is fetched from the worker's memory; that fails in other ways than waiting for one.
+            # A batch is fetched from the memory of a worker, which raises other errors than waiting for one does.
             if not readers:
                 raise
             wait([reader.sentinel for reader in readers], timeout=5)
@@ -101,14 +101,15 @@ class VolumeSet(Dataset[object]):
             how = ", ".join(sorted(killed)) or "an unknown cause"
             raise RuntimeError(f"DataLoader workers ended by {how}: {error}") from error
         finally:
-            # The workers end with the iterator. Kept alive by an exception's traceback, it would have them wait for each other at exit.
+            # The workers end with the iterator. If an exception's traceback kept it alive, they would wait for each other at exit.
             del batches
 
 
 @contextlib.contextmanager
 def _own_handler() -> Iterator[None]:
-    """Keep what happens when a child process ends: torch would have it raise, wherever the program is then. Without, its loader notices
-    within seconds, where it waits for the worker.
+    """Keep the handler of SIGCHLD: torch's raises at any point of the program when a worker ends.
+
+    Without it, the loader notices within seconds, while it waits for the worker.
     """
     ours = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if ours else None

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from isal import isal_zlib
 
-# gzip is the one filter that every HDF5 tool has. Its level here is what a tool uses that adds slices to the file.
+# gzip is the only filter that every HDF5 tool has. Tools that add slices to the file use this level.
 CHUNK_OPTIONS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "fletcher32": True}
-# ISA-L's level 2 makes of CT about what zlib's level 1 does, in a quarter of the time.
+# ISA-L's level 2 compresses CT about as much as zlib's level 1, in a quarter of the time.
 LEVEL = 2
-# So many 16-bit words make a row: sums of 32 bits then hold a row, and a column of the largest slices, of 4096² pixels.
+# 16-bit words per row: sums of 32 bits then hold a row, and a column of the largest slices, of 4096² pixels.
 ROW = 1024
 
 
 def chunk_bytes(pixels: np.ndarray) -> bytes:
-    """The bytes of a chunk that holds `pixels`, uint8 (H, W): a zlib stream, and its Fletcher-32, little end first."""
+    """The bytes of a chunk of `pixels`, uint8 (H, W): a zlib stream, and its Fletcher-32, little end first."""
     stream: bytes = isal_zlib.compress(np.ascontiguousarray(pixels), LEVEL)
     return stream + fletcher32(stream).to_bytes(4, "little")
 
@@ -31,7 +31,7 @@ def fletcher32(data: bytes) -> int:
     words = np.frombuffer(data + bytes(-len(data) % (2 * ROW)), "<u2").reshape(-1, ROW).astype(np.uint32)
     rows, columns = words.sum(1, dtype=np.uint32).astype(np.int64), words.sum(0, dtype=np.uint32).astype(np.int64)
     second = rows @ (count - ROW * np.arange(len(rows))) - columns @ np.arange(ROW)
-    # Bytes swapped are 256 times the word, modulo 65535: low end first, the words need not be turned one by one.
+    # Swapping bytes multiplies a word by 256, modulo 65535, so that the words need not be swapped one by one.
     return _folded(256 * int(second)) << 16 | _folded(256 * int(rows.sum()))
 
 

@@ -1,4 +1,4 @@
-"""Slices to chunks of volumes.h5, in worker processes: decode, look at, resize, compress."""
+"""Slices to chunks of volumes.h5, in worker processes: decode, summarise, resize, compress."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ctcovid.scans.kind import in_colour
 from ctcovid.scans.quality import Unusable
 from ctcovid.scans.read import ScanFormat, probe, read_slices, scan_format, square
 from ctcovid.scans.scan import Scan
-from ctcovid.scans.slice_summary import SliceSummary, look
+from ctcovid.scans.slice_summary import SliceSummary, summarise
 from ctcovid.scans.window import Window
 from ctcovid.volumes.chunk import chunk_bytes
 
-# Slices per task: large enough that handing over costs nothing, small enough that memory stays small.
+# Slices per task: large enough that passing them costs little, small enough to save memory.
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One slice as it will lie in the file: compressed bytes, the checksum of its pixels, and what its scan is judged by."""
+    """One slice as stored in the file: compressed bytes, the checksum of its pixels, and the summary for the checks of its scan."""
 
     data: bytes
     crc32: int
-    look: SliceSummary
+    summary: SliceSummary
 
 
 Encoded = Chunk | Unusable
@@ -38,7 +38,7 @@ Encoded = Chunk | Unusable
 
 @dataclass(frozen=True)
 class Job:
-    """A scan, or a part of one, to encode. Of a scan that is to be checked only, `size` is None, and nothing is compressed."""
+    """A scan, or a piece of one, to encode. If it is only to be checked, `size` is None, and nothing is compressed."""
 
     scan: Scan
     bits: int
@@ -49,38 +49,38 @@ class Job:
 def encode_slices(job: Job) -> list[Encoded]:
     """A chunk for each slice, or why it cannot be read."""
     chunks: list[Encoded] = []
-    for one in summarised(job.scan, job.bits, job.window):
+    for one in summarised_slices(job.scan, job.bits, job.window):
         if isinstance(one, Unusable):
             chunks.append(one)
         else:
-            seen, pixels = one
-            chunks.append(Chunk(b"", 0, seen) if job.size is None else _encoded(pixels, job.size, seen))
+            summary, pixels = one
+            chunks.append(Chunk(b"", 0, summary) if job.size is None else _encoded(pixels, job.size, summary))
     return chunks
 
 
-def summarised(scan: Scan, bits: int, window: Window) -> Iterator[tuple[SliceSummary, np.ndarray] | Unusable]:
-    """Each slice of a scan, or of a part of one, with its look, uint8 (H, W) as it is; or why it cannot be read."""
-    for part in scan.parts(1):
-        left = len(part.slices)
-        holes: set[int] = set()
+def summarised_slices(scan: Scan, bits: int, window: Window) -> Iterator[tuple[SliceSummary, np.ndarray] | Unusable]:
+    """Summary and pixels, uint8 (H, W) unchanged, of each slice of a scan or of a piece of one; or why it cannot be read."""
+    for piece in scan.pieces(1):
+        left = len(piece.slices)
+        nan_slices: set[int] = set()
         try:
-            for number, pixels in enumerate(read_slices(part, bits, window, holes)):
+            for number, pixels in enumerate(read_slices(piece, bits, window, nan_slices)):
                 left -= 1
-                yield look(pixels, number in holes), pixels
+                yield summarise(pixels, number in nan_slices), pixels
         except InputError as error:
-            # Of a file that holds all slices, what is behind the damage is lost.
+            # In a file that holds all slices, those after the damage are unreadable too.
             for _ in range(left):
-                yield unusable(part.slices[0], error, named=part.stack is None)
+                yield unusable(piece.slices[0], error, named=piece.stack is None)
 
 
-def _encoded(pixels: np.ndarray, size: int, seen: SliceSummary) -> Chunk:
+def _encoded(pixels: np.ndarray, size: int, summary: SliceSummary) -> Chunk:
     fitted = square(pixels, size)
-    # A slice that has the size already is not summed up twice.
-    return Chunk(chunk_bytes(fitted), seen.crc32 if fitted is pixels else isal_zlib.crc32(fitted), seen)
+    # The summary already has the checksum of a slice that is not resized.
+    return Chunk(chunk_bytes(fitted), summary.crc32 if fitted is pixels else isal_zlib.crc32(fitted), summary)
 
 
 def unusable(path: Path, error: InputError, named: bool = True) -> Unusable:
-    """What is wrong with a slice that could not be read; `named`, with the name of its file, which of DICOM may be that of a patient."""
+    """Why a slice cannot be read. Unless `named`, without the name of its file, which for DICOM may be that of a patient."""
     message = str(error) if named else str(error).replace(f"{path}: ", "").replace(str(path), "the file")
     if path.is_file() and path.stat().st_size == 0:
         return Unusable("empty-file", message)
@@ -93,7 +93,7 @@ def unusable(path: Path, error: InputError, named: bool = True) -> Unusable:
 class Probed:
     """What the headers of a scan say: the size of most slices, the most bits of any, and whether they are in colour.
 
-    The size is 0×0 where no header can be read.
+    The size is 0×0 if no header can be read.
     """
 
     form: ScanFormat
@@ -101,7 +101,7 @@ class Probed:
 
 
 def probe_scan(scan: Scan) -> Probed:
-    """Read the headers of all slices. What is wrong with single ones is found when they are decoded."""
+    """Read the headers of all slices. Decoding finds what is wrong with single ones."""
     forms: list[ScanFormat] = []
     if scan.stack is not None:
         with contextlib.suppress(InputError):

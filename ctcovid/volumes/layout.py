@@ -1,4 +1,4 @@
-"""volumes.h5, format 1: the names in the file, and what counts as the same file."""
+"""volumes.h5, format 1: names in the file, its attributes and rows, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -10,15 +10,33 @@ import h5py
 
 FORMAT = "ctcovid-volumes"
 FORMAT_VERSION = 1
-# The table of scans that were left out, like that of scans.
+# The table of scans that were left out, with the columns of /scans.
 LEFT_OUT = "left_out"
 
 
 @dataclass(frozen=True)
-class ScanRow:
-    """One row of ``/scans``: where a scan's slices are in ``/slices`` and what is known of it.
+class FileInfo:
+    """Attributes of a volumes file.
 
-    `checks` is JSON text; `crc32` covers the scan's pixels and this row, and lets a resumed run trust what is in the file.
+    Attributes
+    ----------
+    depth, size : slices per volume, pixels per side
+    classes, positive : class names in order, and the one that precision and recall refer to
+    settings : what the content depends on, by name
+    """
+
+    depth: int
+    size: int
+    classes: list[str]
+    positive: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """One row of ``/scans``: the range of a scan's slices in ``/slices``, and what is known of the scan.
+
+    `checks` is JSON text; `crc32` covers the scan's pixels and this row, so that a resumed run can verify what is in the file.
     """
 
     id: str
@@ -43,7 +61,7 @@ NUMBER_COLUMNS = ("first_slice", "slice_count", "crc32")
 
 
 def fingerprint(size: int, classes: list[str], rows: list[ScanRow]) -> str:
-    """What a trained model remembers its data by: a hash over every scan's identity, label, split and pixels."""
+    """Identifies the data in trained models: a hash over every scan's identity, label, split and pixels."""
     digest = hashlib.sha256(repr((size, classes)).encode())
     for row in rows:
         digest.update(repr(astuple(row)).encode())
@@ -51,9 +69,9 @@ def fingerprint(size: int, classes: list[str], rows: list[ScanRow]) -> str:
 
 
 def read_rows(file: h5py.File, group: str = "scans") -> list[ScanRow]:
-    """The rows of ``/scans``, or of another such table; of a file that is being written, those that all columns have.
+    """The rows of ``/scans``, or of another such table; in a file that is being written, the rows that all columns have.
 
-    Raises KeyError or OSError where the table is damaged.
+    Raises KeyError or OSError if the table is damaged.
     """
     table = {name: file[group][name] for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
     count = min(len(dataset) for dataset in table.values())

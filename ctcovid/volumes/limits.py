@@ -1,4 +1,4 @@
-"""Which limit of the job is likely behind worker processes that die or are slow."""
+"""Which limit of the job is the likely reason that worker processes die or are slow."""
 
 from __future__ import annotations
 
@@ -17,16 +17,13 @@ from ctcovid.base.errors import CtcovidError
 from ctcovid.volumes.resident import free_memory
 
 T = TypeVar("T")
-# Reading is worth a word where it takes more than this share of an epoch that takes more than so many seconds.
+# Warn if reading takes more than this share of an epoch that takes more than so many seconds.
 SHARE, SECONDS = 0.5, 60.0
 
 
 @contextlib.contextmanager
 def naming_limits(workers: int) -> Iterator[None]:
-    """Turn what torch raises when one of its `workers` dies or is silent into a sentence with the likely reason.
-
-    Raises CtcovidError in its place.
-    """
+    """Turn what torch raises when one of its `workers` dies or is silent into a CtcovidError with the likely reason."""
     try:
         yield
     except RuntimeError as error:
@@ -40,40 +37,41 @@ def _reason(text: str, workers: int) -> str:
     fewer = f"pass fewer --workers than {workers}" if workers > 1 else "choose a smaller --batch or --depth"
     if "timed out" in text:
         return (
-            f"The {workers} processes that read volumes have sent nothing for a long time. Either the disk does not answer, or they "
-            f"have too little of the {cpus.allowed()} CPUs of this job: ask for more, as with --cpus-per-task."
+            f"The {workers} processes that read volumes have sent nothing for a long time. Either the disk does not respond, or the "
+            f"{cpus.allowed()} CPUs of this job are too few: ask for more, as with --cpus-per-task."
         )
     if re.search(r"Bus error|SIGBUS|shared memory|No space", text):
         shared = Path("/dev/shm")
         free = f" ({shutil.disk_usage(shared).free / 1e6:,.0f} MB are free)" if shared.is_dir() else ""
-        return f"A process that reads volumes died for want of shared memory, /dev/shm{free}. Enlarge it (docker: --shm-size), or {fewer}."
+        return f"A process that reads volumes ran out of shared memory, /dev/shm{free}. Enlarge it (docker: --shm-size), or {fewer}."
     if "SIGKILL" in text:
         return (
             "A process that reads volumes was killed, most likely because the job is out of memory "
             f"({free_memory() / 1e9:.1f} GB are free now). Ask for more, as with --mem, or {fewer}."
         )
-    return f"A process that reads volumes died ({text.splitlines()[0][:200]}). Often that is for want of memory: ask for more, or {fewer}."
+    return f"A process that reads volumes died ({text.splitlines()[0][:200]}). Often the job is out of memory: ask for more, or {fewer}."
 
 
 class Waiting:
-    """Measures how much of an epoch is spent waiting for the readers."""
+    """Measures the time that an epoch spends waiting for the readers."""
 
     def __init__(self) -> None:
         self.began, self.waited = time.monotonic(), 0.0
 
-    def timed(self, things: Iterator[T]) -> Iterator[T]:
+    def timed(self, items: Iterator[T]) -> Iterator[T]:
+        """`items`, while the time that each takes is added up."""
         while True:
             before = time.monotonic()
             try:
-                thing = next(things)
+                item = next(items)
             except StopIteration:
                 return
             finally:
                 self.waited += time.monotonic() - before
-            yield thing
+            yield item
 
     def warn(self, workers: int, console: Console) -> bool:
-        """Say so where the readers have held the network up; whether they have."""
+        """Warn if the network had to wait for the readers; whether it had to."""
         took = time.monotonic() - self.began
         if took < SECONDS or self.waited < SHARE * took:
             return False
@@ -81,5 +79,7 @@ class Waiting:
         remedy = f"pass more --workers than {workers}" if workers < have else f"ask for more CPUs than {have}, as with --cpus-per-task"
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         busy = f" The node is busy: a load of {load:.0f}." if load > 2 * (os.cpu_count() or 1) else ""
-        console.warn(f"{self.waited / took:.0%} of the epoch went by waiting for volumes to be read: {remedy}, or use a faster disk.{busy}")
+        console.warn(
+            f"{self.waited / took:.0%} of the epoch was spent waiting for volumes to be read: {remedy}, or use a faster disk.{busy}"
+        )
         return True

@@ -1,4 +1,4 @@
-"""Lists of scans and slices as CSV: scans to leave out, slices with lesions, and what a data set holds, without its pictures."""
+"""Lists of scans and slices as CSV: scans to exclude, slices with lesions, and the scans of a data set without its pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ctcovid.volumes.layout import ScanRow
 if TYPE_CHECKING:
     import pandas as pd
 
-# What the columns are called in the lists that go round with CC-CCII.
+# Names of the columns in the lists that are distributed with CC-CCII.
 NAMES = {
     "label": ("label", "class", "cls"),
     "patient": ("patient", "patient_id", "pid"),
@@ -23,9 +23,9 @@ NAMES = {
 
 
 def read_exclusions(path: Path) -> set[tuple[str, str, str]]:
-    """Scans to leave out as (class, patient, scan), the class "" where it is not said.
+    """Scans to exclude as (class, patient, scan), with class "" if it is not given.
 
-    The file has a line such as ``NCP/96/1328`` or ``96/1328`` for each, or the columns patient_id and scan_id, perhaps label, as CSV.
+    The file has a line such as ``NCP/96/1328`` or ``96/1328`` for each, or is a CSV with patient_id, scan_id and perhaps label.
 
     Raises InputError that names a line which is neither.
     """
@@ -40,7 +40,7 @@ def read_exclusions(path: Path) -> set[tuple[str, str, str]]:
             continue
         words = line.strip("/").split("/")
         if len(words) not in (2, 3) or not all(words):
-            raise InputError(f"{path}, line {number}: '{line}' is no scan. Write one a line, as NCP/96/1328.")
+            raise InputError(f"{path}, line {number}: '{line}' is not a scan. Write one per line, as NCP/96/1328.")
         label, patient, scan = ("", *words) if len(words) == 2 else words
         found.add((label, patient, scan))
     return found
@@ -49,7 +49,7 @@ def read_exclusions(path: Path) -> set[tuple[str, str, str]]:
 def read_lesions(path: Path) -> dict[str, set[str]]:
     """Names of the slices with lesions, without their endings, by scan, such as ``NCP/96/1328``, from the column imgpath.
 
-    Raises InputError where there is no such column.
+    Raises InputError if there is no such column.
     """
     table = _csv(path)
     if "imgpath" not in table:
@@ -67,7 +67,7 @@ def read_plan(listing: Path, defects: Path | None) -> list[ScanRow]:
     Parameters
     ----------
     listing : CSV of class, patient, scan and number of slices, such as CC-CCII's own ``unzip_filenames.csv``
-    defects : CSV of class, patient and scan with the columns is_seg (1 for segmented scans) and repeat_ids (slices to take away)
+    defects : CSV of class, patient and scan with the columns is_seg (1 for segmented scans) and repeat_ids (slices to drop)
     """
     table = _table(listing, ("label", "patient", "scan", "slices"))
     segmented, repeated = _defects(defects) if defects is not None else (set(), {})
@@ -75,7 +75,7 @@ def read_plan(listing: Path, defects: Path | None) -> list[ScanRow]:
     for label, patient, scan, slices in zip(table["label"], table["patient"], table["scan"], table["slices"], strict=True):
         key = (label, patient, scan)
         if not str(slices).isdigit():
-            raise InputError(f"{listing}: scan {'/'.join(key)} has '{slices}' slices; write a number.")
+            raise InputError(f"{listing}: scan {'/'.join(key)} has '{slices}' slices, which is not a number. Correct it.")
         count = max(int(slices) - repeated.get(key, 0), 0)
         kind = SEGMENTED if key in segmented else COMPLETE
         rows.append(ScanRow(scan, patient, label, "", 0, count, kind, "/".join(key), "", 0))
@@ -85,7 +85,7 @@ def read_plan(listing: Path, defects: Path | None) -> list[ScanRow]:
 def _defects(path: Path) -> tuple[set[tuple[str, str, str]], dict[tuple[str, str, str], int]]:
     table = _table(path, ("label", "patient", "scan"))
     keys = list(zip(table["label"], table["patient"], table["scan"], strict=True))
-    segmented = {key for key, flag in zip(keys, table["is_seg"], strict=True) if flag == "1"} if "is_seg" in table else set()
+    segmented = {key for key, value in zip(keys, table["is_seg"], strict=True) if value == "1"} if "is_seg" in table else set()
     repeats = table["repeat_ids"] if "repeat_ids" in table else [""] * len(keys)
     return segmented, {key: _count(words) for key, words in zip(keys, repeats, strict=True) if words}
 

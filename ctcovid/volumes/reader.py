@@ -1,4 +1,4 @@
-"""Open volumes.h5 and find the depth-n volumes in it."""
+"""Open volumes.h5 and find its depth-n volumes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class VolumesFile:
     path, depth, size, classes, positive, window : as in the file
     settings : what the content depends on, by name
     rows : one ScanRow per scan
-    left_out : a ScanRow, without slices, per scan that was left out for what is wrong with it or for its kind
-    fingerprint : what a trained model remembers the data by
+    left_out : a ScanRow, without slices, per scan that was left out because of a problem or its kind
+    fingerprint : identifies the data in trained models
 
-    Raises InputError, saying what to do, where the file is absent, foreign, unfinished, newer, damaged, or has a patient in two parts.
+    Raises InputError, with the remedy, if the file is absent, foreign, unfinished, newer, damaged, or has a patient in two parts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class VolumesFile:
                 self.settings: dict[str, Any] = json.loads(str(file.attrs.get("settings", "{}")))
                 self.window = _window(self.settings)
                 self.rows = read_rows(file)
-                # Files from before there was such a table lack it.
+                # Files of early versions lack this table.
                 self.left_out = read_rows(file, LEFT_OUT) if LEFT_OUT in file else []
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
@@ -78,9 +78,9 @@ class VolumesFile:
         ]
 
     def read(self, first_slice: int, depth: int) -> np.ndarray:
-        """`depth` slices as uint8 (depth, H, W). Each process opens the file for itself.
+        """`depth` slices as uint8 (depth, H, W). Each process opens the file itself.
 
-        Raises InputError where a checksum does not match, or the file has gone.
+        Raises InputError if a checksum does not match, or the file was removed.
         """
         try:
             if self._handle is None or self._process != os.getpid():
@@ -98,7 +98,7 @@ class VolumesFile:
 
 
 def _window(settings: dict[str, Any]) -> Window:
-    """The window that Hounsfield units were brought to grey by; files from before there was a choice have the default."""
+    """The window that mapped Hounsfield units to grey; files of early versions have the default."""
     level, width = settings.get("window", (LUNG.level, LUNG.width))
     return Window(float(level), float(width))
 
@@ -106,22 +106,22 @@ def _window(settings: dict[str, Any]) -> Window:
 def _require_volumes(path: Path) -> None:
     if not path.exists():
         partial = path.with_name(path.name + ".partial").exists()
-        remedy = "The same ctcovid prepare line again finishes it" if partial else "Make it with ctcovid prepare ./CC-CCII"
+        remedy = "Run the same ctcovid prepare command again to finish it" if partial else "Make it with ctcovid prepare ./CC-CCII"
         raise InputError(f"No such volumes file: {path}. {remedy}, or name another with --data.")
     if path.is_dir():
-        raise InputError(f"{path} is a folder. Give the HDF5 file that ctcovid prepare made of it.")
+        raise InputError(f"{path} is a folder. Give the HDF5 file that ctcovid prepare made from it.")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path} cannot be read. Mend its permissions.")
+        raise InputError(f"{path} cannot be read. Fix its permissions.")
     if not h5py.is_hdf5(path):
         raise InputError(f"{path} is not an HDF5 file. Give the file that ctcovid prepare makes, volumes.h5 by default.")
 
 
 def _require_complete(path: Path, file: h5py.File) -> None:
     if file.attrs.get("format") != FORMAT:
-        raise InputError(f"{path} is an HDF5 file, but not one of ctcovid. Make one with ctcovid prepare.")
+        raise InputError(f"{path} is an HDF5 file, but not a volumes file. Make one with ctcovid prepare.")
     if (version := file.attrs["format_version"]) > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {version}, made by a newer ctcovid; this one reads {FORMAT_VERSION}. Update it: pip install -U ctcovid"
         )
     if not file.attrs.get("complete", False):
-        raise InputError(f"{path} is unfinished. Run the same ctcovid prepare line again to finish it.")
+        raise InputError(f"{path} is unfinished. Run the same ctcovid prepare command again to finish it.")

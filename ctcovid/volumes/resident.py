@@ -1,4 +1,4 @@
-"""Volumes that stay in fast memory during training, so that no step waits for the disk."""
+"""Volumes kept in fast memory during training, so that no step waits for the disk."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ctcovid.base.console import Console
 from ctcovid.base.signals import StopRequest
 from ctcovid.volumes.batches import Batch, VolumeSet, in_order
 
-# Share of what is free that the volumes may take: the paper's 21.7 GB fit on a card of 80 GB, and activations have the rest.
+# Share of the free memory that the volumes may take: the paper's 21.7 GB fit on a GPU of 80 GB, with room for activations.
 SHARE = 0.3
-# Volumes that are read at a time while memory is filled.
+# Volumes that are read at a time.
 READ_AT_ONCE = 32
 
 
 class Resident:
-    """The volumes of a set in one uint8 tensor (N, D, H, W), in the memory of the GPU or of the host, and batches of them.
+    """The volumes of a set in one uint8 tensor (N, D, H, W), in the memory of the GPU or of the host.
 
-    Each slice is there once: volumes do not overlap.
+    Each slice is stored once, as volumes do not overlap.
     """
 
     def __init__(self, volumes: Tensor, labels: Tensor, device: torch.device) -> None:
@@ -34,8 +34,8 @@ class Resident:
             if self.volumes.device.type == self.device.type:
                 volumes = self.volumes[indices.to(self.volumes.device)]
             else:
-                # Pinned batch by batch: torch would round the whole up to the next power of two. Its allocator does not hand pinned
-                # memory out again before the copy from it is done.
+                # Pinned batch by batch: torch would round the whole up to the next power of two. Its allocator does not reuse pinned
+                # memory before the copy from it is done.
                 volumes = self.volumes[indices].pin_memory().to(self.device, non_blocking=True)
             yield Batch(volumes, self.labels[indices], indices)
 
@@ -43,25 +43,23 @@ class Resident:
 def resident(
     volumes: VolumeSet, device: torch.device, workers: int, stop: StopRequest, console: Console, processes: int = 1
 ) -> Resident | None:
-    """The set in the fastest memory that has room for it, said on stderr; None where workers have to read it, or `stop` came.
+    """The set in the fastest memory that has room for it; None if workers have to read it, or a stop was requested.
 
-    Each of the `processes` on a node has a GPU of its own, and shares the host's memory with the others.
+    Each of the `processes` on a node has its own GPU and shares the host's memory.
 
-    Raises InputError where a volume cannot be read.
+    Raises InputError if a volume cannot be read.
     """
     count = len(volumes)
     size = count * volumes.depth * volumes.file.size**2
-    place = where(size, device, processes)
-    if place is None:
+    memory = fastest_memory(size, device, processes)
+    if memory is None or stop.received:
         return None
-    if stop.received:
-        return None
-    kept = "on the GPU" if place == "gpu" else "in the host's memory"
+    kept = "on the GPU" if memory == "gpu" else "in the host's memory"
     console.say(f"The {count:,} training volumes ({size / 1e9:.1f} GB) are read once and kept {kept}.")
     shape = (count, volumes.depth, volumes.file.size, volumes.file.size)
-    pixels = torch.empty(shape, dtype=torch.uint8, device=device if place == "gpu" else "cpu")
+    pixels = torch.empty(shape, dtype=torch.uint8, device=device if memory == "gpu" else "cpu")
     with console.progress(count, "Reading volumes") as advance:
-        for batch in volumes.batches(in_order(count, READ_AT_ONCE), workers, pin=place == "gpu"):
+        for batch in volumes.batches(in_order(count, READ_AT_ONCE), workers, pin=memory == "gpu"):
             if stop.received:
                 return None
             pixels[batch.indices[0] : batch.indices[-1] + 1] = batch.volumes.to(pixels.device, non_blocking=True)
@@ -69,10 +67,10 @@ def resident(
     return Resident(pixels, torch.from_numpy(volumes.labels), device)
 
 
-def where(size: int, device: torch.device, processes: int = 1) -> str | None:
-    """``gpu``, ``host``, or None, for so many bytes in each of the `processes` of a node.
+def fastest_memory(size: int, device: torch.device, processes: int = 1) -> str | None:
+    """``gpu``, ``host``, or None, for `size` bytes in each of the `processes` of a node.
 
-    On a CPU reading is hidden behind the computation.
+    None on a CPU, where reading is hidden behind the computation.
     """
     if device.type != "cuda":
         return None
@@ -82,12 +80,12 @@ def where(size: int, device: torch.device, processes: int = 1) -> str | None:
 
 
 def free_memory() -> int:
-    """Bytes of the host's memory that this job may still take; 0 where that cannot be told."""
+    """Bytes of the host's memory that this job may still take; 0 if unknown."""
     found = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         found += [int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
-    # A batch system gives a job less than the node has, and sets the limit on one of the groups that the job is in.
+    # A batch system limits the memory of a job, on one of the control groups that contain it.
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text().splitlines() if groups.is_file() else []:
         _, controllers, path = line.split(":", 2)
@@ -97,12 +95,12 @@ def free_memory() -> int:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
             own = root / path.strip("/")
             found += [room for group in (own, *own.parents) if group.is_relative_to(root) and (room := _room(group, *names)) is not None]
-    found += _under_the_own_limit()
+    found += _address_space_left()
     return max(0, min(found, default=0))
 
 
-def _under_the_own_limit() -> list[int]:
-    """Bytes of addresses that ulimit -v leaves to this process, where it is set."""
+def _address_space_left() -> list[int]:
+    """Bytes of address space left under ulimit -v, if it is set."""
     try:
         import resource
 
@@ -114,7 +112,7 @@ def _under_the_own_limit() -> list[int]:
 
 
 def _room(group: Path, limit: str, used: str) -> int | None:
-    """Bytes that are left under a group's limit; None where it has none."""
+    """Bytes that are left under a control group's limit; None if it has none."""
     try:
         most = (group / limit).read_text().strip()
         return None if most == "max" else int(most) - int((group / used).read_text())

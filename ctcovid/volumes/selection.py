@@ -1,4 +1,4 @@
-"""Which patients take part, so that classes are of one size (Li et al. 2021, Table 1), or a file is as large as another (Table 4)."""
+"""Choose patients so that classes are balanced (Li et al. 2021, Table 1), or a file is as large as another (Table 4)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from ctcovid.scans.contents import natural_key
 from ctcovid.volumes.layout import ScanRow
 from ctcovid.volumes.split import split_patients
 
-# The small parts first: what is left over is most, and fills the training part.
+# The small parts first: the training part gets the rest.
 FILLED = ("test", "valid", "train")
-# Patients that a class must have for each part to get one of them.
+# Patients that a class must have before a part gets one of them.
 NEEDED = {"train": 1, "test": 2, "valid": 3}
 
 Sizes = dict[tuple[str, str], int]
 
 
 @dataclass(frozen=True)
-class Deal:
-    """How patients are dealt to parts: as `parts` has them; or of each class and part as many slices as `sizes` says; or by shares, of
-    all patients, or of so many that the classes are in balance. Who is `known` has a part already, and keeps it.
+class Split:
+    """How patients are assigned to parts.
+
+    Attributes
+    ----------
+    shares, seed : of train, valid and test; the seed of the draw
+    parts : part by patient, in place of a draw
+    sizes : slices by class and part to reach, in place of shares
+    balance : whether to choose so many patients that the classes are balanced
+    known : part by patient, of those who keep the part that they have
     """
 
     shares: tuple[float, float, float]
@@ -53,7 +60,7 @@ def balanced(patients: dict[str, str], slices: dict[str, int], shares: tuple[flo
 
     Returns
     -------
-    part by patient; patients who are not in it are left out
+    part by patient; absent patients are left out
     """
     of_class: dict[str, int] = {}
     for patient, label in patients.items():
@@ -86,7 +93,7 @@ def matched(patients: dict[str, str], slices: dict[str, int], sizes: Sizes, seed
 
 
 def cut_to(rows: Iterable[ScanRow], sizes: Sizes) -> list[ScanRow]:
-    """Rows, with their parts, of no more slices by class and part than `sizes` says. Of the last scan the middle slices stay."""
+    """Rows, with their parts, of no more slices by class and part than `sizes` says. Of the last scan the middle slices are kept."""
     left = dict(sizes)
     kept = []
     for row in rows:
@@ -97,31 +104,26 @@ def cut_to(rows: Iterable[ScanRow], sizes: Sizes) -> list[ScanRow]:
     return kept
 
 
-def choose(
-    rows: list[ScanRow],
-    classes: list[str],
-    depth: int,
-    deal: Deal,
-) -> list[ScanRow]:
-    """The rows that take part, each with its part. One id is one patient, in whichever class folders it stands."""
-    if deal.parts is not None:
-        given = deal.parts | deal.known
+def choose(rows: list[ScanRow], classes: list[str], depth: int, split: Split) -> list[ScanRow]:
+    """The chosen rows, each with its part. One id is one patient, even in several class folders."""
+    if split.parts is not None:
+        given = split.parts | split.known
         return [replace(row, split=given[row.patient]) for row in rows]
     labels, slices = patients_of(rows, classes, depth)
-    if deal.sizes is not None:
-        parts = matched(labels, slices, deal.sizes, deal.seed)
-    elif deal.balance:
-        parts = balanced(labels, slices, deal.shares, deal.seed)
+    if split.sizes is not None:
+        parts = matched(labels, slices, split.sizes, split.seed)
+    elif split.balance:
+        parts = balanced(labels, slices, split.shares, split.seed)
     else:
-        # Patients of whom no volume comes must not take the places of others; they fill up the training part.
-        parts = dict.fromkeys((row.patient for row in rows), "train") | split_patients(labels, deal.shares, deal.seed, deal.known)
-        parts |= deal.known
+        # Patients without a volume must not displace others; they go to the training part.
+        parts = dict.fromkeys((row.patient for row in rows), "train") | split_patients(labels, split.shares, split.seed, split.known)
+        parts |= split.known
     chosen = [replace(row, split=parts[row.patient]) for row in rows if row.patient in parts]
-    return cut_to(chosen, deal.sizes) if deal.sizes is not None else chosen
+    return cut_to(chosen, split.sizes) if split.sizes is not None else chosen
 
 
 def patients_of(rows: Iterable[ScanRow], classes: list[str], depth: int) -> tuple[dict[str, str], dict[str, int]]:
-    """Class and number of slices by patient, of patients with a volume. Who stands in several classes has the first of them."""
+    """Class and number of slices by patient, of patients with a volume. A patient in several classes has the first of them."""
     labels: dict[str, str] = {}
     slices: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: classes.index(row.label)):
@@ -138,7 +140,7 @@ def _members(patients: dict[str, str], label: str, seed: int) -> list[str]:
 
 
 def _fill(members: list[str], slices: dict[str, int], aim: int, nearest: bool, first: bool) -> list[str]:
-    """Members in turn until the sum of their slices reaches the aim, or comes nearest to it where that is asked for; the `first` anyway."""
+    """Members in turn until their slices reach the aim, or come `nearest` to it; the first member anyway if `first`."""
     taken: list[str] = []
     total = 0
     for patient in members:

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests: by patient, stratified by class, seeded."""
+"""Split into train, valid and test: by patient, stratified by class, seeded."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def split_patients(
     patients : class by patient
     shares : of train, valid and test, summing to 1 (Table 1 has about 60, 20 and 20 %)
     seed : the same seed and patients give the same split, whatever the order of `patients`
-    known : part by patient, of those who have one already and keep it
+    known : part by patient, of those who keep the part that they have
 
     Returns
     -------
-    part by patient. A class with too few patients for three parts fills them in the order train, test, valid. Where a class has patients
+    part by patient. A class with too few patients for three parts fills them in the order train, test, valid. If a class has patients
     with a part, each further one goes to the part that lacks most of its share.
     """
     parts = {patient: known[patient] for patient in patients if patient in known}
@@ -50,7 +50,7 @@ def split_patients(
 
 
 def _joining(members: list[str], have: Counter[str], shares: tuple[float, float, float]) -> dict[str, str]:
-    """Part by further patient of a class whose parts have so many."""
+    """Part by patient for further `members` of a class, whose parts `have` so many patients."""
     wanted = dict(zip(PARTS, shares, strict=True))
     parts: dict[str, str] = {}
     for patient in members:
@@ -62,16 +62,16 @@ def _joining(members: list[str], have: Counter[str], shares: tuple[float, float,
 
 
 def _count(share: float, members: int, needed: int) -> int:
-    """Patients of a part: its share, but at least one where the class has the patients that it takes."""
+    """Patients of a part: its share, but at least one if the class has at least `needed` patients."""
     if share == 0:
         return 0
     return max(round(share * members), 1 if members >= needed else 0)
 
 
 def parse_shares(text: str, recorded: bool = False) -> tuple[float, float, float]:
-    """Shares of train, valid and test, summing to 1, from per cent such as ``60/20/20``.
+    """Shares of train, valid and test, summing to 1, from percentages such as ``60/20/20``.
 
-    recorded : the text stands in a volumes file; earlier versions scaled numbers of any sum
+    recorded : the text is from a volumes file; earlier versions scaled numbers of any sum
 
     Raises UsageError unless there are three non-negative numbers, the first above zero, which sum to 100 within rounding.
     """
@@ -84,16 +84,16 @@ def parse_shares(text: str, recorded: bool = False) -> tuple[float, float, float
     total = train + valid + test
     # Three thirds may be written as 33/33/33.
     if abs(total - 100) > 1 and not recorded:
-        raise UsageError(f"--split {text}: the three sum to {total:g}. Give per cent that sum to 100, like 60/20/20.")
+        raise UsageError(f"--split {text}: the three sum to {total:g}. Give percentages that sum to 100, like 60/20/20.")
     return train / total, valid / total, test / total
 
 
 def read_split_file(path: Path, patients: Iterable[str]) -> dict[str, str]:
     """Part by patient from a CSV with the columns patient and split.
 
-    Raises InputError that lists every patient who is missing, stands in two parts, or has an unknown part.
+    Raises InputError that lists every patient who is missing, is in two parts, or has an unknown part.
     """
-    # pandas takes half a second to import, and every reader of a volumes file comes by this module.
+    # pandas takes half a second to import, and every reader of a volumes file imports this module.
     import pandas as pd
 
     try:
@@ -108,17 +108,17 @@ def read_split_file(path: Path, patients: Iterable[str]) -> dict[str, str]:
     problems: list[str] = []
     for patient, part in zip(table["patient"].str.strip(), table["split"].str.strip(), strict=True):
         if part not in PARTS:
-            problems.append(f"patient {patient}: split '{part}' is none of {', '.join(PARTS)}")
+            problems.append(f"patient {patient}: split '{part}' is not one of {', '.join(PARTS)}")
         elif parts.setdefault(patient, part) != part:
             problems.append(f"patient {patient}: both in {parts[patient]} and in {part}")
     problems += [f"patient {patient}: not in the file" for patient in patients if patient not in set(table["patient"].str.strip())]
     if problems:
-        raise InputError(f"{path} does not give every patient one part:\n{listing(problems)}\nCorrect these lines.")
+        raise InputError(f"{path} does not assign every patient to one part:\n{listing(problems)}\nCorrect these lines.")
     return {patient: parts[patient] for patient in patients}
 
 
 def patients_in_two_parts(rows: Iterable[ScanRow]) -> list[str]:
-    """Patients whose scans lie in more than one part; there must be none."""
+    """Patients whose scans are in more than one part; there must be none."""
     parts: dict[str, set[str]] = {}
     for row in rows:
         parts.setdefault(row.patient, set()).add(row.split)

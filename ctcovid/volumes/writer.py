@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import h5py
 import numpy as np
@@ -21,7 +20,7 @@ from ctcovid.base.errors import InputError
 from ctcovid.base.files import behind_links
 from ctcovid.volumes.chunk import CHUNK_OPTIONS
 from ctcovid.volumes.encode import Chunk
-from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, NUMBER_COLUMNS, TEXT_COLUMNS, ScanRow, columns, read_rows
+from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, NUMBER_COLUMNS, TEXT_COLUMNS, FileInfo, ScanRow, columns, read_rows
 from ctcovid.volumes.reader import VolumesFile
 
 
@@ -31,29 +30,17 @@ class VolumesWriter:
     Parameters
     ----------
     path : the final name
-    depth, size : slices per volume, pixels per side
-    classes, positive : class names in order, and the one that precision and recall are about
-    settings : what the content depends on. A partial file with the same settings is continued, any other is begun anew
-    base : a complete file whose scans come first, as they are
+    info : attributes of the file. A partial file with the same settings is resumed, any other is replaced
+    base : a complete file whose scans come first, unchanged
     """
 
-    def __init__(
-        self,
-        path: Path,
-        depth: int,
-        size: int,
-        classes: list[str],
-        positive: str,
-        settings: dict[str, Any],
-        base: VolumesFile | None = None,
-    ) -> None:
+    def __init__(self, path: Path, info: FileInfo, base: VolumesFile | None = None) -> None:
         path = behind_links(path)
-        self.path, self.base = path, base
+        self.path, self.info, self.base = path, info, base
         self.partial, self.leftover = (path.with_name(path.name + ending) for ending in (".partial", ".partial.old"))
-        self.depth, self.size, self.classes, self.positive = depth, size, classes, positive
-        self.settings = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+        self.settings = json.dumps(info.settings, sort_keys=True, ensure_ascii=False)
         self.rows: list[ScanRow] = []
-        # Of each row the checksums of its slices, for a row may change when all scans are known. Those of the base do not.
+        # The checksums of the slices of each row, which may change when all scans are known; None for rows of the base.
         self.crcs: list[list[int] | None] = []
 
     def __enter__(self) -> VolumesWriter:
@@ -68,7 +55,7 @@ class VolumesWriter:
                 self._copy(self.base.path, missing, [None] * len(missing))
             self.leftover.unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(f"{self.partial} cannot be written: {error}. Choose another place with --output.") from error
+            raise InputError(f"{self.partial} cannot be written: {error}. Choose another folder with --output.") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -81,14 +68,14 @@ class VolumesWriter:
             except BlockingIOError as error:
                 raise InputError(f"Another ctcovid prepare is writing {self.partial}. Wait for it, or name another --output.") from error
             except (OSError, RuntimeError):
-                # What a kill has left need not open; then nothing of it is used.
+                # A file that a killed run has left may not open; then it is not used.
                 return
 
     def _keep_best_leftover(self) -> tuple[list[ScanRow], list[list[int]]]:
-        """Move what a killed run has left out of the way, and say which of its scans are sound, with the checksums of their slices.
+        """Move the file of a killed run to `leftover`, and return its sound scans with the checksums of their slices.
 
-        HDF5 may be killed between any two writes, and going on in a file that is not consistent would spread what is wrong. So its
-        sound scans are copied into a new file. A run killed while it copies leaves two files; the one with more goes on.
+        HDF5 may be killed between any two writes, and writing on in an inconsistent file would damage more. So its sound scans are
+        copied into a new file. A run killed while it copies leaves two files; the one with more sound scans is used.
         """
         found = {path: self._sound_rows(path) for path in (self.partial, self.leftover)}
         if len(found[self.partial][0]) > len(found[self.leftover][0]):
@@ -97,7 +84,7 @@ class VolumesWriter:
         return found[self.leftover]
 
     def _sound_rows(self, path: Path) -> tuple[list[ScanRow], list[list[int]]]:
-        """The first scans of an unfinished file about the same content, as many as their checksums confirm."""
+        """The first scans of an unfinished file with the same settings, up to the first whose checksum is wrong."""
         rows: list[ScanRow] = []
         sound: list[list[int]] = []
         with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError), h5py.File(path, "r", locking=False) as file:
@@ -113,7 +100,7 @@ class VolumesWriter:
     def _begin(self) -> None:
         self.partial.unlink(missing_ok=True)
         self.file = h5py.File(self.partial, "w")
-        side = self.size
+        side = self.info.size
         self.slices = self.file.create_dataset(
             "slices", (0, side, side), np.uint8, maxshape=(None, side, side), chunks=(1, side, side), **CHUNK_OPTIONS
         )
@@ -124,7 +111,7 @@ class VolumesWriter:
         self.file.flush()
 
     def _copy(self, path: Path, rows: list[ScanRow], crcs: Sequence[list[int] | None]) -> None:
-        """Take over scans of another file, compressed as they are: of each the slices that its row speaks of."""
+        """Copy scans of another file without recompressing them: the slices of each row."""
         with h5py.File(path, "r", locking=False) as file:
             old = file["slices"].id
             moved: list[ScanRow] = []
@@ -138,40 +125,40 @@ class VolumesWriter:
         self.file.flush()
 
     def add(self, row: ScanRow, chunks: Iterable[Chunk]) -> None:
-        """Append a scan. `first_slice` and `crc32` of `row` are the writer's to fill in; of a scan that is left out there are no slices."""
+        """Append a scan. The writer sets `first_slice` and `crc32` of `row`; a scan that is left out has no chunks."""
         row = replace(row, first_slice=_end(self.rows))
         self.slices.resize(_end([row]), axis=0)
         crcs = []
         for position, chunk in enumerate(chunks, start=row.first_slice):
             self.slices.id.write_direct_chunk((position, 0, 0), chunk.data)
             crcs.append(chunk.crc32)
-        # The pixels are on their way to the disk before the row that speaks of them.
+        # The pixels are flushed before the row that refers to them.
         self.file.flush()
         self._append([row], [crcs])
         self.file.flush()
 
     def _append(self, rows: Sequence[ScanRow], crcs: Sequence[list[int] | None]) -> None:
-        """Add rows to the table; of each the checksums of its slices, or None where it has its own already."""
+        """Add rows to the table, each with the checksums of its slices, or None if it has its own already."""
         first = len(self.rows)
         self.rows += [
             row if of_slices is None else replace(row, crc32=_checksum(row, of_slices)) for row, of_slices in zip(rows, crcs, strict=True)
         ]
         self.crcs += crcs
         for name, values in columns(self.rows[first:]).items():
-            # By HDF5's own calls: h5py's selections would take three times as long for a row.
+            # HDF5's own calls: h5py's selections take three times as long for a row.
             column = self.table[name]
             column.id.set_extent((len(self.rows),))
-            place = column.id.get_space()
-            place.select_hyperslab((first,), (len(values),))
-            column.id.write(h5py.h5s.create_simple((len(values),)), place, np.array(values, column.dtype))
+            space = column.id.get_space()
+            space.select_hyperslab((first,), (len(values),))
+            column.id.write(h5py.h5s.create_simple((len(values),)), space, np.array(values, column.dtype))
 
     def finish(self, chosen: list[ScanRow] | None = None) -> None:
-        """Keep the rows that were chosen, add the virtual ``/volumes`` and the attributes, mark the file complete and give it its name.
+        """Keep the chosen rows, add the virtual ``/volumes`` and the attributes, mark the file complete and rename it.
 
         Parameters
         ----------
-        chosen : in the order of `rows`, some of them, with their part filled in; `first_slice` and `slice_count` may be narrowed to a
-            stretch of a scan. All rows as they are where it is None
+        chosen : a subset of `rows`, in their order, with their part set; `first_slice` and `slice_count` may be narrowed to a section
+            of a scan. None keeps all rows unchanged
         """
         left_out = [*(self.base.left_out if self.base else []), *(row for row in self.rows if not row.slice_count)]
         if chosen is not None:
@@ -182,13 +169,13 @@ class VolumesWriter:
         self._add_volumes()
         kinds = {row.image_kind for row in self.rows}
         self.file.attrs.update(
-            depth=self.depth,
-            size=self.size,
-            positive=self.positive,
+            depth=self.info.depth,
+            size=self.info.size,
+            positive=self.info.positive,
             image_kind=kinds.pop() if len(kinds) == 1 else "mixed",
             created_by=f"ctcovid {__version__}",
         )
-        self.file.attrs.create("classes", self.classes, dtype=h5py.string_dtype())
+        self.file.attrs.create("classes", self.info.classes, dtype=h5py.string_dtype())
         self.file.flush()
         self.file.attrs["complete"] = True
         self.file.close()
@@ -198,7 +185,7 @@ class VolumesWriter:
         self.leftover.unlink(missing_ok=True)
 
     def _keep(self, chosen: list[ScanRow]) -> None:
-        """Put the chosen rows in the place of all. Where slices go with the others, what stays is copied into a new file."""
+        """Replace all rows by the chosen ones. If slices are dropped with the others, the rest is copied into a new file."""
         crcs_of = dict(zip((row.source for row in self.rows), zip(self.rows, self.crcs, strict=True), strict=True))
         crcs = []
         for row in chosen:
@@ -208,7 +195,7 @@ class VolumesWriter:
         everything = sum(row.slice_count for row in chosen) == _end(self.rows)
         self.rows, self.crcs = [], []
         if not everything:
-            # A run killed from here on finds the whole file there, with more scans than the new one.
+            # A run killed from here on resumes from the whole file, which has more scans than the new one.
             self.file.close()
             self.partial.replace(self.leftover)
             self._begin()
@@ -219,14 +206,14 @@ class VolumesWriter:
         self._append(chosen, crcs)
 
     def _add_volumes(self) -> None:
-        counts = [row.volume_count(self.depth) for row in self.rows]
-        side, total = self.size, sum(counts)
-        layout = h5py.VirtualLayout((total, self.depth, side, side), np.uint8)
+        counts = [row.volume_count(self.info.depth) for row in self.rows]
+        side, total = self.info.size, sum(counts)
+        layout = h5py.VirtualLayout((total, self.info.depth, side, side), np.uint8)
         source = h5py.VirtualSource(".", "slices", shape=self.slices.shape, dtype=np.uint8)
         volume = 0
         for row, count in zip(self.rows, counts, strict=True):
             if count:
-                layout[volume : volume + count] = source[row.first_slice : row.first_slice + count * self.depth]
+                layout[volume : volume + count] = source[row.first_slice : row.first_slice + count * self.info.depth]
             volume += count
         self.file.create_virtual_dataset("volumes", layout)
         self.file.create_dataset("volume_scan", data=np.repeat(np.arange(len(self.rows)), counts).astype(np.int64))
@@ -237,7 +224,7 @@ def _end(rows: list[ScanRow]) -> int:
 
 
 def _checksum(row: ScanRow, slice_crcs: Iterable[int]) -> int:
-    """CRC-32 of what the row says and of the CRC-32 of each of its slices, in order."""
+    """CRC-32 of the row and of the CRC-32 of each of its slices, in order."""
     crc = zlib.crc32(repr(replace(row, crc32=0)).encode())
     for slice_crc in slice_crcs:
         crc = zlib.crc32(slice_crc.to_bytes(4, "little"), crc)

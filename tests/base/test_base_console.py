@@ -1,4 +1,4 @@
-"""Results on stdout, talk on stderr."""
+"""Results on stdout, messages on stderr."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_result_goes_to_stdout_and_talk_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_result_goes_to_stdout_and_messages_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     console.say("talk")
     console.warn("careful")

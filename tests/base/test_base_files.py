@@ -19,7 +19,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_written_file_takes_the_place_of_the_old_one_and_leaves_no_other(tmp_path: Path) -> None:
+def test_written_file_replaces_the_old_one_and_leaves_no_other(tmp_path: Path) -> None:
     (tmp_path / "result.txt").write_text("old")
     with atomic(tmp_path / "result.txt") as temporary:
         temporary.write_text("new")
@@ -100,13 +100,13 @@ def test_link_is_written_through_and_stays_a_link(there: bool, tmp_path: Path) -
     assert contents(tmp_path) == dict.fromkeys(("other/target.csv", "link.csv", "second.csv"), b"new")
 
 
-@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/null", "/dev/fd/1", "/proc/x.csv", "link to /dev/stdout"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/null", "/dev/fd/1", "/proc/x.csv", "link to /dev/stdout"])
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_device_is_refused_as_one_wherever_stdout_leads(place: str, overwrite: bool, tmp_path: Path) -> None:
-    path = Path(place)
-    if place.startswith("link to "):
+def test_device_is_refused_as_one_wherever_stdout_leads(name: str, overwrite: bool, tmp_path: Path) -> None:
+    path = Path(name)
+    if name.startswith("link to "):
         path = tmp_path / "link"
-        path.symlink_to(place.removeprefix("link to "))
+        path.symlink_to(name.removeprefix("link to "))
     code = (
         "import sys; from pathlib import Path; from ctcovid.base.files import claim_file; claim_file(Path(sys.argv[1]), bool(sys.argv[2]))"
     )
@@ -133,7 +133,7 @@ def test_folder_is_replaced_only_where_the_same_command_made_it(tmp_path: Path) 
     assert (folder / "scan.png").exists()
 
 
-def test_output_of_the_wrong_kind_or_in_no_place_is_refused_before_work(tmp_path: Path) -> None:
+def test_output_of_the_wrong_kind_or_without_a_folder_is_refused_before_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a folder"):
         claim_file(tmp_path, True)

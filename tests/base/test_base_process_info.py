@@ -1,4 +1,4 @@
-"""Rank, number of processes and address of the first one, from what torchrun and SLURM set."""
+"""Rank, number of processes and rendezvous address from what torchrun and SLURM set."""
 
 from __future__ import annotations
 

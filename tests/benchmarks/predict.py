@@ -29,7 +29,7 @@ from reading import write_dicom, write_pictures
 from ctcovid.base import cpus
 from ctcovid.base.errors import CtcovidError
 from ctcovid.base.files import write_json
-from ctcovid.inference.classify import ScanJudgement, classify
+from ctcovid.inference.classify import ScanPrediction, classify
 from ctcovid.models import registry, store
 from ctcovid.models.network import SCALING
 from ctcovid.phantom.chest import chest
@@ -84,9 +84,9 @@ def measure(arch: str, depth: int, size: int, scans: int, slices: int, rounds: i
                 model.network.probabilities(volumes)
             alone.append((time.perf_counter() - began, time.process_time() - before))
             began, before = time.perf_counter(), time.process_time()
-            judged = [one for one in classify(found, [model], cpus.allowed()) if isinstance(one, ScanJudgement)]
+            predicted = [one for one in classify(found, [model], cpus.allowed()) if isinstance(one, ScanPrediction)]
             whole.append((time.perf_counter() - began, time.process_time() - before))
-            if len(judged) != scans or any(len(one.volumes) != len(volumes) for one in judged):
+            if len(predicted) != scans or any(len(one.volumes) != len(volumes) for one in predicted):
                 raise CtcovidError("Not all scans were classified.")
     about = {"arch": arch, "depth": depth, "size": size, "scans": scans, "slices": slices, "cpus": cpus.allowed()}
     count = scans * len(volumes)

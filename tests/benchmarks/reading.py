@@ -25,7 +25,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from ctcovid.phantom.chest import slices_of_chest
+from ctcovid.phantom.chest import ScanKey, slices_of_chest
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.read import read_scan, scan_format
 from ctcovid.scans.window import LUNG
@@ -115,7 +115,7 @@ def measure(folder: Path, decoder: Callable[[Path], object], rounds: int) -> tup
     bits, files = scan_format(scan).bits, dict.fromkeys(scan.slices)
     decoded = rate(lambda: [decoder(path) for path in files], len(scan.slices), rounds)
     read = rate(lambda: read_scan(scan, SIZE), len(scan.slices), rounds)
-    packed = rate(lambda: [encode_slices(Job(part, bits, SIZE, LUNG)) for part in scan.parts(BATCH)], len(scan.slices), rounds)
+    packed = rate(lambda: [encode_slices(Job(part, bits, SIZE, LUNG)) for part in scan.pieces(BATCH)], len(scan.slices), rounds)
     return decoded, read, packed
 
 
@@ -131,7 +131,7 @@ def asked(description: str | None, scans: int = 0) -> tuple[argparse.Namespace, 
     options = parser.parse_args()
     if options.pictures:
         return options, read_scan(find_scans([options.pictures])[0], SIZE)[: options.slices]
-    return options, np.stack([drawn.pixels for drawn in slices_of_chest("NCP", options.slices, SIZE, SEED, 0, 0, 0.2)])
+    return options, np.stack([drawn.pixels for drawn in slices_of_chest("NCP", options.slices, SIZE, ScanKey(SEED, 0))])
 
 
 def main() -> None:

@@ -195,9 +195,9 @@ def test_dicom_and_a_volume_in_one_folder_have_a_line_each(write_series: WriteSe
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["png/NCP,NCP,1,train", "png/CP,CP,2,"], "line 3: split '' is none of train, valid, test"),
-        (["png/NCP,NCP,1,train", "png/CP,CP,1,test"], "line 3: patient 1 is in test here and in train above"),
-        (["png/NCP,NCP,1,train", "png/CP,CP,2,rest"], "line 3: split 'rest' is none of"),
+        (["png/NCP,NCP,1,train", "png/CP,CP,2,"], "line 3: split '' is not one of train, valid, test"),
+        (["png/NCP,NCP,1,train", "png/CP,CP,1,test"], "line 3: patient 1 is in test here, but in train above"),
+        (["png/NCP,NCP,1,train", "png/CP,CP,2,rest"], "line 3: split 'rest' is not one of"),
     ],
 )
 def test_split_of_a_list_is_whole_and_by_patient(lines: list[str], said: str, listed: Path) -> None:
@@ -220,7 +220,7 @@ def test_series_that_is_used_is_said_and_another_can_be_asked_for(write_series: 
         write_series(tmp_path / "data" / label / "1" / "1", chest[:5], number=3)
     done = ctcovid(tmp_path, "prepare", "data", "--size", 24)
     assert done.returncode == 0, done.stderr
-    assert "used series 2 (9 slices, 2 mm); left series 3 (5 slices, 2 mm)" in done.stderr
+    assert "used series 2 (9 slices, 2 mm); not used: series 3 (5 slices, 2 mm)" in done.stderr
     done = ctcovid(tmp_path, "prepare", "data", "--size", 24, "--overwrite", "--series", "3")
     assert done.returncode == 0, done.stderr
     with h5py.File(tmp_path / "volumes.h5") as file:

@@ -351,7 +351,7 @@ def test_real_scans_that_a_model_should_not_judge_are_flagged_or_refused(tmp_pat
     rows = predicted(tmp_path / "runs", *paths, model="m").rows
     flags = [row["flags"] for row in rows]
     assert flags[0] == ["refused", "not-a-chest"] and "no lungs" in rows[0]["notes"]
-    assert "far-spacing" in flags[1] and "lie 8 mm apart, those of the training scans 1 to 2.5 mm" in rows[1]["notes"]
+    assert "far-spacing" in flags[1] and "are 8 mm apart, those of the training scans 1 to 2.5 mm" in rows[1]["notes"]
     assert flags[2] == ["refused", "not-a-chest"] and "colour" in rows[2]["notes"]
     assert "segmented" in flags[3] and "black outside the lungs" in rows[3]["notes"]
     assert flags[4] == ["refused", "too-few-slices"] and "2 slices" in rows[4]["notes"]

@@ -1,4 +1,4 @@
-"""A scan as a network shall see it: repaired like prepare repairs it, or refused with a reason."""
+"""A scan as a network gets it: repaired as prepare does, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from ctcovid.inference.checked_scan import CheckedScan, RefusedScanError, read_checked
-from ctcovid.phantom.chest import chest
+from ctcovid.phantom.chest import ScanKey, chest
 from ctcovid.scans.anatomy import cut_off
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.slice_summary import look
+from ctcovid.scans.slice_summary import summarise
 from ctcovid.scans.window import LUNG
 
 SIZE = 96
@@ -21,7 +21,7 @@ SIZE = 96
 
 @pytest.fixture(scope="module")
 def greys() -> np.ndarray:
-    return chest("NCP", 24, SIZE, seed=3)[0]
+    return chest("NCP", 24, SIZE, ScanKey(seed=3))[0]
 
 
 def write(folder: Path, greys: np.ndarray) -> Path:
@@ -37,14 +37,14 @@ def read(folder: Path, fewest: int = 4) -> CheckedScan:
         return read_checked(scan, SIZE, LUNG, pool, fewest)
 
 
-def codes(judged: CheckedScan) -> set[str]:
-    return {finding.code for finding in judged.findings}
+def codes(checked: CheckedScan) -> set[str]:
+    return {finding.code for finding in checked.findings}
 
 
 def test_a_sound_scan_is_what_lies_there(tmp_path: Path, greys: np.ndarray) -> None:
-    judged = read(write(tmp_path / "scan", greys))
-    assert np.array_equal(judged.slices, greys) and judged.kept == tuple(range(24)) and not codes(judged)
-    assert np.array_equal(judged.volumes(5), greys[:20].reshape(4, 5, SIZE, SIZE))
+    checked = read(write(tmp_path / "scan", greys))
+    assert np.array_equal(checked.slices, greys) and checked.kept == tuple(range(24)) and not codes(checked)
+    assert np.array_equal(checked.volumes(5), greys[:20].reshape(4, 5, SIZE, SIZE))
 
 
 def test_feet_first_and_shuffled_scans_are_put_in_order(tmp_path: Path, greys: np.ndarray) -> None:
@@ -59,9 +59,9 @@ def test_feet_first_and_shuffled_scans_are_put_in_order(tmp_path: Path, greys: n
 def test_damaged_and_repeated_slices_are_left_out(tmp_path: Path, greys: np.ndarray) -> None:
     folder = write(tmp_path / "scan", greys[[*range(12), 11, *range(12, 24)]])
     (folder / "0005.png").write_bytes(b"")
-    judged = read(folder)
-    assert {"empty-file", "repeated-slices"} <= codes(judged)
-    assert np.array_equal(judged.slices, greys[[number for number in range(24) if number != 5]])
+    checked = read(folder)
+    assert {"empty-file", "repeated-slices"} <= codes(checked)
+    assert np.array_equal(checked.slices, greys[[number for number in range(24) if number != 5]])
 
 
 def test_what_is_no_chest_or_too_short_is_refused(tmp_path: Path, greys: np.ndarray) -> None:
@@ -78,7 +78,7 @@ def test_what_is_no_chest_or_too_short_is_refused(tmp_path: Path, greys: np.ndar
 def test_slices_cut_out_of_a_chest_are_told_from_whole_ones(greys: np.ndarray, rows: slice, cut: bool) -> None:
     """Also where they are wider than high, and so padded with black above."""
     some = np.repeat(np.repeat(greys[:, rows], 2, 1), 2, 2)
-    assert cut_off(np.stack([look(pixels).thumbnail for pixels in some]), *some.shape[1:]) == cut
+    assert cut_off(np.stack([summarise(pixels).thumbnail for pixels in some]), *some.shape[1:]) == cut
 
 
 def test_no_real_chest_is_cut_off_and_a_real_one_that_was_cut_is(tmp_path: Path, sample_data: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ctcovid.inference import classify as module
 from ctcovid.inference.checked_scan import CheckedScan, RefusedScanError
-from ctcovid.inference.classify import AHEAD, Refused, ScanJudgement, classify
+from ctcovid.inference.classify import AHEAD, Refused, ScanPrediction, classify
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG, Window
 
@@ -68,7 +68,7 @@ def test_answers_find_their_scans_and_models_whatever_the_passes(reads: list[str
         if number % 7 == 3:
             assert isinstance(one, Refused) and one.codes == ("not-a-chest",)
             continue
-        assert isinstance(one, ScanJudgement)
+        assert isinstance(one, ScanPrediction)
         assert one.probabilities[0] == pytest.approx(number / 100 + 0.05)
         assert one.spread == pytest.approx(0.05)
         count = 4 + number % 5

@@ -29,9 +29,9 @@ def codes(
 ) -> list[str]:
     stack = None if spacing is None else Stack("volume", (8, 8, 8), geometry=Geometry(np.diag([1.0, 1.0, spacing, 1.0])))
     scan = Scan("s", "", "", Path("s"), (Path("s"),) * slices, "", stack)
-    judged = CheckedScan(np.zeros((slices, 8, 8), np.uint8), tuple(range(slices)), ("n",) * slices, (side, side), kind, findings)
+    checked = CheckedScan(np.zeros((slices, 8, 8), np.uint8), tuple(range(slices)), ("n",) * slices, (side, side), kind, findings)
     model: Any = SimpleNamespace(card=card, reference=reference)
-    return [finding.code for finding in flags_of(scan, judged, model, features)]
+    return [finding.code for finding in flags_of(scan, checked, model, features)]
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_features_far_from_those_of_training_are_flagged() -> None:
     reference = ReferenceFeatures(np.zeros((2, 4), np.float32), np.eye(4, dtype=np.float32), threshold=1.0)
     assert codes(features=np.full((3, 4), 0.9), reference=reference) == []
     assert codes(features=np.full((3, 4), 1.1), reference=reference) == ["unlike-training"]
-    # The scan is judged as a whole, not by its strangest volume.
+    # The scan is checked as a whole, not by its strangest volume.
     assert codes(features=np.array([[0.0] * 4, [1.9] * 4]), reference=reference) == []
     assert codes(features=None, reference=reference) == []
 
 
 def test_too_little_to_tell_a_chest_by_is_flagged_and_findings_stay() -> None:
     assert codes(slices=5) == ["few-slices"] and codes(side=63) == ["small-slices"]
-    findings = (Finding("shuffled", WARNING, "slices did not follow each other.", REPAIRED), Finding("not-square", INFO, "x"))
+    findings = (Finding("shuffled", WARNING, "slices were out of order.", REPAIRED), Finding("not-square", INFO, "x"))
     assert codes(findings=findings) == ["shuffled"]
-    assert sentence(findings[0]) == "Slices did not follow each other (repaired)."
+    assert sentence(findings[0]) == "Slices were out of order (repaired)."

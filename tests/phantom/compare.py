@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import binary_fill_holes, label, median_filter
 
-from ctcovid.phantom.chest import chest
+from ctcovid.phantom.chest import ScanKey, chest
 from ctcovid.scans.classes import CLASS_ORDER
 from ctcovid.scans.discover import find_dataset
 from ctcovid.scans.read import read_scan
@@ -93,7 +93,7 @@ def main() -> None:
     scans, _ = find_dataset(options.folder)
     real = [figures(read_scan(scan, 512)) for scan in scans]
     counts = [len(scan.slices) for scan in scans]
-    made = [figures(chest(CLASS_ORDER[i % 3], counts[i % len(counts)], 512, seed=7, patient=i, scan=i)[0]) for i in range(options.phantoms)]
+    made = [figures(chest(CLASS_ORDER[i % 3], counts[i % len(counts)], 512, ScanKey(7, i, i))[0]) for i in range(options.phantoms)]
     print(f"{'':36}  real scans ({len(real)})    phantoms ({len(made)})")
     for name in real[0]:
         low, high = min(one[name] for one in real), max(one[name] for one in real)

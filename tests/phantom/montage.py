@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ctcovid.phantom.chest import chest
+from ctcovid.phantom.chest import ScanKey, chest
 from ctcovid.scans.classes import CLASS_ORDER
 from ctcovid.scans.discover import find_dataset
 from ctcovid.scans.read import read_slice, square
@@ -44,7 +44,7 @@ def main() -> None:
         slices = scans[number % len(scans)].slices
         real.append(read_slice(slices[int(level * len(slices))]))
         # As thin as most real ones here; one slice of many is drawn.
-        volume, _ = chest(CLASS_ORDER[number % 3], 40, 512, options.seed, number, number)
+        volume, _ = chest(CLASS_ORDER[number % 3], 40, 512, ScanKey(options.seed, number, number))
         made.append(volume[int(level * 40)])
     Image.fromarray(np.vstack([block("synthetic", made), block("real", real)])).save(options.output)
 

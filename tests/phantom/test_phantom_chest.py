@@ -12,21 +12,18 @@ from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ctcovid.phantom.chest import Slice, chest, slices_of_chest
+from ctcovid.phantom.chest import ScanKey, Slice, chest, slices_of_chest
 from ctcovid.phantom.dataset import Parameters, plan
 from ctcovid.phantom.lesions import DIFFICULTY
 from ctcovid.scans.classes import CLASS_ORDER
-from ctcovid.scans.kind import looks_masked
+from ctcovid.scans.kind import is_masked
 
 SIZE, SLICES = 64, 20
 
 
 @pytest.fixture(scope="module")
 def scans() -> dict[str, list[list[Slice]]]:
-    return {
-        label: [list(slices_of_chest(label, SLICES, SIZE, seed=0, patient=patient, scan=0, difficulty=DIFFICULTY)) for patient in range(5)]
-        for label in CLASS_ORDER
-    }
+    return {label: [list(slices_of_chest(label, SLICES, SIZE, ScanKey(patient=patient))) for patient in range(5)] for label in CLASS_ORDER}
 
 
 @pytest.mark.parametrize("label", CLASS_ORDER)
@@ -37,7 +34,7 @@ def test_phantom_is_uint8_of_the_size_asked_for_with_a_mask_of_the_same_shape(la
 
 
 def test_same_numbers_make_the_same_scan_and_scans_of_a_patient_differ() -> None:
-    one, again, other = (chest("CP", 6, 48, seed=3, patient=1, scan=scan)[0] for scan in (0, 0, 1))
+    one, again, other = (chest("CP", 6, 48, ScanKey(3, 1, scan))[0] for scan in (0, 0, 1))
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
 
@@ -80,7 +77,7 @@ def test_covid_is_in_both_lungs_and_low_more_often_than_not(scans: dict[str, lis
 def test_the_easier_the_larger_and_denser_are_lesions() -> None:
     areas, greys = [], []
     for difficulty in (0.0, 1.0):
-        pixels, lesions = zip(*(chest("NCP", 16, SIZE, 1, patient, 0, difficulty) for patient in range(3)), strict=True)
+        pixels, lesions = zip(*(chest("NCP", 16, SIZE, ScanKey(1, patient), difficulty) for patient in range(3)), strict=True)
         areas.append(np.mean(lesions))
         greys.append(np.mean(np.stack(pixels)[np.stack(lesions)]))
     assert areas[0] > 2 * areas[1]
@@ -89,7 +86,7 @@ def test_the_easier_the_larger_and_denser_are_lesions() -> None:
 
 def test_vessels_go_on_from_slice_to_slice() -> None:
     """Bright spots in a lung lie over bright spots of the next thin slice far more often than chance has it."""
-    stack = list(slices_of_chest("Normal", 200, 128, 0, 1, 0, DIFFICULTY))[80:100]
+    stack = list(slices_of_chest("Normal", 200, 128, ScanKey(patient=1)))[80:100]
     again, chance = [], []
     for one, two in pairwise(stack):
         inside = one.lung & two.lung & (distance_transform_edt(one.lung) > 3) & (distance_transform_edt(two.lung) > 3)
@@ -100,7 +97,7 @@ def test_vessels_go_on_from_slice_to_slice() -> None:
 
 
 def test_no_phantom_passes_for_a_masked_scan(scans: dict[str, list[list[Slice]]]) -> None:
-    assert not any(looks_masked(item.pixels) for several in scans.values() for scan in several for item in scan)
+    assert not any(is_masked(item.pixels) for several in scans.values() for scan in several for item in scan)
 
 
 @pytest.mark.parametrize("difficulty", [0.0, DIFFICULTY])
@@ -112,7 +109,7 @@ def test_no_global_figure_tells_the_classes_apart(difficulty: float) -> None:
     size, slices = 48, 8
     figures, lungs, labels = [], [], []
     for scan in plan(Parameters(patients=24, seed=3, scans=1)):
-        stack = list(slices_of_chest(scan.label, slices, size, 3, scan.patient, 0, difficulty))
+        stack = list(slices_of_chest(scan.label, slices, size, ScanKey(3, scan.patient), difficulty))
         pixels = np.stack([item.pixels for item in stack]).astype(float)
         lung = np.stack([item.lung for item in stack])
         body, area, places = pixels > 150, lung.sum((1, 2)), np.arange(size)

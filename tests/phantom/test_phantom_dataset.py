@@ -15,7 +15,7 @@ from ctcovid.phantom.defects import Defects
 from ctcovid.phantom.distributions import EXTENSIONS
 from ctcovid.scans.classes import class_order
 from ctcovid.scans.discover import TRUTH, find_dataset
-from ctcovid.scans.kind import looks_masked
+from ctcovid.scans.kind import is_masked
 from ctcovid.scans.read import UNDECODABLE, read_scan
 
 CLASSES = ("NCP", "CP", "Normal")
@@ -132,7 +132,7 @@ def test_defects_listed_are_the_defects_found(defective: Path) -> None:
         names = [pixels.tobytes() for pixels in stack]
         assert (len(set(names)) < len(names)) == (kind == "repeated")
         middle = stack[len(stack) // 2]
-        assert looks_masked(middle) == (kind == "masked")
+        assert is_masked(middle) == (kind == "masked")
 
 
 def test_reversed_and_shuffled_scans_hold_the_same_slices_in_another_order(defective: Path, tmp_path: Path) -> None:

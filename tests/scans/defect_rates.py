@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.quality import Unusable, Verdict, judge
+from ctcovid.scans.quality import Unusable, Verdict, check
 from ctcovid.scans.read import read_slice, square
-from ctcovid.scans.slice_summary import look
+from ctcovid.scans.slice_summary import summarise
 
 SCANS = (
     *("ccccii/NCP/16/1164", "ccccii/NCP/920/2462", "ccccii/CP/1068/3107", "ccccii/Normal/2316/771"),
@@ -58,8 +58,8 @@ def compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
 
 
 def verdict(volume: np.ndarray, unusable: tuple[int, ...] = ()) -> Verdict:
-    names = [f"{place:04d}.png" for place in range(len(volume))]
-    return judge(names, [Unusable("truncated", "cut") if place in unusable else look(pixels) for place, pixels in enumerate(volume)])
+    names = [f"{index:04d}.png" for index in range(len(volume))]
+    return check(names, [Unusable("truncated", "cut") if index in unusable else summarise(pixels) for index, pixels in enumerate(volume)])
 
 
 # Each defect: from a sound stack to (stack, stored place of each sound slice). A repair gives the sound stack back.
@@ -80,27 +80,27 @@ def stack_twice_compressed(volume: np.ndarray, generator: np.random.Generator) -
 
 
 def interleaved(volume: np.ndarray, generator: np.random.Generator) -> Planted:
-    return _stack(volume, [place for place in range(len(volume)) for _ in range(2)])
+    return _stack(volume, [index for index in range(len(volume)) for _ in range(2)])
 
 
 def interleaved_compressed(volume: np.ndarray, generator: np.random.Generator) -> Planted:
     quality = int(generator.integers(80, 96))
     return np.stack([one for pixels in volume for one in (pixels, compressed(pixels, quality))]), [
-        place for place in range(len(volume)) for _ in range(2)
+        index for index in range(len(volume)) for _ in range(2)
     ]
 
 
 def single_repeat(volume: np.ndarray, generator: np.random.Generator) -> Planted:
-    place, to = int(generator.integers(len(volume))), int(generator.integers(len(volume) + 1))
+    index, to = int(generator.integers(len(volume))), int(generator.integers(len(volume) + 1))
     order = [*range(len(volume))]
-    return _stack(volume, [*order[:to], place, *order[to:]])
+    return _stack(volume, [*order[:to], index, *order[to:]])
 
 
 def single_repeat_compressed(volume: np.ndarray, generator: np.random.Generator) -> Planted:
     stack, order = single_repeat(volume, generator)
     stack = stack.copy()
-    place = next(i for i in range(len(order)) if order.count(order[i]) == 2)
-    stack[place] = compressed(stack[place], int(generator.integers(80, 96)))
+    index = next(i for i in range(len(order)) if order.count(order[i]) == 2)
+    stack[index] = compressed(stack[index], int(generator.integers(80, 96)))
     return stack, order
 
 
@@ -123,9 +123,9 @@ def blocks(volume: np.ndarray, generator: np.random.Generator) -> Planted:
     cuts = sorted(generator.choice(np.arange(2, len(volume) - 1), count - 1, replace=False).tolist())
     pieces = np.split(np.arange(len(volume)), cuts)
     while True:
-        places = generator.permutation(count)
-        if any(other != one + 1 for one, other in itertools.pairwise(places)):
-            return _stack(volume, np.concatenate([pieces[place] for place in places]).tolist())
+        indices = generator.permutation(count)
+        if any(other != one + 1 for one, other in itertools.pairwise(indices)):
+            return _stack(volume, np.concatenate([pieces[index] for index in indices]).tolist())
 
 
 def every_eleventh_first(volume: np.ndarray, generator: np.random.Generator) -> Planted:
@@ -134,10 +134,10 @@ def every_eleventh_first(volume: np.ndarray, generator: np.random.Generator) -> 
 
 
 def one_misplaced(volume: np.ndarray, generator: np.random.Generator) -> Planted:
-    place = int(generator.integers(len(volume)))
-    rest = [other for other in range(len(volume)) if other != place]
-    to = (place + int(generator.integers(len(volume) // 3, 2 * len(volume) // 3 + 1))) % len(volume)
-    return _stack(volume, [*rest[:to], place, *rest[to:]])
+    index = int(generator.integers(len(volume)))
+    rest = [other for other in range(len(volume)) if other != index]
+    to = (index + int(generator.integers(len(volume) // 3, 2 * len(volume) // 3 + 1))) % len(volume)
+    return _stack(volume, [*rest[:to], index, *rest[to:]])
 
 
 def shuffled_wholly(volume: np.ndarray, generator: np.random.Generator) -> Planted:
@@ -164,7 +164,7 @@ DEFECTS: dict[Callable[[np.ndarray, np.random.Generator], Planted], tuple[str, .
     shuffled_wholly: ("shuffled", "order-doubtful"),
     feet_first: ("feet-first", "feet-first-doubtful"),
 }
-# What is no defect.
+# Not defects.
 HARMLESS = ("segmented", "not-square")
 
 
@@ -179,7 +179,7 @@ def measured(volumes: dict[str, np.ndarray], seeds: int) -> dict[str, tuple[int,
                 stack, order = plant(variant(volume, generator), generator)
                 found = verdict(stack)
                 seen = {finding.code for finding in found.findings} - set(HARMLESS)
-                good = [order[place] for place in found.kept] == [*range(max(order) + 1)]
+                good = [order[index] for index in found.kept] == [*range(max(order) + 1)]
                 hit = bool(seen & set(codes)) if codes else bool(seen)
                 acted = any(finding.action != "kept" for finding in found.findings)
                 cases, detected, right = cases + 1, detected + hit, right + good
@@ -190,34 +190,34 @@ def measured(volumes: dict[str, np.ndarray], seeds: int) -> dict[str, tuple[int,
     return table
 
 
-# Defects of single slices, and what is no chest: codes, and from the looks and names of a sound stack those of a damaged one.
-def cut_short(looks: list, names: list[str], generator: np.random.Generator) -> None:
-    for place in generator.choice(len(looks), max(1, len(looks) // 20), replace=False):
-        looks[place] = Unusable("truncated", "cut short")
+# Defects of single slices, and stacks that are not a chest: codes, and a function that plants the defect in summaries and names.
+def cut_short(summaries: list, names: list[str], generator: np.random.Generator) -> None:
+    for index in generator.choice(len(summaries), max(1, len(summaries) // 20), replace=False):
+        summaries[index] = Unusable("truncated", "cut short")
 
 
-def odd_ones_out(looks: list, names: list[str], generator: np.random.Generator) -> None:
-    for place in generator.choice(len(looks), max(1, len(looks) // 20), replace=False):
-        looks[place] = look(np.pad(looks[place].thumbnail, 1))
+def odd_ones_out(summaries: list, names: list[str], generator: np.random.Generator) -> None:
+    for index in generator.choice(len(summaries), max(1, len(summaries) // 20), replace=False):
+        summaries[index] = summarise(np.pad(summaries[index].thumbnail, 1))
 
 
-def blank(looks: list, names: list[str], generator: np.random.Generator) -> None:
-    for place in generator.choice(len(looks), int(generator.integers(1, 4)), replace=False):
-        looks[place] = look(np.full((looks[place].height, looks[place].width), generator.integers(256), np.uint8))
+def blank(summaries: list, names: list[str], generator: np.random.Generator) -> None:
+    for index in generator.choice(len(summaries), int(generator.integers(1, 4)), replace=False):
+        summaries[index] = summarise(np.full((summaries[index].height, summaries[index].width), generator.integers(256), np.uint8))
 
 
-def numbers_left_out(looks: list, names: list[str], generator: np.random.Generator) -> None:
-    place = int(generator.integers(1, len(looks) - 1))
-    del looks[place], names[place]
+def numbers_left_out(summaries: list, names: list[str], generator: np.random.Generator) -> None:
+    index = int(generator.integers(1, len(summaries) - 1))
+    del summaries[index], names[index]
 
 
-def photographs(looks: list, names: list[str], generator: np.random.Generator) -> None:
+def photographs(summaries: list, names: list[str], generator: np.random.Generator) -> None:
     from sklearn.datasets import load_sample_images
 
     pictures = [np.rint(picture.mean(2)).astype(np.uint8) for picture in load_sample_images().images]
-    for place in range(len(looks)):
+    for index in range(len(summaries)):
         top, left = generator.integers(290), generator.integers(500)
-        looks[place] = look(pictures[generator.integers(2)][top : top + 128, left : left + 128])
+        summaries[index] = summarise(pictures[generator.integers(2)][top : top + 128, left : left + 128])
 
 
 SINGLE = {
@@ -237,10 +237,10 @@ def measured_slices(volumes: dict[str, np.ndarray], seeds: int) -> dict[str, tup
         for number, (_, volume) in enumerate(volumes.items()):
             for seed in range(seeds):
                 generator = np.random.default_rng([seed, number, *plant.__name__.encode()])
-                looks: list = [look(pixels) for pixels in variant(volume, generator)]
-                names = [f"{place:04d}.png" for place in range(len(looks))]
-                plant(looks, names, generator)
-                seen = {finding.code for finding in judge(names, looks).findings} - set(HARMLESS)
+                summaries: list = [summarise(pixels) for pixels in variant(volume, generator)]
+                names = [f"{index:04d}.png" for index in range(len(summaries))]
+                plant(summaries, names, generator)
+                seen = {finding.code for finding in check(names, summaries).findings} - set(HARMLESS)
                 cases, detected = cases + 1, detected + (code in seen)
         table[plant.__name__] = (cases, detected)
     return table

@@ -89,7 +89,7 @@ def test_what_is_no_slice_is_passed_over(tmp_path: Path) -> None:
     assert problems == []
 
 
-def test_scan_knows_its_class_patient_id_and_place(tmp_path: Path) -> None:
+def test_scan_knows_its_class_patient_id_and_folder(tmp_path: Path) -> None:
     touch(tmp_path / "NCP" / "16" / "1164", "0000.png")
     (scan,), _ = find_dataset(tmp_path)
     assert (scan.label, scan.patient, scan.id, scan.source) == ("NCP", "16", "1164", "NCP/16/1164")
@@ -147,7 +147,7 @@ def test_positive_class_is_the_first_or_the_one_asked_for() -> None:
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     for find in (find_dataset, lambda path: find_scans([path])):
-        with pytest.raises(InputError, match=f"No such folder: {tmp_path}/absent. Check the path"):
+        with pytest.raises(InputError, match=f"No such file or folder: {tmp_path}/absent. Check the path"):
             find(tmp_path / "absent")
 
 
@@ -170,7 +170,7 @@ def test_empty_folder_is_called_empty(tmp_path: Path) -> None:
     [
         ("NCP", "Its folders are patients"),
         ("NCP/16", "Its folders are scans"),
-        ("NCP/16/1164", "It holds slices itself"),
+        ("NCP/16/1164", "It holds slices directly"),
     ],
 )
 def test_folder_given_at_the_wrong_level_is_told_which_level_it_is(given: str, said: str, tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_no_two_scans_share_a_name_whatever_lies_beside_what(make_scan: Callable
 
 
 def test_no_two_scans_of_a_list_share_a_name(tmp_path: Path) -> None:
-    for place in ("a", "b", "c", "d"):
-        touch(tmp_path / place / "ct", "0.png")
+    for name in ("a", "b", "c", "d"):
+        touch(tmp_path / name / "ct", "0.png")
     (tmp_path / "one.csv").write_text("path,label,patient,scan\na/ct,NCP,p,\nb/ct,CP,p,\nc/ct,CP,q,\n")
     (tmp_path / "two.csv").write_text("path,patient,scan\nd/ct,q,\n")
     assert [scan.id for scan in find_scans([tmp_path / "one.csv"])] == ["p/a/ct", "p/b/ct", "q"]
@@ -247,8 +247,8 @@ def test_no_two_scans_of_a_list_share_a_name(tmp_path: Path) -> None:
 
 
 def test_no_sign_in_a_path_parts_a_line_of_a_list(tmp_path: Path) -> None:
-    for place in ("a\u2028b", "c\x85d"):
-        touch(tmp_path / place, "0.png")
+    for name in ("a\u2028b", "c\x85d"):
+        touch(tmp_path / name, "0.png")
     (tmp_path / "one.csv").write_bytes("path\r\na\u2028b\r\nc\x85d\r\n".encode())
     assert [scan.id for scan in find_scans([tmp_path / "one.csv"])] == ["a\u2028b", "c\x85d"]
 
@@ -304,7 +304,7 @@ def test_file_that_is_dicom_by_its_name_alone_costs_no_neighbour(
     assert {source: len(scan.slices) for source, scan in found.items()} == slices
     assert [one.code for one in found["volumes"].findings] == ["not-dicom"]
     assert [(one.code, one.action) for one in found["dicom"].findings] == [("unreadable-file", "kept")]
-    with pytest.raises(InputError, match=r"volumes: 3 files named as DICOM without being DICOM\. Rename or remove what is no DICOM\.$"):
+    with pytest.raises(InputError, match=r"volumes: 3 files named as DICOM, but not DICOM\. Rename or remove files that are not DICOM\.$"):
         found["volumes"].require_slices()
 
 
@@ -341,8 +341,8 @@ def test_series_that_is_not_there_is_no_reason_to_mend_the_scan(
 
 def test_links_that_lead_in_a_circle_are_followed_once(make_scan: Callable[..., Path], tmp_path: Path) -> None:
     make_scan(tmp_path / "NCP" / "1" / "1")
-    for place in ("NCP/1/again", "NCP/again", "NCP/1/1/again"):
-        (tmp_path / place).symlink_to(tmp_path / "NCP")
+    for name in ("NCP/1/again", "NCP/again", "NCP/1/1/again"):
+        (tmp_path / name).symlink_to(tmp_path / "NCP")
     (tmp_path / "NCP" / "1" / "self").symlink_to("self")
     assert [scan.id for scan in find_scans([tmp_path])] == ["NCP/1/1"]
     assert "NCP/1/1" in [scan.source for scan in find_dataset(tmp_path)[0]]

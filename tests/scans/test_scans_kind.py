@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ctcovid.scans.kind import COMPLETE, SEGMENTED, image_kind, looks_masked
+from ctcovid.scans.kind import COMPLETE, SEGMENTED, image_kind, is_masked
 
 REAL = [
     ("ccccii/NCP/16/1164", False),
@@ -27,7 +27,7 @@ def test_real_slices_are_told_apart_from_end_to_end_of_the_chest(scan: str, mask
     for path in sorted((sample_data / scan).iterdir())[::12]:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
-        if looks_masked(pixels) != masked:
+        if is_masked(pixels) != masked:
             wrong.append(path.name)
     assert wrong == []
 
@@ -42,4 +42,4 @@ def test_complete_slice_in_a_wide_black_frame_is_still_complete(sample_data: Pat
     with Image.open(sample_data / "ccccii/NCP/16/1164/0070.png") as image:
         framed = np.pad(np.asarray(image), 124)
     assert np.mean(framed == 0) > 0.5
-    assert not looks_masked(framed)
+    assert not is_masked(framed)

@@ -51,7 +51,7 @@ def test_a_mask_of_another_scan_or_none_is_refused_with_the_reason(inside: np.nd
     with pytest.raises(InputError, match="No such mask"):
         read_mask(tmp_path / "absent.nii", 6, 16)
     (tmp_path / "odd.nii").write_text("no volume")
-    with pytest.raises(InputError, match="not a volume"):
+    with pytest.raises(InputError, match="not a readable volume"):
         read_mask(tmp_path / "odd.nii", 6, 16)
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(inside.astype(np.uint8)), str(tmp_path / "mask.nii"))
     with pytest.raises(InputError, match="6 slices, but the scan has 7"):

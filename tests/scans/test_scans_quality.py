@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from defect_rates import DEFECTS, SCANS, compressed, scans, sound, variant, verdict
 
-from ctcovid.phantom.chest import slices_of_chest
-from ctcovid.scans.quality import Unusable, Verdict, dropped_instead, judge
-from ctcovid.scans.slice_summary import SliceSummary, look
+from ctcovid.phantom.chest import ScanKey, slices_of_chest
+from ctcovid.scans.quality import Unusable, Verdict, check, without_repairs
+from ctcovid.scans.slice_summary import SliceSummary, summarise
 
 
-def looks(volume: np.ndarray) -> list[SliceSummary | Unusable]:
-    return [look(pixels) for pixels in volume]
+def summaries(volume: np.ndarray) -> list[SliceSummary | Unusable]:
+    return [summarise(pixels) for pixels in volume]
 
 
 def names(count: int) -> list[str]:
-    return [f"{place:04d}.png" for place in range(count)]
+    return [f"{index:04d}.png" for index in range(count)]
 
 
 def codes(found: Verdict) -> list[str]:
@@ -39,7 +39,7 @@ def real(sample_data: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def chest() -> np.ndarray:
     """A synthetic chest, uint8 (30, 96, 96)."""
-    return np.stack([item.pixels for item in slices_of_chest("NCP", 30, 96, 3, 1, 0, 0.2)])
+    return np.stack([item.pixels for item in slices_of_chest("NCP", 30, 96, ScanKey(3, 1))])
 
 
 @pytest.mark.parametrize("scan", SCANS)
@@ -62,7 +62,7 @@ def test_defects_planted_in_real_complete_scans_are_found_and_repaired(
     stack, order = plant(variant(real[scan], generator), generator)
     found = verdict(stack)
     assert set(codes(found)) & set(DEFECTS[plant])
-    assert [order[place] for place in found.kept] == list(range(max(order) + 1))
+    assert [order[index] for index in found.kept] == list(range(max(order) + 1))
 
 
 @pytest.mark.parametrize("plant", [sound, *DEFECTS], ids=lambda plant: plant.__name__)
@@ -72,30 +72,30 @@ def test_defects_planted_in_a_synthetic_chest_are_found_and_repaired(
     stack, order = plant(chest, np.random.default_rng(2))
     found = verdict(stack)
     assert bool(set(codes(found)) & set(DEFECTS.get(plant, ()))) == (plant is not sound)
-    assert [order[place] for place in found.kept] == list(range(30))
+    assert [order[index] for index in found.kept] == list(range(30))
 
 
 def test_slices_that_cannot_be_read_are_dropped_where_their_neighbours_remain(chest: np.ndarray) -> None:
-    slices = looks(chest)
+    slices = summaries(chest)
     slices[4], slices[11] = Unusable("truncated", "4 is cut short."), Unusable("empty-file", "11 is empty.")
-    found = judge(names(30), slices)
+    found = check(names(30), slices)
     assert actions(found) == [("truncated", "slice dropped", (4,)), ("empty-file", "slice dropped", (11,))]
-    assert found.kept == tuple(place for place in range(30) if place not in (4, 11))
+    assert found.kept == tuple(index for index in range(30) if index not in (4, 11))
 
 
 @pytest.mark.parametrize("bad", [(3, 4, 5), (1, 5, 9, 13), tuple(range(30))], ids=["three in a row", "more than a tenth", "all"])
 def test_scan_that_lost_too_many_slices_is_dropped(bad: tuple[int, ...], chest: np.ndarray) -> None:
-    slices = [Unusable("unreadable", "No picture.") if place in bad else one for place, one in enumerate(looks(chest))]
-    found = judge(names(30), slices)
+    slices = [Unusable("unreadable", "No picture.") if index in bad else one for index, one in enumerate(summaries(chest))]
+    found = check(names(30), slices)
     assert [(finding.severity, finding.action, finding.slices) for finding in found.findings] == [("error", "scan dropped", bad)]
     assert found.kept == ()
 
 
 def test_slices_of_another_size_are_dropped_and_half_a_scan_of_them_drops_it(chest: np.ndarray) -> None:
-    small = [look(pixels[:80, :80]) for pixels in chest]
-    found = judge(names(30), [small[place] if place in (7, 20) else one for place, one in enumerate(looks(chest))])
+    small = [summarise(pixels[:80, :80]) for pixels in chest]
+    found = check(names(30), [small[index] if index in (7, 20) else one for index, one in enumerate(summaries(chest))])
     assert actions(found) == [("mixed-sizes", "slice dropped", (7, 20))]
-    found = judge(names(30), [*small[:14], *looks(chest)[14:]])
+    found = check(names(30), [*small[:14], *summaries(chest)[14:]])
     assert actions(found) == [("mixed-sizes", "scan dropped", tuple(range(14)))] and found.kept == ()
 
 
@@ -104,24 +104,24 @@ def test_slices_of_a_single_grey_level_are_dropped(chest: np.ndarray) -> None:
     chest[0], chest[13] = 0, 77
     found = verdict(chest)
     assert actions(found) == [("constant", "slice dropped", (0, 13))]
-    assert found.kept == tuple(place for place in range(30) if place not in (0, 13))
+    assert found.kept == tuple(index for index in range(30) if index not in (0, 13))
     assert verdict(np.zeros((9, 96, 96), np.uint8)).kept == ()
 
 
 def test_gaps_in_the_names_are_counted_and_even_steps_are_none(chest: np.ndarray) -> None:
-    numbers = [place + (place > 9) * 3 + (place > 19) for place in range(30)]
-    found = judge([f"{number:04d}.png" for number in numbers], looks(chest))
+    numbers = [index + (index > 9) * 3 + (index > 19) for index in range(30)]
+    found = check([f"{number:04d}.png" for number in numbers], summaries(chest))
     assert actions(found) == [("numbering-gap", "kept", (9, 19))]
-    assert found.findings[0].message.startswith("4 numbers left out") and "0009.png" in found.findings[0].message
-    assert codes(judge([f"IM-{2 * place}.png" for place in range(30)], looks(chest))) == []
-    assert codes(judge(["a.png"] * 30, looks(chest))) == []
+    assert found.findings[0].message.startswith("The names of the slices skip 4 numbers") and "0009.png" in found.findings[0].message
+    assert codes(check([f"IM-{2 * index}.png" for index in range(30)], summaries(chest))) == []
+    assert codes(check(["a.png"] * 30, summaries(chest))) == []
 
 
 def test_order_from_positions_is_not_doubted(chest: np.ndarray) -> None:
-    assert judge(names(30), looks(chest[::-1]), ordered=True).kept == tuple(range(30))
+    assert check(names(30), summaries(chest[::-1]), ordered=True).kept == tuple(range(30))
 
 
-def test_abdomen_is_no_chest(sample_data: Path) -> None:
+def test_abdomen_is_not_a_chest(sample_data: Path) -> None:
     sitk = pytest.importorskip("SimpleITK")
     image = sitk.DICOMOrient(sitk.ReadImage(str(sample_data / "nifti" / "abdomen-not-chest.nii.gz")), "LPS")
     grey = np.clip((sitk.GetArrayFromImage(image) + 1350.0) / 1500 * 255, 0, 255).astype(np.uint8)[::-1]
@@ -130,7 +130,7 @@ def test_abdomen_is_no_chest(sample_data: Path) -> None:
         assert "not-a-chest" in codes(found) and found.kept == ()
 
 
-def test_unrelated_pictures_and_photographs_are_no_chest() -> None:
+def test_unrelated_pictures_and_photographs_are_not_a_chest() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     pictures = [np.rint(picture.mean(2)).astype(np.uint8) for picture in datasets.load_sample_images().images]
     generator = np.random.default_rng(0)
@@ -143,13 +143,13 @@ def test_unrelated_pictures_and_photographs_are_no_chest() -> None:
 
 
 def test_who_wants_no_repairs_loses_the_scan_and_keeps_sound_ones(chest: np.ndarray) -> None:
-    assert dropped_instead(verdict(chest)).kept == tuple(range(30))
-    found = dropped_instead(verdict(chest[::-1]))
+    assert without_repairs(verdict(chest)).kept == tuple(range(30))
+    found = without_repairs(verdict(chest[::-1]))
     assert actions(found) == [("feet-first", "scan dropped", ())] and found.kept == ()
 
 
 def test_few_slices_and_small_pictures_are_left_as_they_are(chest: np.ndarray) -> None:
-    """They show too little to be judged by."""
+    """They show too little of a chest to check its anatomy."""
     assert verdict(chest[:5][::-1]) == Verdict((), tuple(range(5)), "complete")
     assert verdict(chest[::-1, :60, :60]) == Verdict((), tuple(range(30)), "complete")
 
@@ -168,10 +168,10 @@ def test_slices_that_differ_are_no_exact_repeats_whatever_their_checksum(chest: 
     other = chest[10].copy()
     other[40, 40 : 40 + len(polynomial)] ^= polynomial
     assert zlib.crc32(other.tobytes()) == zlib.crc32(chest[10].tobytes()) and (other != chest[10]).any()
-    assert look(other).digest != look(chest[10]).digest
+    assert summarise(other).digest != summarise(chest[10]).digest
 
 
-@pytest.mark.parametrize(("copies", "said"), [((9,), "1 slice lies there more than once"), ((9, 20), "2 slices lie there more than once")])
+@pytest.mark.parametrize(("copies", "said"), [((9,), "1 slice is stored more than once"), ((9, 20), "2 slices are stored more than once")])
 def test_what_is_said_of_one_slice_is_said_of_one(copies: tuple[int, ...], said: str, chest: np.ndarray) -> None:
     order = sorted([*range(30), *copies])
-    assert verdict(chest[order]).findings[0].message == f"{said}, equal to the bit."
+    assert verdict(chest[order]).findings[0].message == f"{said}, equal bit for bit."

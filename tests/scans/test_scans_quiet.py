@@ -1,4 +1,4 @@
-"""Libraries that several threads begin to use at a time are begun by one of them."""
+"""Libraries that several threads use at once are initialised by one of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ctcovid.scans import quiet
 
 
 def test_the_first_use_of_a_kind_is_over_before_the_second_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quiet, "_begun", set())
+    monkeypatch.setattr(quiet, "_initialised", set())
     entered, leave, second = threading.Event(), threading.Event(), threading.Event()
 
     def first() -> None:
@@ -33,8 +33,8 @@ def test_the_first_use_of_a_kind_is_over_before_the_second_begins(monkeypatch: p
     assert second.is_set()
 
 
-def test_what_is_begun_runs_in_several_threads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quiet, "_begun", {"a"})
+def test_what_is_initialised_runs_in_several_threads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet, "_initialised", {"a"})
     both = threading.Barrier(2, timeout=30)
 
     def use() -> None:
@@ -49,8 +49,8 @@ def test_what_is_begun_runs_in_several_threads_at_a_time(monkeypatch: pytest.Mon
     assert not both.broken
 
 
-def test_a_kind_whose_first_use_fails_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quiet, "_begun", set())
+def test_a_kind_whose_first_use_fails_is_not_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quiet, "_initialised", set())
     with pytest.raises(RuntimeError, match="damaged"), quiet.silenced("a"):
         raise RuntimeError("damaged")
-    assert not quiet._begun
+    assert not quiet._initialised

@@ -275,7 +275,7 @@ def test_scan_shorter_than_a_volume_is_refused(make_scan: Callable[..., Path], t
 
 
 def refused(path: Path) -> str:
-    """What is said about a file whose headers are read and that is then decoded."""
+    """The message about a file whose headers are read and that is then decoded."""
     with pytest.raises(InputError) as caught:
         probe([path])
         read_slice(path)
@@ -290,7 +290,7 @@ def test_empty_file_is_named_as_empty(tmp_path: Path) -> None:
 
 def test_text_with_an_images_name_is_named_as_no_image(tmp_path: Path) -> None:
     (tmp_path / "0007.png").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert "0007.png: not an image, whatever its name says. Copy it again" in refused(tmp_path / "0007.png")
+    assert "0007.png: not an image despite its name. Copy it again" in refused(tmp_path / "0007.png")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_several_pictures_in_one_file_among_others_are_refused(ct: np.ndarray, t
 
 
 def test_file_that_went_away_is_named(tmp_path: Path) -> None:
-    assert "has gone since the folder was listed" in refused(tmp_path / "0007.png")
+    assert "has been removed since the folder was listed" in refused(tmp_path / "0007.png")
 
 
 def test_tiff_whose_next_directory_lies_behind_the_end_is_named(tmp_path: Path) -> None:

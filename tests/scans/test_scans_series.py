@@ -1,4 +1,4 @@
-"""DICOM: which series, in which order, turned which way, and what is said about it."""
+"""DICOM: which series, in which order, turned which way, and its findings."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def test_rescale_slope_and_intercept_are_honoured(write_series: WriteSeries, che
     assert np.array_equal(read_scan(only(tmp_path / "scan"), 24), squared(chest))
 
 
-def test_missing_slices_are_named_with_their_place(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+def test_missing_slices_are_named_with_their_position(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     paths = write_series(tmp_path / "scan", chest)
-    for place in (4, 5):
-        paths[place].unlink()
+    for index in (4, 5):
+        paths[index].unlink()
     scan = only(tmp_path / "scan")
     (gap,) = scan.findings
     assert (gap.code, gap.slices) == ("gap", (3,))
@@ -95,10 +95,10 @@ def test_missing_slices_are_named_with_their_place(write_series: WriteSeries, ch
 def test_a_single_missing_slice_is_said_to_be_one(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", chest)[4].unlink()
     (gap,) = only(tmp_path / "scan").findings
-    assert gap.message == "about 1 slice is missing: a gap of 4 mm where 2 mm are usual"
+    assert gap.message == "about 1 slice is missing: a gap of 4 mm, where 2 mm is usual"
 
 
-def test_of_slices_at_one_place_the_first_is_kept(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+def test_of_slices_at_one_position_the_first_is_kept(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", chest, series="1.5", AcquisitionNumber=1)
     write_series(tmp_path / "scan" / "again", chest[:4] + 100, series="1.5", AcquisitionNumber=2)
     scan = only(tmp_path / "scan")
@@ -137,7 +137,9 @@ def test_files_that_do_not_say_where_they_lie_come_by_number_with_a_warning(
     assert np.array_equal(read_scan(scan, 24), squared(chest))
 
 
-def test_files_that_all_claim_one_place_come_by_number_with_a_warning(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+def test_files_that_all_claim_one_position_come_by_number_with_a_warning(
+    write_series: WriteSeries, chest: np.ndarray, tmp_path: Path
+) -> None:
     for number, path in enumerate(write_series(tmp_path / "scan", chest, spacing=0)):
         header = pydicom.dcmread(path)
         header.InstanceNumber = number
@@ -150,7 +152,7 @@ def test_files_that_all_claim_one_place_come_by_number_with_a_warning(write_seri
 def test_pixels_that_are_not_square_are_named(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", chest, PixelSpacing=[0.75, 0.6])
     (said,) = only(tmp_path / "scan").findings
-    assert (said.code, said.message) == ("anisotropic-pixels", "pixels are 0.6 mm wide and 0.75 mm high; they are taken for square")
+    assert (said.code, said.message) == ("anisotropic-pixels", "pixels are 0.6 mm wide and 0.75 mm high, but are used as squares")
 
 
 # --- which series
@@ -174,7 +176,7 @@ def test_thinnest_of_the_axial_series_is_used_and_the_others_are_named(
     (said,) = scan.findings
     assert (said.code, said.severity) == ("several-series", "info")
     assert said.message == (
-        "used series 3 (9 slices, 2 mm); left series 1 (2 slices, scout), series 2 (5 slices, 4 mm), series 4 (6 slices, 2 mm), "
+        "used series 3 (9 slices, 2 mm); not used: series 1 (2 slices, scout), series 2 (5 slices, 4 mm), series 4 (6 slices, 2 mm), "
         "series 5 (9 slices, derived), series 6 (9 slices, coronal), series 7 (9 slices, sagittal), "
         "series 8 (3 slices, secondary capture), series 9 (9 slices, modality MR)"
     )
@@ -189,11 +191,11 @@ def test_series_can_be_asked_for_by_uid_number_or_description(
     assert np.array_equal(read_scan(only(tmp_path / "study", wanted), 24), squared(chest[:5]))
 
 
-def test_series_without_a_number_has_one_of_its_place(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+def test_series_without_a_number_is_numbered_by_rank(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_series(tmp_path / "study" / "a", chest, number=0, series="1.1", SeriesNumber=None)
     write_series(tmp_path / "study" / "b", chest[:5], number=0, series="1.2", SeriesNumber=None)
     scan = only(tmp_path / "study")
-    assert scan.findings[0].message == "used series #1 (9 slices, 2 mm); left series #2 (5 slices, 2 mm)"
+    assert scan.findings[0].message == "used series #1 (9 slices, 2 mm); not used: series #2 (5 slices, 2 mm)"
     assert len(only(tmp_path / "study", "#2").slices) == 5
 
 
@@ -278,7 +280,7 @@ def test_real_jpeg_lossless_series_is_the_jpeg_scan_of_the_same_patient(sample_d
     assert np.abs(difference).mean() < 1.5
     assert np.abs(difference.mean((1, 2))).max() < 0.1
     # Not the neighbouring slice either.
-    assert all(np.abs(series[place] - jpeg[place]).mean() < 0.5 * np.abs(series[place] - jpeg[place + 1]).mean() for place in range(59))
+    assert all(np.abs(series[index] - jpeg[index]).mean() < 0.5 * np.abs(series[index] - jpeg[index + 1]).mean() for index in range(59))
 
 
 def test_jpeg_2000_gives_the_same_as_uncompressed(
@@ -302,18 +304,18 @@ def test_rle_gives_the_same_as_uncompressed(write_series: WriteSeries, chest: np
 
 @pytest.mark.parametrize("kind", ["no preamble", "big endian", "deflated", "signed", "high bits", "high bits, signed"])
 def test_uncommon_ways_to_write_the_same_are_read(kind: str, write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
-    for place, path in enumerate(write_series(tmp_path / "scan", chest)):
+    for index, path in enumerate(write_series(tmp_path / "scan", chest)):
         header = pydicom.dcmread(path)
         if kind == "signed":
-            # Twelve bits with a sign; what lies above them is no part of the value.
+            # Twelve bits with a sign; bits above them do not belong to the value.
             header.PixelRepresentation, header.RescaleIntercept = 1, 0
-            header.PixelData = (np.clip(chest[place], -2048, 2047).astype("<u2") & 0x0FFF | 0x5000).tobytes()
+            header.PixelData = (np.clip(chest[index], -2048, 2047).astype("<u2") & 0x0FFF | 0x5000).tobytes()
             header.save_as(path)
         elif kind.startswith("high bits"):
             header.HighBit = 15
             if kind.endswith("signed"):
                 header.PixelRepresentation, header.RescaleIntercept = 1, 0
-                header.PixelData = (chest[place].astype("<u2") << 4 | 0x5).tobytes()
+                header.PixelData = (chest[index].astype("<u2") << 4 | 0x5).tobytes()
             else:
                 header.PixelData = (np.frombuffer(header.PixelData, "<u2") << 4 | 0x5).tobytes()
             header.save_as(path)
@@ -353,13 +355,13 @@ def write_enhanced(path: Path, chest: np.ndarray, **elements: object) -> None:
     shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Sequence([orientation]), Sequence([measures])
     header.SharedFunctionalGroupsSequence = Sequence([shared])
     groups, stored = [], []
-    for place in order:
+    for index in order:
         group, position, transformation = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
-        position.ImagePositionPatient = [0, 0, 100 - 2 * int(place)]
-        transformation.RescaleSlope, transformation.RescaleIntercept = 1, -int(place)
+        position.ImagePositionPatient = [0, 0, 100 - 2 * int(index)]
+        transformation.RescaleSlope, transformation.RescaleIntercept = 1, -int(index)
         group.PlanePositionSequence, group.PixelValueTransformationSequence = Sequence([position]), Sequence([transformation])
         groups.append(group)
-        stored.append(chest[place] + place)
+        stored.append(chest[index] + index)
     header.PerFrameFunctionalGroupsSequence = Sequence(groups)
     header.PixelData = np.stack(stored).astype("<i2").tobytes()
     for key, value in elements.items():
@@ -388,7 +390,7 @@ def test_files_of_one_slice_and_of_many_are_not_mixed(write_series: WriteSeries,
     write_series(tmp_path, chest, study="1.1", series="1.2", number=1)
     scan = only(tmp_path)
     assert np.array_equal(read_scan(scan, 24), squared(chest))
-    assert scan.findings[0].message == "used series 1 (9 slices, 2 mm); left series 1 (4 slices, 2 mm)"
+    assert scan.findings[0].message == "used series 1 (9 slices, 2 mm); not used: series 1 (4 slices, 2 mm)"
 
 
 def test_series_whose_direction_varies_a_little_is_one(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
@@ -424,11 +426,11 @@ def test_unsigned_values_without_rescale_are_refused(write_series: WriteSeries, 
 
 
 def test_signed_values_without_rescale_are_taken_for_hounsfield_units(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
-    for place, path in enumerate(write_series(tmp_path / "scan", chest)):
+    for index, path in enumerate(write_series(tmp_path / "scan", chest)):
         header = pydicom.dcmread(path)
         del header.RescaleIntercept
         header.PixelRepresentation, header.BitsStored, header.HighBit = 1, 16, 15
-        header.PixelData = chest[place].astype("<i2").tobytes()
+        header.PixelData = chest[index].astype("<i2").tobytes()
         header.save_as(path)
     scan = only(tmp_path / "scan")
     assert codes(scan) == {"no-rescale"}
@@ -456,21 +458,21 @@ def test_unreadable_file_among_the_slices_is_counted_and_left(write_series: Writ
     assert np.array_equal(read_scan(scan, 24), squared(np.delete(values, (8, 26), axis=0)))
 
 
-@pytest.mark.parametrize("places", [range(14), range(0, 24, 2), (4, 5, 6), (1, 9, 17)])
+@pytest.mark.parametrize("lost", [range(14), range(0, 24, 2), (4, 5, 6), (1, 9, 17)])
 @pytest.mark.parametrize("header_left", [True, False])
 def test_series_that_lost_too_many_slices_is_not_used(
-    places: Collection[int], header_left: bool, write_series: WriteSeries, chest: np.ndarray, tmp_path: Path
+    lost: Collection[int], header_left: bool, write_series: WriteSeries, chest: np.ndarray, tmp_path: Path
 ) -> None:
     """As a scan of pictures: no more than a tenth, and no more than two in a row."""
-    paths = write_series(tmp_path / "scan", np.repeat(chest, 3, axis=0)[:24] if places != (4, 5, 6) else np.repeat(chest, 4, axis=0))
-    for place in places:
-        damaged = paths[place].rename(paths[place].with_suffix(".dcm"))
+    paths = write_series(tmp_path / "scan", np.repeat(chest, 3, axis=0)[:24] if lost != (4, 5, 6) else np.repeat(chest, 4, axis=0))
+    for index in lost:
+        damaged = paths[index].rename(paths[index].with_suffix(".dcm"))
         damaged.write_bytes(damaged.read_bytes()[:-100] if header_left else b"")
     scan = only(tmp_path / "scan")
     assert scan.slices == ()
     (said,) = scan.findings
     assert (said.code, said.severity, said.action) == ("unreadable-slice", "error", "scan dropped")
-    assert f"{len(places)} of its {len(paths)} slices cannot be read" in said.message
+    assert f"{len(lost)} of its {len(paths)} slices cannot be read" in said.message
 
 
 def test_unreadable_files_of_another_series_cost_nothing(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
@@ -491,4 +493,4 @@ def test_study_of_which_nothing_can_be_read_is_not_passed_over(write_series: Wri
         path.write_bytes(path.read_bytes()[:-100])
     scans = find_scans([tmp_path])
     assert [(scan.id, len(scan.slices)) for scan in scans] == [("a", 9), ("b", 9), ("c", 0)]
-    assert scans[2].findings[0].message == "no DICOM slices that can be read: 9 cut short"
+    assert scans[2].findings[0].message == "no readable DICOM slices: 9 cut short"

@@ -13,7 +13,7 @@ from PIL import Image
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG
 from ctcovid.volumes.encode import Chunk, Job, encode_slices
-from ctcovid.volumes.layout import ScanRow
+from ctcovid.volumes.layout import FileInfo, ScanRow
 from ctcovid.volumes.writer import VolumesWriter
 
 CLASSES = ["NCP", "CP", "Normal"]
@@ -57,7 +57,7 @@ def known_scans(tmp_path: Path) -> list[KnownScan]:
 
 def write(path: Path, scans: Sequence[KnownScan], depth: int = 2, settings: dict[str, object] | None = None) -> None:
     """The file, continued where it was left."""
-    with VolumesWriter(path, depth, 32, CLASSES, "NCP", settings or {"depth": depth}) as writer:
+    with VolumesWriter(path, FileInfo(depth, 32, CLASSES, "NCP", settings or {"depth": depth})) as writer:
         written = {row.source for row in writer.rows}
         for scan in scans:
             if scan.row.source not in written:

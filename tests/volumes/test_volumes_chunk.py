@@ -45,8 +45,8 @@ def test_hdf5_reads_chunks_and_finds_damage_in_them(tmp_path: Path) -> None:
     chunks = [chunk_bytes(pixels) for pixels in slices]
     with h5py.File(tmp_path / "slices.h5", "w") as file:
         dataset = file.create_dataset("slices", (4, 33, 33), np.uint8, chunks=(1, 33, 33), **CHUNK_OPTIONS)
-        for place, chunk in enumerate(chunks):
-            dataset.id.write_direct_chunk((place, 0, 0), chunk)
+        for index, chunk in enumerate(chunks):
+            dataset.id.write_direct_chunk((index, 0, 0), chunk)
         dataset.id.write_direct_chunk((3, 0, 0), chunks[0][:99] + bytes([chunks[0][99] ^ 1]) + chunks[0][100:])
     with h5py.File(tmp_path / "slices.h5", "r") as file:
         assert np.array_equal(file["slices"][:3], np.stack(slices))

@@ -45,7 +45,7 @@ def test_chunk_is_gzip_of_the_pixels_with_their_fletcher32(sample_data: Path) ->
 def test_chunk_knows_whether_the_slice_is_masked(sample_data: Path) -> None:
     complete, masked = (sample_data / name for name in ("ccccii/NCP/16/1164/0070.png", "ccccii-segmented/NCP/96/1328/0058.png"))
     chunks = encode_slices(Job(pictures(complete, masked), 8, 64, LUNG))
-    assert [chunk.look.masked for chunk in chunks if isinstance(chunk, Chunk)] == [False, True]
+    assert [chunk.summary.masked for chunk in chunks if isinstance(chunk, Chunk)] == [False, True]
 
 
 def test_slices_that_cannot_be_read_say_why_and_the_others_are_encoded(make_scan: Callable[..., Path], tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_slices_that_are_only_looked_at_are_not_compressed(make_scan: Callable[.
     packed, seen = encode_slices(Job(pictures(*slices), 8, 32, LUNG)), encode_slices(Job(pictures(*slices), 8, None, LUNG))
     for one, other in zip(packed, seen, strict=True):
         assert isinstance(one, Chunk) and isinstance(other, Chunk)
-        assert (one.look.digest, other.data) == (other.look.digest, b"")
+        assert (one.summary.digest, other.data) == (other.summary.digest, b"")
 
 
 def test_format_is_that_of_most_slices(make_scan: Callable[..., Path], tmp_path: Path) -> None:

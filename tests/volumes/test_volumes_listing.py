@@ -9,7 +9,7 @@ import pytest
 
 from ctcovid.base.errors import InputError
 from ctcovid.volumes.listing import read_exclusions, read_lesions, read_plan
-from ctcovid.volumes.selection import Deal, choose
+from ctcovid.volumes.selection import Split, choose
 
 # Li et al. 2021, Table 1: slices for train, valid and test.
 TABLE_1 = {"NCP": (28088, 9364, 9236), "CP": (27252, 9108, 8520), "Normal": (27456, 9152, 9080)}
@@ -27,7 +27,7 @@ def test_exclusions_are_lines_or_columns(tmp_path: Path) -> None:
     assert read_exclusions(columns) == {("NCP", "96", "1328")}
     columns = write(tmp_path / "bad2.csv", "patient_id,scan_id\n96,1328\n")
     assert read_exclusions(columns) == {("", "96", "1328")}
-    with pytest.raises(InputError, match="line 2: '1328' is no scan"):
+    with pytest.raises(InputError, match="line 2: '1328' is not a scan"):
         read_exclusions(write(tmp_path / "wrong.txt", "NCP/96/1328\n1328\n"))
     with pytest.raises(InputError, match="No such file"):
         read_exclusions(tmp_path / "absent.txt")
@@ -52,7 +52,7 @@ def test_listing_becomes_rows_less_the_repeats(tmp_path: Path) -> None:
 def test_real_listing_in_balance_has_the_proportions_of_table_1_within_2_percent(sample_data: Path) -> None:
     rows = read_plan(sample_data / "ccccii-scan-listing.csv", sample_data / "ccccii-known-defects.csv")
     complete = [row for row in rows if row.image_kind == "complete" and row.slice_count]
-    chosen = choose(complete, list(TABLE_1), 4, Deal((0.6, 0.2, 0.2), 0, balance=True))
+    chosen = choose(complete, list(TABLE_1), 4, Split((0.6, 0.2, 0.2), 0, balance=True))
     counts = pd.DataFrame([(row.label, row.split, row.slice_count) for row in chosen], columns=["label", "split", "slices"])
     total, paper = counts["slices"].sum(), sum(map(sum, TABLE_1.values()))
     for label, of_parts in TABLE_1.items():

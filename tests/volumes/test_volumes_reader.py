@@ -106,7 +106,7 @@ def test_absent_file_says_which_command_makes_it(tmp_path: Path) -> None:
 
 def test_absent_file_with_a_partial_one_beside_it_says_how_to_finish(tmp_path: Path) -> None:
     (tmp_path / "volumes.h5.partial").touch()
-    assert "The same ctcovid prepare line again finishes it" in refusal(tmp_path / "volumes.h5")
+    assert "Run the same ctcovid prepare command again to finish it" in refusal(tmp_path / "volumes.h5")
 
 
 def test_folder_is_refused(tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ def test_file_that_is_not_hdf5_is_refused(content: bytes, tmp_path: Path) -> Non
 def test_foreign_hdf5_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["volumes"] = np.zeros((2, 2))
-    assert "not one of ctcovid. Make one with ctcovid prepare" in refusal(tmp_path / "other.h5")
+    assert "not a volumes file. Make one with ctcovid prepare" in refusal(tmp_path / "other.h5")
 
 
 def test_unfinished_file_is_refused(volumes_file: Path) -> None:
     with h5py.File(volumes_file, "r+") as file:
         file.attrs["complete"] = False
-    assert "is unfinished. Run the same ctcovid prepare line again" in refusal(volumes_file)
+    assert "is unfinished. Run the same ctcovid prepare command again" in refusal(volumes_file)
 
 
 def test_newer_format_is_refused_and_names_the_update(volumes_file: Path) -> None:

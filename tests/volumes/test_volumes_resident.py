@@ -13,7 +13,7 @@ from ctcovid.base.signals import StopRequest
 from ctcovid.volumes import resident as resident_module
 from ctcovid.volumes.batches import VolumeSet
 from ctcovid.volumes.reader import VolumesFile
-from ctcovid.volumes.resident import free_memory, resident, where
+from ctcovid.volumes.resident import fastest_memory, free_memory, resident
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def quiet() -> Console:
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_batches_are_those_that_workers_would_read(volumes_file: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident_module, "where", lambda *_: "gpu")
+    monkeypatch.setattr(resident_module, "fastest_memory", lambda *_: "gpu")
     monkeypatch.setattr(resident_module, "READ_AT_ONCE", 2)
     volumes = VolumeSet(VolumesFile(volumes_file), "train", depth)
     order = [[2, 0], [1, len(volumes) - 1]]
@@ -38,14 +38,14 @@ def test_batches_are_those_that_workers_would_read(volumes_file: Path, depth: in
 
 
 def test_on_a_cpu_workers_read() -> None:
-    assert where(1, CPU) is None
+    assert fastest_memory(1, CPU) is None
 
 
 @pytest.mark.parametrize(("size", "expected"), [(30, "gpu"), (31, "host"), (300, "host"), (301, None)])
 def test_volumes_go_where_they_take_at_most_three_tenths_of_what_is_free(size: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
     monkeypatch.setattr(resident_module, "free_memory", lambda: 1000)
-    assert where(size, torch.device("cuda")) == expected
+    assert fastest_memory(size, torch.device("cuda")) == expected
 
 
 def test_free_memory_is_some_of_the_machines() -> None:
@@ -55,7 +55,7 @@ def test_free_memory_is_some_of_the_machines() -> None:
 
 
 def test_a_stop_while_volumes_are_read_is_heeded(volumes_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident_module, "where", lambda *_: "gpu")
+    monkeypatch.setattr(resident_module, "fastest_memory", lambda *_: "gpu")
     with StopRequest() as stop:
         stop.received = signal.SIGTERM
         assert resident(VolumeSet(VolumesFile(volumes_file), "train", 1), CPU, 0, stop, quiet()) is None

@@ -1,4 +1,4 @@
-"""Which patients take part: as many slices in each class, or as many as in another file."""
+"""Which patients are chosen: as many slices in each class, or as many as in another file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctcovid.volumes.layout import ScanRow
-from ctcovid.volumes.selection import Deal, balanced, choose, slices_by_part
+from ctcovid.volumes.selection import Split, balanced, choose, slices_by_part
 
 CLASSES = ["NCP", "CP", "Normal"]
 SHARES = (0.6, 0.2, 0.2)
@@ -29,7 +29,7 @@ def rows(seed: int = 0, patients: tuple[int, int, int] = (200, 150, 80)) -> list
 
 @pytest.mark.parametrize("seed", range(5))
 def test_balance_gives_each_class_as_many_slices_in_each_part(seed: int) -> None:
-    chosen = choose(rows(seed), CLASSES, 4, Deal(SHARES, seed, balance=True))
+    chosen = choose(rows(seed), CLASSES, 4, Split(SHARES, seed, balance=True))
     sizes = slices_by_part(chosen)
     smallest = sum(row.slice_count for row in rows(seed) if row.label == "Normal")
     for part, share in zip(("train", "valid", "test"), SHARES, strict=True):
@@ -39,7 +39,7 @@ def test_balance_gives_each_class_as_many_slices_in_each_part(seed: int) -> None
 
 def test_chosen_patients_come_with_all_their_scans_and_stand_in_one_part() -> None:
     everything = rows()
-    chosen = choose(everything, CLASSES, 4, Deal(SHARES, 0, balance=True))
+    chosen = choose(everything, CLASSES, 4, Split(SHARES, 0, balance=True))
     parts: dict[str, set[str]] = {}
     for row in chosen:
         parts.setdefault(row.patient, set()).add(row.split)
@@ -71,7 +71,7 @@ def test_same_number_of_slices_is_taken_to_the_slice() -> None:
         **{("Normal", "train"): 4144, ("Normal", "valid"): 1736, ("Normal", "test"): 1608},
     }
     everything = {row.source: row for row in rows()}
-    chosen = choose(list(everything.values()), CLASSES, 4, Deal(SHARES, 0, sizes=sizes))
+    chosen = choose(list(everything.values()), CLASSES, 4, Split(SHARES, 0, sizes=sizes))
     assert slices_by_part(chosen) == sizes
     for row in chosen:
         whole = everything[row.source]
@@ -84,11 +84,11 @@ def test_same_number_of_slices_is_taken_to_the_slice() -> None:
 
 def test_classes_that_the_other_file_lacks_are_left_out_and_what_is_short_is_all_taken() -> None:
     sizes = {("NCP", "train"): 10**9, ("CP", "test"): 50}
-    chosen = choose(rows(), CLASSES, 4, Deal(SHARES, 0, sizes=sizes))
+    chosen = choose(rows(), CLASSES, 4, Split(SHARES, 0, sizes=sizes))
     assert slices_by_part(chosen) == {("NCP", "train"): sum(row.slice_count for row in rows() if row.label == "NCP"), ("CP", "test"): 50}
 
 
 def test_without_wishes_everyone_takes_part() -> None:
-    chosen = choose(rows(), CLASSES, 4, Deal(SHARES, 0))
+    chosen = choose(rows(), CLASSES, 4, Split(SHARES, 0))
     assert [row.source for row in chosen] == [row.source for row in rows()]
     assert {row.split for row in chosen} == {"train", "valid", "test"}

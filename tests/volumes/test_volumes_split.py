@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests."""
+"""Split into train, valid and test."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ def test_shares_are_per_cent(text: str, expected: tuple[float, float, float]) ->
 
 @pytest.mark.parametrize(("text", "total"), [("60/20/30", "110"), ("3/1/1", "5"), ("0.8/0/0.2", "1"), ("60/20/18", "98")])
 def test_shares_that_do_not_sum_to_100_are_refused_and_not_scaled(text: str, total: str) -> None:
-    with pytest.raises(UsageError, match=rf"^--split {text}: the three sum to {total}\. Give per cent that sum to 100, like 60/20/20\.$"):
+    with pytest.raises(
+        UsageError, match=rf"^--split {text}: the three sum to {total}\. Give percentages that sum to 100, like 60/20/20\.$"
+    ):
         parse_shares(text)
     # A volumes file of an earlier version may have been split by them, and still takes further scans.
     assert sum(parse_shares(text, recorded=True)) == pytest.approx(1)
@@ -146,9 +148,9 @@ def test_all_that_is_wrong_in_a_split_file_is_said_at_once(tmp_path: Path) -> No
     with pytest.raises(InputError) as caught:
         read_split_file(path, ["0", "1", "2", "3", "4", "007"])
     said = str(caught.value)
-    assert said.startswith(f"{path} does not give every patient one part:")
+    assert said.startswith(f"{path} does not assign every patient to one part:")
     assert "patient 0: both in train and in test" in said
-    assert "patient 1: split 'training' is none of train, valid, test" in said
+    assert "patient 1: split 'training' is not one of train, valid, test" in said
     assert "patient 3: split" in said
     assert "patient 4: not in the file" in said and "patient 007: not in the file" in said
     assert "patient 2" not in said

@@ -15,6 +15,7 @@ import pytest
 
 from ctcovid.base.errors import InputError
 from ctcovid.volumes import writer as module
+from ctcovid.volumes.layout import FileInfo
 from ctcovid.volumes.reader import VolumesFile
 from ctcovid.volumes.writer import VolumesWriter
 
@@ -42,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 
 def leave(path: Path, scans: list, count: int, settings: dict[str, object] | None = None) -> Path:
     """The partial file of a run that ended after `count` scans."""
-    with pytest.raises(ZeroDivisionError), VolumesWriter(path, 2, 32, CLASSES, "NCP", settings or {"depth": 2}) as writer:
+    with pytest.raises(ZeroDivisionError), VolumesWriter(path, FileInfo(2, 32, CLASSES, "NCP", settings or {"depth": 2})) as writer:
         for scan in scans[:count]:
             writer.add(scan.row, scan.chunks)
         raise ZeroDivisionError
@@ -73,7 +74,7 @@ def test_run_left_after_any_scan_continues_to_the_same_file(
     count: int, known_scans: list, undisturbed: dict[str, Any], path: Path, write_volumes: Callable[..., None]
 ) -> None:
     leave(path, known_scans, count)
-    with VolumesWriter(path, 2, 32, CLASSES, "NCP", {"depth": 2}) as writer:
+    with VolumesWriter(path, FileInfo(2, 32, CLASSES, "NCP", {"depth": 2})) as writer:
         assert [row.source for row in writer.rows] == [scan.row.source for scan in known_scans[:count]]
     write_volumes(path, known_scans)
     assert content(path) == undisturbed
@@ -83,7 +84,7 @@ def test_run_may_be_left_again_and_again(
     known_scans: list, undisturbed: dict[str, Any], path: Path, write_volumes: Callable[..., None]
 ) -> None:
     for count in range(len(known_scans)):
-        with pytest.raises(ZeroDivisionError), VolumesWriter(path, 2, 32, CLASSES, "NCP", {"depth": 2}) as writer:
+        with pytest.raises(ZeroDivisionError), VolumesWriter(path, FileInfo(2, 32, CLASSES, "NCP", {"depth": 2})) as writer:
             assert len(writer.rows) == count
             writer.add(known_scans[count].row, known_scans[count].chunks)
             raise ZeroDivisionError
@@ -97,7 +98,7 @@ def test_scan_whose_pixels_were_written_without_its_row_is_written_again(
     def fail(rows: object) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), VolumesWriter(path, 2, 32, CLASSES, "NCP", {"depth": 2}) as writer:
+    with pytest.raises(ZeroDivisionError), VolumesWriter(path, FileInfo(2, 32, CLASSES, "NCP", {"depth": 2})) as writer:
         writer.add(known_scans[0].row, known_scans[0].chunks)
         with monkeypatch.context() as patch:
             patch.setattr(module, "columns", fail)
@@ -240,7 +241,7 @@ def test_run_killed_at_any_write_is_continued_to_the_same_file(
 
 def test_old_file_stays_until_the_new_one_is_complete(known_scans: list, volumes_file: Path, write_volumes: Callable[..., None]) -> None:
     before = volumes_file.read_bytes()
-    with pytest.raises(ZeroDivisionError), VolumesWriter(volumes_file, 4, 32, CLASSES, "NCP", {"depth": 4}) as writer:
+    with pytest.raises(ZeroDivisionError), VolumesWriter(volumes_file, FileInfo(4, 32, CLASSES, "NCP", {"depth": 4})) as writer:
         writer.add(known_scans[0].row, known_scans[0].chunks)
         raise ZeroDivisionError
     assert volumes_file.read_bytes() == before
@@ -248,11 +249,11 @@ def test_old_file_stays_until_the_new_one_is_complete(known_scans: list, volumes
     assert VolumesFile(volumes_file).depth == 4
 
 
-def test_place_that_cannot_be_written_to_is_an_input_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_to_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(InputError, match=r"cannot be written.*--output"),
-        VolumesWriter(tmp_path / "file" / "v.h5", 2, 32, CLASSES, "NCP", {}),
+        VolumesWriter(tmp_path / "file" / "v.h5", FileInfo(2, 32, CLASSES, "NCP", {})),
     ):
         pytest.fail("it was written")
 

@@ -23,7 +23,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError, InputError, OutputExistsError, StoppedError, UsageError
 from ctcovid.commands import prepare as module
 from ctcovid.commands.prepare import Options, Summary
-from ctcovid.phantom.chest import slices_of_chest
+from ctcovid.phantom.chest import ScanKey, slices_of_chest
 from ctcovid.volumes.encode import Job
 from ctcovid.volumes.writer import VolumesWriter
 
@@ -269,7 +269,7 @@ def test_run_that_broke_off_after_some_scans_is_continued_to_the_same_file(
     assert content(output) == undisturbed
     # What is there already is not decoded again.
     assert len(decoded) == 15 - count
-    assert (f"{count} of 15 scans there already" in capsys.readouterr().err) == (count > 0)
+    assert (f", which has {count} of 15 scans" in capsys.readouterr().err) == (count > 0)
     assert not output.with_name("volumes.h5.partial").exists()
     assert card(output)["status"] == "done"
 
@@ -281,7 +281,7 @@ def test_run_that_broke_off_within_a_scan_is_continued_to_the_same_file(
         add = VolumesWriter.add
 
         def adding(self: VolumesWriter, row: Any, chunks: list[Any]) -> None:
-            broken = ((fail() if place == 3 else chunk) for place, chunk in enumerate(chunks))
+            broken = ((fail() if index == 3 else chunk) for index, chunk in enumerate(chunks))
             add(self, row, broken if len(self.rows) == 6 else chunks)
 
         patch.setattr(VolumesWriter, "add", adding)
@@ -291,10 +291,13 @@ def test_run_that_broke_off_within_a_scan_is_continued_to_the_same_file(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_signal_stops_after_the_scan_in_hand_and_the_same_line_continues(
+def test_signal_stops_after_the_scan_in_hand_and_the_same_command_resumes(
     number: signal.Signals, code: int, dataset: Path, undisturbed: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(StoppedError, match="4 scans packed; the same command again continues") as caught:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(StoppedError, match=r"4 scans packed\. Run the same command again") as caught,
+    ):
         leave_after(patch, 4, lambda: signal.raise_signal(number))
         prepare(dataset, output)
     assert caught.value.exit_code == code
@@ -324,9 +327,9 @@ def end_midway(
                 end(process)
                 break
             time.sleep(0.0005)
-        talk = process.communicate(timeout=60)[1]
+        messages = process.communicate(timeout=60)[1]
         if not output.exists():
-            return output, process.returncode, talk
+            return output, process.returncode, messages
     pytest.fail("the command was ready before it could be ended, ten times")
 
 
@@ -349,7 +352,7 @@ def test_killed_run_is_continued_to_the_same_file_and_leaves_no_process(tmp_path
 def test_sigterm_to_the_whole_process_group_stops_in_order_with_status_75(tmp_path: Path) -> None:
     """What SLURM does: the worker hears the signal too, in the midst of decoding what the command waits for."""
     generator = np.random.default_rng(0)
-    for position, item in enumerate(slices_of_chest("NCP", 16, 64, 0, 0, 0, 0.2)):
+    for position, item in enumerate(slices_of_chest("NCP", 16, 64, ScanKey())):
         pixels = np.clip(np.kron(item.pixels, np.ones((16, 16))) + generator.normal(0, 10, (1024, 1024)), 0, 255)
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{position}.png")
     for number in range(6):
@@ -363,9 +366,9 @@ def test_sigterm_to_the_whole_process_group_stops_in_order_with_status_75(tmp_pa
         time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)
 
-    output, status, talk = end_midway(tmp_path / "CC-CCII", 128, (100_000, 200_000), tmp_path, end)
-    assert status == 75, talk
-    assert "Stopped by SIGTERM." in talk and "the same command again continues" in talk and "Traceback" not in talk
+    output, status, messages = end_midway(tmp_path / "CC-CCII", 128, (100_000, 200_000), tmp_path, end)
+    assert status == 75, messages
+    assert "Stopped by SIGTERM." in messages and "Run the same command again to resume" in messages and "Traceback" not in messages
     assert card(output)["status"] == "stopped"
     packed = sources(output.with_name("volumes.h5.partial"))
     assert packed == [f"NCP/{number}/1" for number in range(len(packed))] and len(packed) >= 1
@@ -453,10 +456,10 @@ def test_damaged_scans_are_left_out_and_named_and_the_others_are_written(
     text.write_text("not a picture")
     summary = prepare(dataset, output, on_problem="drop")
     assert len(summary.failed) == 3
-    talk = capsys.readouterr().err
+    messages = capsys.readouterr().err
     for path in (late, early, text):
         assert sum(str(path) in failed for failed in summary.failed) == 1
-        assert str(path) in talk
+        assert str(path) in messages
     # The others are what they are without the damage.
     found = pixels(output)
     assert found.keys() == before.keys() - {"CP/101/1", "NCP/3/1", "Normal/200/1"}
@@ -509,7 +512,7 @@ def test_all_that_is_wrong_with_the_line_is_found_before_anything_is_written(
         prepare(dataset, output, split_file=tmp_path / "split.csv", sources={"split": "option"})
     with pytest.raises(InputError, match="--positive COVID: no such class"):
         prepare(dataset, output, positive="COVID")
-    with pytest.raises(InputError, match="No such folder"):
+    with pytest.raises(InputError, match="No such file or folder"):
         prepare(tmp_path / "absent", output)
     with pytest.raises(InputError, match="It is empty"):
         prepare(tmp_path / "empty", output)
@@ -579,7 +582,7 @@ def test_settings_come_from_option_environment_file_and_default_in_this_order(da
     }
     with h5py.File(tmp_path / "volumes.h5", "r") as file:
         assert file["volumes"].shape[1:] == (2, SIZE, SIZE)
-    # --quiet: the table, and no talk.
+    # --quiet: the table, and no messages.
     assert done.stdout.startswith("| class") and done.stderr == ""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_prepare import card, content, ctcovid, prepare, sources
+from test_commands_prepare import card, content, ctcovid, prepare, sources
 
 from ctcovid.base.errors import CtcovidError, UsageError
 from ctcovid.commands import prepare as module
@@ -115,7 +115,7 @@ def test_scheduler_that_dies_ends_the_run_and_processes_here_go_on_with_it(
     prepare(dataset, tmp_path / "here.h5", size=SIZE)
     output = tmp_path / "there.h5"
     cluster.work(1)
-    with monkeypatch.context() as patch, pytest.raises(CtcovidError, match=r"scheduler at .* is gone. Start it again.*same line"):
+    with monkeypatch.context() as patch, pytest.raises(CtcovidError, match=r"scheduler at .* is gone. Start it again.*same command"):
         after(patch, 6, cluster.processes[0].kill)
         prepare(dataset, output, size=SIZE, executor=cluster.address)
     assert card(output)["status"] == "failed" and not output.exists()
@@ -137,7 +137,7 @@ def test_worker_that_does_not_see_the_scans_is_no_loss_of_scans(
 ) -> None:
     cluster.work(1)
     output = tmp_path / "there.h5"
-    with pytest.raises(CtcovidError, match=r"does not see .*CC-CCII\. Put the scans on a disk"):
+    with pytest.raises(CtcovidError, match=r"has no access to .*CC-CCII\. Put the scans on a disk"):
         after(monkeypatch, 3, lambda: shutil.move(dataset, tmp_path / "elsewhere"))
         prepare(dataset, output, size=SIZE, executor=cluster.address)
     assert not output.exists()

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from test_prepare import OneProcess, content, ctcovid, cut_short, fail, leave_after, pixels, prepare, snapshot, sources
+from test_commands_prepare import OneProcess, content, ctcovid, cut_short, fail, leave_after, pixels, prepare, snapshot, sources
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError
@@ -121,7 +121,7 @@ def test_file_is_as_good_as_one_that_was_made_at_once(dataset: Path, output: Pat
 
 
 @pytest.mark.parametrize("count", [15, 16, 30, 50])
-def test_killed_append_leaves_the_file_and_is_continued_to_the_same(
+def test_killed_append_leaves_the_file_and_is_resumed_to_the_same(
     count: int, dataset: Path, output: Path, make_scan: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(dataset, make_scan)
@@ -131,7 +131,7 @@ def test_killed_append_leaves_the_file_and_is_continued_to_the_same(
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         leave_after(patch, count, fail)
         if count == 15:
-            patch.setattr(module, "_pack", lambda *given: fail())
+            patch.setattr(module, "_write_scans", lambda *given: fail())
         append(dataset, output)
     assert output.read_bytes() == before
     assert len(sources(output.with_name("volumes.h5.partial"))) == count
@@ -230,7 +230,7 @@ def test_new_class_is_refused_and_a_file_of_less_classes_joins(
 
 
 def test_there_is_nothing_to_add_to(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no .*absent\.h5 to add to yet"):
+    with pytest.raises(InputError, match=r"there is no .*absent\.h5 to add to"):
         append(dataset, tmp_path / "absent.h5")
 
 
@@ -275,7 +275,7 @@ def test_patients_whose_salt_is_gone_are_not_given_other_names(
     before = parts(output)
     for damage in (lambda: salt.rename(tmp_path / "kept"), lambda: salt.write_bytes(bytes(32))):
         damage()
-        with pytest.raises(InputError, match="is not the salt that the patients of"):
+        with pytest.raises(InputError, match="is not the salt of the pseudonyms in"):
             append(tmp_path / "data", output)
         assert parts(output) == before
     shutil.copy(tmp_path / "kept", salt)

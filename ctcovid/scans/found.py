@@ -1,4 +1,4 @@
-"""All scans at a place: of a folder, of the folders below it, or of a file."""
+"""All scans in a folder and the folders below it, or in a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.files import require_there
-from ctcovid.scans.contents import DICOM, TIFF, Contents, look_into, natural_key, walk
+from ctcovid.scans.contents import DICOM, TIFF, Contents, contents_of, natural_key, walk
 from ctcovid.scans.decode import ending, volume_scan
 from ctcovid.scans.dicom import NOT_DICOM, Header, is_dicom
 from ctcovid.scans.findings import KEPT, WARNING, Finding
@@ -20,7 +20,7 @@ from ctcovid.scans.unreadable import Unread, near, read_headers
 
 @dataclass(frozen=True)
 class Found:
-    """A scan without name and label. `study` and `patient` are DICOM's, and `number` tells studies in one folder apart."""
+    """A scan without name and label. `study` and `patient` are DICOM's; `number` tells studies in one folder apart, 0 if there is one."""
 
     scan: Scan
     study: str = ""
@@ -33,56 +33,56 @@ class Found:
 
 
 def found_at(path: Path, series: str | None = None) -> list[Found]:
-    """Every scan at or below a folder, or in a file, in the natural order of their places.
+    """Every scan at or below a folder, or in a file, in the natural order of their paths.
 
-    Raises InputError where the path is absent, may not be read, or is a file of another kind.
+    Raises InputError if the path is absent, cannot be read, or is a file of another kind.
     """
     require_there(path)
     if path.is_file():
         return _in_file(path, series)
     if not path.is_dir():
         raise InputError(f"{path} is neither a folder nor a file. Check the path.")
-    return found_in(((folder, look_into(folder)) for folder in walk(path)), series)
+    return found_in(((folder, contents_of(folder)) for folder in walk(path)), series)
 
 
-def found_in(places: Iterable[tuple[Path, Contents]], series: str | None) -> list[Found]:
-    """Every scan in these folders. DICOM slices of one study are one scan, in however many of the folders they lie."""
+def found_in(sources: Iterable[tuple[Path, Contents]], series: str | None) -> list[Found]:
+    """Every scan in these folders. DICOM slices of one study are one scan, even if they lie in several folders."""
     found: list[Found] = []
     dicom: list[Path] = []
-    for folder, contents in places:
+    for folder, contents in sources:
         if contents.pictures:
-            found.append(Found(_as_it_is(_place(folder, contents.pictures), series)))
-        found += [Found(_as_it_is(_volume(path), series)) for path in contents.volumes]
+            found.append(Found(_without_series(_unnamed(folder, contents.pictures), series)))
+        found += [Found(_without_series(_volume(path), series)) for path in contents.volumes]
         dicom += contents.dicom
     return sorted(found + in_studies(dicom, series), key=lambda one: (natural_key(one.scan.folder.as_posix()), one.number))
 
 
 def in_studies(files: Sequence[Path], series: str | None) -> list[Found]:
-    """A scan of each study; studies without a picture, such as a report for itself, are none where there are others."""
+    """A scan of each study; studies without a picture, such as a report, count only if there is no other."""
     headers, unread = read_headers(files)
     every = studies(headers)
     pictured = [study for study in every if any(header.rows for header in study)]
     names = {study[0].study for study in pictured}
-    parts = [_around(study, unread) if len(pictured) == 1 else near(study, unread, names) for study in pictured or every]
-    found = [_study(study, part, series) for study, part in zip(pictured or every, parts, strict=True)]
-    # Studies of which nothing can be read.
-    taken = {one.path for part in parts for one in part}
+    damaged = [_around(study, unread) if len(pictured) == 1 else near(study, unread, names) for study in pictured or every]
+    found = [_study(study, files, series) for study, files in zip(pictured or every, damaged, strict=True)]
+    # Studies without a readable file.
+    taken = {one.path for files in damaged for one in files}
     left = [one for one in unread if one.path not in taken]
     for folder in dict.fromkeys(one.path.parent for one in left):
-        found.append(Found(study_scan(_place(folder), (), [one for one in left if one.path.parent == folder], series)))
+        found.append(Found(study_scan(_unnamed(folder), (), [one for one in left if one.path.parent == folder], series)))
     folders = [one.scan.folder for one in found]
     order = {study: number for number, study in enumerate(sorted({one.study for one in found}), start=1)}
     return [replace(one, number=order[one.study]) if folders.count(one.scan.folder) > 1 else one for one in found]
 
 
 def is_scan_file(path: Path) -> bool:
-    """Whether a file holds a scan, by its name or its mark."""
+    """Whether a file holds a scan, by its name or its magic bytes."""
     suffix = path.suffix.lower()
     return bool(ending(path.name)) or suffix in DICOM or (suffix in TIFF and page_count(path) > 1) or is_dicom(path)
 
 
 def stem(path: Path) -> str:
-    """A file's name without the ending, also without that of ``.nii.gz``."""
+    """A file's name without its ending, ``.nii.gz`` included."""
     kind = ending(path.name) or path.suffix
     return path.name[: len(path.name) - len(kind)] if kind else path.name
 
@@ -93,12 +93,12 @@ def _in_file(path: Path, series: str | None) -> list[Found]:
             f"{path} is a file. Give the folder that holds the scans, or a file of DICOM, NIfTI, NRRD, MetaImage or TIFF pages."
         )
     if ending(path.name) or path.suffix.lower() in TIFF:
-        return [Found(_as_it_is(_volume(path), series))]
+        return [Found(_without_series(_volume(path), series))]
     return [replace(one, scan=replace(one.scan, folder=path)) for one in in_studies([path], series)]
 
 
 def _study(headers: Sequence[Header], unread: Sequence[Unread], series: str | None) -> Found:
-    scan = study_scan(_place(common_folder(headers)), headers, unread, series)
+    scan = study_scan(_unnamed(common_folder(headers)), headers, unread, series)
     used = set(scan.slices)
     if used:
         scan = replace(scan, folder=common_folder([header for header in headers if header.path in used]))
@@ -106,24 +106,24 @@ def _study(headers: Sequence[Header], unread: Sequence[Unread], series: str | No
 
 
 def _around(study: Sequence[Header], unread: Sequence[Unread]) -> list[Unread]:
-    """What cannot be read, for the only study there is: all of it but what is no DICOM at all and lies elsewhere."""
+    """Unreadable files of the only study: all except those outside its folder that are not DICOM at all."""
     folder = common_folder(study)
     return [one for one in unread if one.reason != NOT_DICOM or folder in one.path.parents]
 
 
 def _volume(path: Path) -> Scan:
     if not ending(path.name):
-        return pages_scan(_place(path), path)
-    return volume_scan(_place(path), path)
+        return pages_scan(_unnamed(path), path)
+    return volume_scan(_unnamed(path), path)
 
 
-def _as_it_is(scan: Scan, series: str | None) -> Scan:
-    """A scan that has no series to choose from, with a warning where one is asked for."""
+def _without_series(scan: Scan, series: str | None) -> Scan:
+    """A scan that has no series to choose from, with a warning if one is asked for."""
     if series is None or not scan.slices:
         return scan
-    note = Finding("series-ignored", WARNING, f"no DICOM, so --series {series} does not apply; it is used as it is", KEPT)
+    note = Finding("series-ignored", WARNING, f"it is not DICOM, so --series {series} does not apply", KEPT)
     return replace(scan, findings=(*scan.findings, note))
 
 
-def _place(folder: Path, slices: tuple[Path, ...] = ()) -> Scan:
+def _unnamed(folder: Path, slices: tuple[Path, ...] = ()) -> Scan:
     return Scan("", "", "", folder, slices, "")

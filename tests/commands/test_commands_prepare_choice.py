@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from test_prepare import OneProcess, content, ctcovid, cut_short, fail, leave_after, pixels, snapshot, sources
+from test_commands_prepare import OneProcess, content, ctcovid, cut_short, fail, leave_after, pixels, snapshot, sources
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
 from ctcovid.commands import prepare as module
 from ctcovid.commands.prepare import Options, Summary
-from ctcovid.phantom.chest import slices_of_chest
+from ctcovid.phantom.chest import ScanKey, slices_of_chest
 from ctcovid.volumes.reader import VolumesFile
 from ctcovid.volumes.selection import slices_by_part
 from ctcovid.volumes.writer import VolumesWriter
@@ -38,8 +38,8 @@ def prepare(dataset: Path, output: Path, quiet: bool = True, **options: Any) -> 
 
 def write_scan(folder: Path, volume: np.ndarray) -> None:
     folder.mkdir(parents=True)
-    for place, slice_ in enumerate(volume):
-        Image.fromarray(slice_).save(folder / f"{place:04d}.png", compress_level=1)
+    for index, slice_ in enumerate(volume):
+        Image.fromarray(slice_).save(folder / f"{index:04d}.png", compress_level=1)
 
 
 def quality(path: Path) -> list[tuple[str, str, str, str]]:
@@ -50,13 +50,13 @@ def quality(path: Path) -> list[tuple[str, str, str, str]]:
 @pytest.fixture(scope="module")
 def chest() -> np.ndarray:
     """A synthetic chest, uint8 (24, 64, 64)."""
-    return np.stack([item.pixels for item in slices_of_chest("NCP", 24, SIZE, 3, 1, 0, 0.2)])
+    return np.stack([item.pixels for item in slices_of_chest("NCP", 24, SIZE, ScanKey(3, 1))])
 
 
 @pytest.fixture(scope="module")
 def lungs() -> np.ndarray:
     """The same, black outside the lungs; the slices that have any."""
-    return np.stack([item.pixels * item.lung for item in slices_of_chest("NCP", 24, SIZE, 3, 1, 0, 0.2) if item.lung.sum() > 100])
+    return np.stack([item.pixels * item.lung for item in slices_of_chest("NCP", 24, SIZE, ScanKey(3, 1)) if item.lung.sum() > 100])
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def _whole(dataset: Path, folder: Path) -> Path:
 
 def test_of_diseased_classes_listed_slices_alone_are_kept(uneven: Path, tmp_path: Path) -> None:
     listed = tmp_path / "lesions_slices.csv"
-    listed.write_text("imgpath\n" + "\n".join(f"NCP/NCP{patient}/1/{place:04d}.png" for patient in (0, 1, 2) for place in range(2, 7)))
+    listed.write_text("imgpath\n" + "\n".join(f"NCP/NCP{patient}/1/{index:04d}.png" for patient in (0, 1, 2) for index in range(2, 7)))
     prepare(uneven, tmp_path / "volumes.h5", size=32, lesions=listed)
     found, whole = pixels(tmp_path / "volumes.h5"), pixels(_whole(uneven, tmp_path))
     assert {source for source in found if source.startswith("NCP")} == {f"NCP/NCP{patient}/1" for patient in (0, 1, 2)}
@@ -250,7 +250,7 @@ def test_excluded_scans_are_left_out_and_those_that_are_not_there_are_counted(
 
 
 @pytest.mark.parametrize(
-    ("wishes", "words"),
+    ("options", "words"),
     [
         ({"balance": True, "same_as": Path("a.h5")}, "--balance and --same-as"),
         ({"balance": True, "split_file": Path("a.csv")}, "--balance and --split-file"),
@@ -259,9 +259,9 @@ def test_excluded_scans_are_left_out_and_those_that_are_not_there_are_counted(
         ({"defects": Path("a.csv")}, "--defects goes with --plan"),
     ],
 )
-def test_wishes_that_exclude_each_other_are_usage_errors(wishes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_options_that_exclude_each_other_are_usage_errors(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
-        prepare(tmp_path, tmp_path / "volumes.h5", **wishes)
+        prepare(tmp_path, tmp_path / "volumes.h5", **options)
 
 
 def test_plan_prints_the_table_of_a_list_and_writes_nothing(tmp_path: Path) -> None:

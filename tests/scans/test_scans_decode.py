@@ -26,7 +26,7 @@ from ctcovid.scans.read import read_scan, scan_format
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG, Window
 from ctcovid.volumes.encode import Job, encode_slices, probe_scan
-from ctcovid.volumes.verdicts import Wishes, findings_of, judged
+from ctcovid.volumes.verdicts import Criteria, check_scan, findings_of
 
 # Pillow says on its own what it finds in a damaged TIFF.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -142,14 +142,14 @@ def test_what_is_no_number_is_black_and_named_and_the_rest_is_as_without_it(
     SimpleITK.WriteImage(image, str(tmp_path / name))
     scan = only(tmp_path / name)
     assert np.array_equal(read_scan(scan, 24), np.pad(expected, ((0, 0), (0, 0), (2, 2))))
-    row, _ = judged(scan, probe_scan(scan), encode_slices(Job(scan, 16, 24, LUNG)), Wishes(4, "all", "repair"))
+    row, _ = check_scan(scan, probe_scan(scan), encode_slices(Job(scan, 16, 24, LUNG)), Criteria(4, "all", "repair"))
     (said,) = (finding for _, finding in findings_of([row]) if finding.code == "not-a-number")
     assert (said.severity, said.action, said.slices) == ("warning", "kept", (3, 4, 5))
 
 
 def test_volume_without_one_number_is_refused(chest: np.ndarray, tmp_path: Path) -> None:
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.full(chest.shape, np.nan, np.float32)), str(tmp_path / "scan.nrrd"))
-    with pytest.raises(InputError, match="none of its values is a number"):
+    with pytest.raises(InputError, match="all its values are NaN or Inf"):
         read_scan(only(tmp_path / "scan.nrrd"), 24)
 
 
@@ -165,10 +165,10 @@ def test_values_that_are_neither_hounsfield_nor_grey_are_refused_with_the_remedy
     scan = only(tmp_path / name)
     with pytest.raises(InputError, match=r"are not Hounsfield units.*less 1024"):
         read_scan(scan, 24)
-    row, chunks = judged(scan, probe_scan(scan), encode_slices(Job(scan, 16, 24, LUNG)), Wishes(4, "all", "repair"))
+    row, chunks = check_scan(scan, probe_scan(scan), encode_slices(Job(scan, 16, 24, LUNG)), Criteria(4, "all", "repair"))
     (said,) = (finding for _, finding in findings_of([row]) if finding.severity == "error")
     assert (said.code, said.action, chunks) == ("not-hounsfield", "scan dropped", [])
-    assert said.message.endswith("greys of 8 bits.")
+    assert said.message.endswith("8-bit grey.")
 
 
 def test_file_that_does_not_say_how_it_lies_is_named(chest: np.ndarray, tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_real_nifti_is_the_jpeg_scan_of_the_same_patient(sample_data: Path) -> N
     assert np.abs(nifti - jpeg[1::2, ::4, ::4]).mean() < 1.5
 
 
-def test_dataset_takes_volume_files_in_each_place(chest: np.ndarray, write_series: Callable[..., list[Path]], tmp_path: Path) -> None:
-    for place in ("NCP/16/1164", "NCP/17/2", "CP/4", "CP"):
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+def test_dataset_takes_volume_files_in_each_folder(chest: np.ndarray, write_series: Callable[..., list[Path]], tmp_path: Path) -> None:
+    for name in ("NCP/16/1164", "NCP/17/2", "CP/4", "CP"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
     for name in ("NCP/16/1164/ct.nii", "NCP/17/2/a.nii", "NCP/17/2/b.nii", "CP/4/3505.nii", "CP/5.nii"):
         write_nifti(tmp_path / name, chest, NORMAL)
     write_series(tmp_path / "Normal" / "9" / "1" / "DICOM" / "SE0", chest)
@@ -265,7 +265,7 @@ def test_header_that_names_another_file_is_refused(chest: np.ndarray, tmp_path: 
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(chest), str(tmp_path / "scan.mhd"))
     text = (tmp_path / "scan.mhd").read_text()
     (tmp_path / "scan.mhd").write_text(text.replace("scan.raw", "/dev/zero"))
-    assert "its values lie in /dev/zero, which is no file beside it" in refused(tmp_path / "scan.mhd")
+    assert "its values are in /dev/zero, which is not a file beside it" in refused(tmp_path / "scan.mhd")
 
 
 def test_four_dimensions_and_colours_are_refused(chest: np.ndarray, tmp_path: Path) -> None:
@@ -323,18 +323,18 @@ def circle(path: Path) -> None:
 def test_what_declares_too_much_is_refused_within_2_gib(
     case: str, write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path
 ) -> None:
-    place = tmp_path / "scan"
-    place.mkdir()
+    folder = tmp_path / "scan"
+    folder.mkdir()
     if case == "png":
-        huge_png(place / "0.png")
+        huge_png(folder / "0.png")
     elif case == "dicom":
-        many_frames(place / "frames.dcm", write_series, chest)
+        many_frames(folder / "frames.dcm", write_series, chest)
     elif case == "row":
-        long_row(place / "row.dcm", write_series, chest)
+        long_row(folder / "row.dcm", write_series, chest)
     elif case == "nifti":
-        huge_nifti(place / "scan.nii", chest)
+        huge_nifti(folder / "scan.nii", chest)
     else:
-        circle(place)
+        circle(folder)
     code = (
         "import sys; from pathlib import Path; from ctcovid.base.errors import InputError\n"
         "from ctcovid.scans.discover import find_scans; from ctcovid.scans.read import read_scan\n"
@@ -345,10 +345,10 @@ def test_what_declares_too_much_is_refused_within_2_gib(
         "sys.exit(int(peak.split()[1]) > 2 << 20)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(place)], capture_output=True, text=True, timeout=300, check=False, preexec_fn=_limit
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=300, check=False, preexec_fn=_limit
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(("No slices", str(place))) and done.stderr == ""
+    assert done.stdout.startswith(("No slices", str(folder))) and done.stderr == ""
 
 
 def _limit() -> None:
