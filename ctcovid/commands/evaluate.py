@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,14 +101,8 @@ def _score_and_write(
             found = [_found(source, given, options, card, ranks, console) for source in sources]
             classes = found[0].predictions.classes
             positive = _positive(classes, options.positive, found, console)
-            histories = {one.predictions.name: one.source / "metrics.csv" for one in found if (one.source / "metrics.csv").is_file()}
             with Artist((*FORMATS, "pdf") if options.pdf else FORMATS) as artist:
-
-                def show(shown: Shapes) -> None:
-                    artist.draw(report.figures_of(shown, histories.get(shown.name)))
-
-                summary = _measure(found, classes, positive, folder, attributes, options, card, ranks, console, show)
-                artist.draw(report.effects(summary.study.models, options.ci))
+                summary = _measure(found, classes, positive, folder, attributes, options, card, ranks, console, artist)
                 _write(building, folder, summary, found, artist, card)
     if not console.results:
         # Otherwise the result says it.
@@ -150,7 +143,7 @@ def _measure(
     card: RunCard,
     ranks: Ranks,
     console: Console,
-    show: Callable[[Shapes], None],
+    artist: Artist,
 ) -> Summary:
     subjects = [_subject(one, classes, attributes, options, console) for one in found]
     looked = _Looks(options.workers or ranks.readers, console)
@@ -161,7 +154,15 @@ def _measure(
     trivial = baselines(subjects[first].predictions, tested, learnt.get("train"))
     drawing = Drawing(options.resample, options.bootstrap, options.seed, options.ci)
     asked = Asked(classes.index(positive), options.level, options.join, drawing, options.sensitivity)
+    histories = {one.predictions.name: one.source / "metrics.csv" for one in found if (one.source / "metrics.csv").is_file()}
+
+    def show(shown: Shapes) -> None:
+        artist.draw(report.figures_of(shown, histories.get(shown.name)))
+
+    # Not sooner: processes that read volumes are forked, and must not be while another thread is at work.
+    artist.begin()
     measured = study(subjects, trivial, checks, asked, show)
+    artist.draw(report.effects(measured.models, options.ci))
     for comparison in measured.comparisons:
         if not comparison.paired:
             console.warn(f"{comparison.name} and {measured.scores[0].name} were not scored on the same {options.level}s: {comparison.why}.")

@@ -84,29 +84,32 @@ def _printed(figure: Figure, kind: str) -> bytes:
 
 
 class Artist:
-    """Draws figures one after another in a thread of its own.
+    """Draws figures one after another in a thread of its own, from `begin` on to the end of a ``with`` block.
 
-    Inside the ``with`` block `draw` returns at once, and `pictures` waits. When the block ends in an error, what is not begun is dropped.
+    `draw` returns at once, and `pictures` waits. When the block ends in an error, what is not begun is dropped.
     """
 
     def __init__(self, formats: Sequence[str] = FORMATS) -> None:
         self.formats = formats
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="artist")
-        self._begun: list[Future[Picture]] = []
+        self._given: list[Future[Picture]] = []
+        self._usual = sys.getswitchinterval()
 
     def __enter__(self) -> Artist:
-        self._usual = sys.getswitchinterval()
+        return self
+
+    def begin(self) -> None:
+        """Start the thread, which imports what the first figure will need."""
         sys.setswitchinterval(SWITCH)
         self._pool.submit(_prepare)
-        return self
 
     def draw(self, plots: Iterable[Plot]) -> None:
         """Have the figures drawn."""
-        self._begun += [self._pool.submit(drawn, plot, self.formats) for plot in plots]
+        self._given += [self._pool.submit(drawn, plot, self.formats) for plot in plots]
 
     def pictures(self) -> list[Picture]:
         """All figures, in the order in which they were given. Raises what drawing one raised."""
-        return [future.result() for future in self._begun]
+        return [future.result() for future in self._given]
 
     def __exit__(self, *failure: object) -> None:
         self._pool.shutdown(cancel_futures=True)
