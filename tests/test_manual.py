@@ -151,6 +151,11 @@ def test_tables_have_three_columns_at_most() -> None:
     assert wide == []
 
 
+def test_commands_fit_a_terminal_of_80_columns() -> None:
+    lines = [(place, line) for place, text in PAGES.items() for _, block in FENCE.findall(text) for line in block.splitlines()]
+    assert lines and [line for line in lines if len(line[1]) > 78] == []
+
+
 def test_readme_is_short_and_shows_a_picture_in_its_first_screen() -> None:
     lines = TEXTS["README"].splitlines()
     assert len(lines) <= MOST_LINES
