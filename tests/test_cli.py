@@ -1,9 +1,8 @@
-"""The command line: help, settings, completions, README, exit codes."""
+"""The command line: help, settings, completions, exit codes."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-import ctcovid as ctcovid_package
 from ctcovid.cli import app
-from ctcovid.models.catalog import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 COMMAND = typer.main.get_command(app)
@@ -27,26 +24,11 @@ def ctcovid(*arguments: object, cwd: Path | None = None, **environment: str) -> 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_has_help_an_example_and_a_place_in_the_readme(name: str) -> None:
+def test_each_command_has_help_and_an_example(name: str) -> None:
     command = COMMAND.commands[name]  # type: ignore[attr-defined]
     assert command.help
     assert command.epilog.startswith(f"Example: ctcovid {name}")
     assert all(parameter.help for parameter in command.params if parameter.name != "help")
-    assert re.search(rf"(ctcovid {name}\b|\*\*{name}\*\*)", (ROOT / "README.md").read_text())
-
-
-def test_readme_names_every_architecture() -> None:
-    words = set(re.findall(r"[\w]+", (ROOT / "README.md").read_text()))
-    assert set(ARCHITECTURES) <= words
-
-
-def test_readme_lists_every_dependency_and_room() -> None:
-    readme = (ROOT / "README.md").read_text()
-    project = (ROOT / "pyproject.toml").read_text()
-    dependencies = re.findall(r'^    "([a-z0-9-]+)[><=]', project, re.M)
-    assert dependencies and [name for name in dependencies if name not in readme] == []
-    rooms = [path.name for path in Path(ctcovid_package.__file__).parent.iterdir() if (path / "__init__.py").is_file()]
-    assert rooms and [room for room in rooms if f"`{room}/`" not in readme] == []
 
 
 @pytest.mark.parametrize(("shell", "file"), [("bash", "ctcovid.bash"), ("zsh", "_ctcovid"), ("fish", "ctcovid.fish")])

@@ -21,8 +21,9 @@ else:
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(ctcovid.__file__).parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-# Compiled when ctcovid is installed, so not themselves part of what is installed.
-SOURCES = {
+# Compiled when ctcovid is installed, or shown by the README alone, so not themselves part of what is installed.
+PICTURES = {f"ctcovid/manual/pictures/{path.name}" for path in (PACKAGE / "manual" / "pictures").glob("*.png")}
+SOURCES = PICTURES | {
     "ctcovid/" + source.removeprefix("ctcovid/") for module in PROJECT["tool"]["setuptools"]["ext-modules"] for source in module["sources"]
 }
 
@@ -54,7 +55,16 @@ def test_package_data_names_no_file_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["py.typed", "completions/_ctcovid", "completions/ctcovid.bash", "completions/ctcovid.fish", "reports/viewer.html"]
+    "name",
+    [
+        "py.typed",
+        "completions/_ctcovid",
+        "completions/ctcovid.bash",
+        "completions/ctcovid.fish",
+        "reports/viewer.html",
+        "manual/predict.md",
+        "experiments/paper.sh",
+    ],
 )
 def test_what_is_read_at_run_time_is_read_from_the_package(name: str) -> None:
     assert importlib.resources.files("ctcovid").joinpath(*name.split("/")).is_file()

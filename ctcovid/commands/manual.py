@@ -13,8 +13,9 @@ from ctcovid.options.manual import Options, pages
 from ctcovid.options.messages import Messages
 from ctcovid.options.signature import options_table
 
-# Where a page shows the options of a command, as the command line declares them.
-OPTIONS = re.compile(r"^<!-- options: (\w+) -->$", re.M)
+# Where a page shows the options of a command, as the command line declares them. Before the mark stands a sentence for readers of the
+# file itself, to whom the mark is invisible.
+OPTIONS = re.compile(r"^(?:`ctcovid manual \w+` prints the table of options here.*\n\n)?<!-- options: (\w+) -->$", re.M)
 
 
 @dataclass(frozen=True)
@@ -52,5 +53,9 @@ def with_tables(text: str) -> str:
 
 
 def _contents(known: dict[str, str]) -> str:
-    titles = [(topic, text.partition("\n")[0].removeprefix("# ")) for topic, text in known.items()]
-    return "# Pages of the manual\n\n" + "\n".join(f"- `ctcovid manual {topic}`: {title}" for topic, title in titles) + "\n"
+    # Commands in the order in which they are used, then all else.
+    topics = [*(topic for topic in COMMANDS if topic in known), *(topic for topic in known if topic not in COMMANDS)]
+    titles = [(topic, known[topic].partition("\n")[0].removeprefix("# ")) for topic in topics]
+    return (
+        "# Pages of the manual\n\n" + "\n".join(f"- `ctcovid manual {topic}`: {title.partition(': ')[2]}" for topic, title in titles) + "\n"
+    )

@@ -294,7 +294,7 @@ def test_a_job_that_fails_is_not_requeued(prepared: dict[str, str], tmp_path: Pa
 def test_the_batch_script_of_the_readme_requeues_itself_and_evaluates_at_the_end(
     prepared: dict[str, str], tools: Path, tmp_path: Path
 ) -> None:
-    blocks: list[str] = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks: list[str] = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", (ROOT / "ctcovid" / "manual" / "cluster.md").read_text(), re.DOTALL)
     (block,) = (block for block in blocks if "scontrol requeue" in block)
     script = tmp_path / "train.sbatch"
     script.write_text(block)
