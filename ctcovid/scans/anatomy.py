@@ -11,7 +11,7 @@ PLANE = np.zeros((3, 3, 3), bool)
 PLANE[1, 1, :] = PLANE[1, :, 1] = True
 # Lung is at least this share of the body where it is widest: 0.24 to 0.57 in the real chests measured, 0.05 in the real abdomen.
 LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
-# So much of what seems lung lies where most slices have it: 0.45 and more in real chests and parts of them, 0.27 and less in photographs.
+# So much of what seems lung lies where most slices have it: 0.45 and more in real chests and pieces of them, 0.27 and less in photographs.
 # The upper corners show air there, and anything in photographs.
 LEAST_STEADY, LEAST_AIR = 0.3, 0.75
 # So much of the upper edge of a chest may be body.

@@ -184,7 +184,7 @@ def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool)
 
 
 def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
-    """Order, direction and part of the body."""
+    """Check order, direction and anatomy; returns findings and the kept slices in order."""
     if len(kept) < FEWEST_FOR_ANATOMY or min(summaries[kept[0]].height, summaries[kept[0]].width) < SIDE:
         return [], kept
     findings = []
