@@ -17,7 +17,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError
 from ctcovid.commands import prepare, train
 from ctcovid.commands.evaluate import Options, Summary, run
-from ctcovid.evaluation.inference import open_part
+from ctcovid.evaluation.inference import open_evaluation_set
 from ctcovid.evaluation.predictions import read_predictions
 from ctcovid.models import registry
 from ctcovid.volumes.reader import VolumesFile
@@ -56,7 +56,7 @@ def test_the_threshold_comes_from_the_validation_part_and_the_rates_from_the_tes
     assert model.point is not None
     threshold, rates = model.point
     trained = registry.load("r3d18-d4-b8", "cpu", "auto", place / "runs")
-    valid = open_part(trained, None, "valid", SILENT).volume_set
+    valid = open_evaluation_set(trained, None, "valid", SILENT).volume_set
     scores = trained.network.probabilities(np.stack([valid.file.read(one.first_slice, 4) for one in valid.volumes]))[:, 0]
     positive = np.array([one.scan.label == "NCP" for one in valid.volumes])
     assert recall_score(positive, scores >= threshold) >= 0.9
@@ -90,7 +90,9 @@ def test_what_was_found_out_about_the_test_set_is_said_once(place: Path, capsys:
 def test_kinds_of_image_slices_and_columns_of_a_csv_are_subgroups(place: Path) -> None:
     tested = {
         row.patient
-        for row in open_part(registry.load("r3d18-d4-b8", "cpu", "auto", place / "runs"), None, "test", SILENT).volume_set.file.rows
+        for row in open_evaluation_set(
+            registry.load("r3d18-d4-b8", "cpu", "auto", place / "runs"), None, "test", SILENT
+        ).volume_set.file.rows
     }
     lines = ["patient_id,sex", *(f"{patient},{number % 2 + 1}" for number, patient in enumerate(sorted(tested)))]
     (place / "metadata.csv").write_text("\n".join(lines))
@@ -179,17 +181,17 @@ def trained_with(place: Path, folder: Path, path: Path) -> Path:
     return folder / "runs"
 
 
-def test_a_file_that_replaced_the_one_trained_with_chooses_no_threshold_and_trains_nothing(
+def test_a_file_that_replaced_the_training_file_chooses_no_threshold_and_trains_no_baseline(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     replaced, external = of_other_patients(tmp_path / "a", 1000, 1), of_other_patients(tmp_path / "b", 2000, 2)
     runs = trained_with(place, tmp_path, replaced)
     summary = run(Options(data=external, bootstrap=20, runs=runs, output=tmp_path / "out", sensitivity=0.9), SILENT)
-    assert "is not the same file any more" in capsys.readouterr().err
+    assert "has changed since the training" in capsys.readouterr().err
     assert summary.study.models[0].point is None
     assert [baseline.name for baseline in summary.study.baselines] == ["majority class"]
     (check,) = summary.study.checks
-    assert check.repeated_volumes is None and any("is not the same file any more" in note for note in check.notes)
+    assert check.repeated_volumes is None and any("has changed since the training" in note for note in check.notes)
 
 
 def test_patients_of_another_archive_with_the_same_ids_are_tested_on_with_a_warning(
@@ -201,14 +203,14 @@ def test_patients_of_another_archive_with_the_same_ids_are_tested_on_with_a_warn
     assert summary.study.checks[0].population == "external"
 
 
-def test_patients_that_were_trained_on_are_refused_in_another_file_by_their_images(place: Path, tmp_path: Path) -> None:
+def test_training_patients_are_refused_in_another_file_by_their_images(place: Path, tmp_path: Path) -> None:
     prepare.run(prepare.Options(place / "data", 4, 32, tmp_path / "volumes.h5", split="20/20/60"), SILENT)
     with pytest.raises(InputError, match="images"):
         evaluate(place, "r3d18-d4-b8", data=tmp_path / "volumes.h5", output=tmp_path / "out")
 
 
-def test_where_images_cannot_be_compared_the_same_ids_are_refused_with_the_remedy(place: Path, tmp_path: Path) -> None:
+def test_equal_ids_are_refused_with_the_remedy_if_images_cannot_be_compared(place: Path, tmp_path: Path) -> None:
     namesakes = of_other_patients(tmp_path, 0, 3)
     runs = trained_with(place, tmp_path, tmp_path / "gone.h5")
-    with pytest.raises(InputError, match=r"gone\.h5 is not there any more.*Put"):
+    with pytest.raises(InputError, match=r"gone\.h5 no longer exists\. Restore"):
         run(Options(data=namesakes, runs=runs, output=tmp_path / "out"), SILENT)
