@@ -27,7 +27,7 @@ def ctcovid(*arguments: object, cwd: Path | None = None, **environment: str) -> 
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_has_help_an_example_and_a_place_in_the_readme(name: str) -> None:
+def test_each_command_has_help_an_example_and_is_in_the_readme(name: str) -> None:
     command = COMMAND.commands[name]  # type: ignore[attr-defined]
     assert command.help
     assert command.epilog.startswith(f"Example: ctcovid {name}")
@@ -78,7 +78,8 @@ def test_option_goes_before_environment_before_file_before_default(tmp_path: Pat
 def test_a_misspelt_environment_variable_is_reported(tmp_path: Path) -> None:
     done = ctcovid("models", cwd=tmp_path, CTCOVID_TRAIN_MICROBATCH="8", CTCOVID_TRAIN_MICRO_BATCH="8")
     assert done.stderr.splitlines()[0] == (
-        "Warning: The environment variable CTCOVID_TRAIN_MICROBATCH is not a setting and is ignored. Did you mean 'CTCOVID_TRAIN_MICRO_BATCH'?"
+        "Warning: The environment variable CTCOVID_TRAIN_MICROBATCH is not a setting and is ignored. "
+        "Did you mean 'CTCOVID_TRAIN_MICRO_BATCH'?"
     )
     assert done.stderr.count("Warning") == 1
 
@@ -146,7 +147,7 @@ def test_what_cannot_be_done_gets_one_sentence_and_the_documented_code(tmp_path:
 
 
 def test_an_unexpected_error_is_exit_1_and_verbose_shows_the_traceback(tmp_path: Path, make_scan: Callable[..., Path]) -> None:
-    # A folder where a file should be replaced is nothing that a command expects.
+    # A folder where a file should be replaced is not expected by any command.
     make_scan(tmp_path / "data" / "NCP" / "0" / "0")
     (tmp_path / "volumes.table.csv").mkdir()
     done = ctcovid("prepare", "data", "--size", 32, cwd=tmp_path)

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctcovid.base.choices import SMOOTH
 from ctcovid.base.errors import CtcovidError, InputError
 from ctcovid.base.files import write_json
-from ctcovid.explanation.gradcam import SMOOTH
 from ctcovid.explanation.methods import Method, saliency_maps
 from ctcovid.models import registry
 from ctcovid.models.device import choose_device, choose_precision, device_name

@@ -18,7 +18,7 @@ def test_everything_is_measured_for_the_same_volumes_and_shown() -> None:
 def test_both_look_at_the_same_class_without_noise_to_tell_them_apart() -> None:
     """torch-cam's maps of one copy with hardly any noise are ours, but for its scale."""
     pytest.importorskip("torchcam", reason="torch-cam is not installed: tests/benchmarks/requirements-explain.txt")
-    from ctcovid.explanation.gradcam import PLUS
+    from ctcovid.base.choices import PLUS
     from ctcovid.explanation.methods import Method, saliency_maps
     from ctcovid.models import registry
 

@@ -171,7 +171,7 @@ def test_the_map_has_the_voxels_of_the_volume_file_in_its_order(runs: Path, tmp_
     assert found.GetSize() == stored.GetSize()
     for one, other in ((found.GetOrigin(), stored.GetOrigin()), (found.GetDirection(), stored.GetDirection())):
         np.testing.assert_allclose(one, other, atol=1e-3)
-    # The slice that fills no volume has no map, and lies where it lies in the file: at the feet.
+    # The slice that fills no volume has no map, and keeps its position in the file: at the feet.
     values = SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(found, "LPI"))
     assert values.any((1, 2)).tolist() == [True] * 8 + [False]
 

@@ -10,11 +10,11 @@ import torch
 from seers import brightness
 from torch import Tensor
 
+from ctcovid.base.choices import OCCLUSION, PLAIN
 from ctcovid.explanation.activations import find_layer
 from ctcovid.explanation.cells import boxes, cells_of
-from ctcovid.explanation.gradcam import PLAIN
 from ctcovid.explanation.methods import Method, map_cells, saliency_maps
-from ctcovid.explanation.occlusion import CELLS, OCCLUSION, occlusion_maps
+from ctcovid.explanation.occlusion import CELLS, occlusion_maps
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry, resnet3d
 from ctcovid.models.network import Network

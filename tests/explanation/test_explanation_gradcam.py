@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ctcovid.base.choices import SMOOTH
 from ctcovid.explanation.activations import Activations
 from ctcovid.explanation.cells import cells_of
-from ctcovid.explanation.gradcam import SMOOTH, Gathered
+from ctcovid.explanation.gradcam import Gathered
 from ctcovid.explanation.methods import Method, saliency_maps
 from ctcovid.explanation.noise import Noise
 from ctcovid.explanation.upsample import most_salient_slices, to_slices
