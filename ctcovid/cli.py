@@ -1,4 +1,4 @@
-"""The command line: one function per command, made from its options; exit codes. Each command is one lazy import and one call."""
+"""The command line: one function per command, made from its options, and the exit codes. Each command is one lazy import and one call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ctcovid.base.process_info import process_info, require_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.options.commands import COMMANDS
 from ctcovid.options.messages import Messages
-from ctcovid.options.settings import slips, sources
+from ctcovid.options.settings import sources, unknown_settings
 from ctcovid.options.signature import typer_function
 
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
@@ -43,25 +43,28 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_version)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)] = False,
 ) -> None:
-    """What every command has in common is said once, by the options above."""
+    """Options before the name of a command."""
 
 
 def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
-    """Run a command with the values that Typer has converted, and end with the documented exit code."""
+    """Run a command with the values that Typer has converted, and exit with the documented code.
+
+    A summary of None is that of a process that is not the first of several; it is done.
+    """
     messages = Messages(**{field.name: values.pop(field.name) for field in fields(Messages)})
     console = Console(messages.quiet, messages.verbose, messages.json)
     try:
         raise_when_stopped()
         require_alone(name, values.get("executor"))
-        for sentence in slips(ctx) if process_info().rank == 0 else ():
+        for sentence in unknown_settings(ctx) if process_info().rank == 0 else ():
             console.warn(sentence)
         options = COMMANDS[name].options(**values, sources=sources(ctx, values))
         if process_info().size == 1:
-            # Of several processes, all have to hear of it.
+            # If there are several processes, the command itself tells all of them.
             options.require_sense()
-        # Only now, so that help, completion and refusals never wait for torch.
+        # Imported here, so that help, completion and refusals never wait for torch.
         summary = importlib.import_module(f"ctcovid.commands.{name}").run(options, console)
     except ToldError as error:
         raise typer.Exit(error.exit_code) from error
@@ -72,14 +75,14 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
         print("Stopped by Ctrl-C.", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from error
     except BrokenPipeError as error:
-        # The reader of a pipe, such as head, has gone; Python would complain once more when it flushes.
+        # The reader of a pipe, such as head, has ended. Without this, Python would print an error when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_UNEXPECTED) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise _unexpected(error, console.verbose) from error
         where = error.filename or "an output"
-        print(f"Error: no space left on the disk of {where}. Free some and run the same command again.", file=sys.stderr)
+        print(f"Error: no space left on the disk of {where}. Free some space and run the same command again.", file=sys.stderr)
         raise typer.Exit(EXIT_UNEXPECTED) from error
     except Exception as error:
         raise _unexpected(error, console.verbose) from error
@@ -88,7 +91,7 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
 
 
 def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
-    """Report a fault of our own."""
+    """Report an error that is not the user's."""
     if verbose:
         traceback.print_exception(error)
     hint = "" if verbose else " Run the same command again with --verbose for the traceback."

@@ -57,15 +57,16 @@ def test_option_goes_before_environment_before_file_before_default(tmp_path: Pat
     assert "under runs/" in ctcovid("models", cwd=tmp_path).stderr
 
 
-def test_a_slip_in_the_name_of_a_variable_is_seen(tmp_path: Path) -> None:
+def test_a_misspelt_environment_variable_is_reported(tmp_path: Path) -> None:
     done = ctcovid("models", cwd=tmp_path, CTCOVID_TRAIN_MICROBATCH="8", CTCOVID_TRAIN_MICRO_BATCH="8")
     assert done.stderr.splitlines()[0] == (
-        "Warning: CTCOVID_TRAIN_MICROBATCH in the environment is no setting and does nothing. Did you mean 'CTCOVID_TRAIN_MICRO_BATCH'?"
+        "Warning: The environment variable CTCOVID_TRAIN_MICROBATCH is not a setting and is ignored. "
+        "Did you mean 'CTCOVID_TRAIN_MICRO_BATCH'?"
     )
     assert done.stderr.count("Warning") == 1
 
 
-def test_an_argument_that_is_empty_is_not_the_current_folder(tmp_path: Path) -> None:
+def test_an_empty_argument_is_not_the_current_folder(tmp_path: Path) -> None:
     for line in (["predict", ""], ["prepare", ""], ["predict", "scan", "--model", ""]):
         done = ctcovid(*line, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.startswith("Error: An argument is empty; perhaps a variable"), done.stderr
@@ -127,8 +128,8 @@ def test_what_cannot_be_done_gets_one_sentence_and_the_documented_code(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fault_of_our_own_is_exit_1_and_verbose_shows_the_place(tmp_path: Path, make_scan: Callable[..., Path]) -> None:
-    # A folder where a file should be replaced is nothing that a command expects.
+def test_an_unexpected_error_is_exit_1_and_verbose_shows_the_traceback(tmp_path: Path, make_scan: Callable[..., Path]) -> None:
+    # A folder where a file should be replaced is not expected by any command.
     make_scan(tmp_path / "data" / "NCP" / "0" / "0")
     (tmp_path / "volumes.table.csv").mkdir()
     done = ctcovid("prepare", "data", "--size", 32, cwd=tmp_path)

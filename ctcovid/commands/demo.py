@@ -22,9 +22,9 @@ from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.commands.demo_presets import AUTO, PRESETS, Machine, Preset, choose
-from ctcovid.evaluation.aggregation import scan_probabilities
+from ctcovid.evaluation.levels import scan_probabilities
 from ctcovid.explanation.faithfulness import with_random_weights
-from ctcovid.explanation.methods import TITLES, map_cells, saliency_maps
+from ctcovid.explanation.methods import Method, map_cells, saliency_maps
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
@@ -42,9 +42,9 @@ from ctcovid.scans.read import read_volumes
 from ctcovid.scans.scan import Scan
 
 ARCH = "r3d18"
-# At this size the last layer sees the chest as 3 by 3 places. By its most salient places Smooth Grad-CAM++ points as well
-# as Grad-CAM here, but so short a training leaves its energy in lesions no larger than that of random weights.
-METHOD, LAYER = PLAIN, "layer3"
+# At this size a map of the last layer has 3 by 3 cells. Smooth Grad-CAM++ has as many hits as Grad-CAM here, but after so short a
+# training no more energy in lesions than with random weights.
+METHOD = Method(PLAIN, "layer3")
 DEPTH = 4
 SCANS, EASY = 1, 0.0
 DATA = "CC-CCII"
@@ -52,7 +52,7 @@ DATA = "CC-CCII"
 
 @dataclass(frozen=True)
 class Summary:
-    """What the demo left behind; `points` has the pointing games of the trained and of an untrained network, by name."""
+    """What the demo made; `points` are the pointing games of the trained and of an untrained network, by name."""
 
     folder: Path
     evaluation: evaluate.Summary
@@ -69,7 +69,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Data:
-    """A synthetic data set that was written, and nothing else done."""
+    """The synthetic data set of --data-only."""
 
     folder: Path
     rows: list[list[Any]]
@@ -83,7 +83,7 @@ class Data:
 
 
 def run(options: Options, console: Console) -> Summary | Data:
-    """Make the data, then run each command with the line that a person would type."""
+    """Make the data, then run each command as a user would type it."""
     folder = options.folder
     preset, reason = _preset(options)
     parameters = data_parameters(options, preset)
@@ -95,8 +95,8 @@ def run(options: Options, console: Console) -> Summary | Data:
     card = RunCard(folder / RUN_CARD, "demo", asdict(options), options.sources)
     if preset is not None:
         card.content["preset"] = asdict(preset) | {"reason": reason}
-        console.say(f"Preset {preset.name} ({reason}); --preset {_others(preset)} is another size.")
-    with card.recording(), _begun_anew():
+        console.say(f"Preset {preset.name} ({reason}). Use --preset {_others(preset)} for another size.")
+    with card.recording(), _restarted():
         with console.progress(len(plan(parameters)), "Making synthetic scans") as advance:
             scans = write_dataset(data, parameters, options.workers or cpus.allowed(), advance)
         if preset is not None:
@@ -114,21 +114,21 @@ def run(options: Options, console: Console) -> Summary | Data:
 
 
 @contextlib.contextmanager
-def _begun_anew() -> Iterator[None]:
-    """A command that is stopped says how it is continued; the demo around it is not."""
+def _restarted() -> Iterator[None]:
+    """A stopped command says how it is resumed. A demo cannot be resumed, and says that instead."""
     try:
         yield
     except StoppedError as error:
         by = str(error).partition(". ")[0]
-        text = f"{by}. A demo is not continued: the same line with --overwrite begins it anew."
+        text = f"{by}. A demo cannot be resumed. Start it again with the same command and --overwrite."
         raise StoppedError(text, error.exit_code, error.together) from error
 
 
 def _preset(options: Options) -> tuple[Preset | None, str]:
-    """The preset, and why it is that one; None where only data are wanted, which no preset is for."""
+    """The preset, and why it was chosen; None for --data-only, which uses no preset."""
     if options.data_only:
         if options.preset != AUTO:
-            raise UsageError(f"--preset {options.preset} sets the five commands. With --data-only, give --patients, --size and --slices.")
+            raise UsageError(f"--preset {options.preset} is for all five commands. With --data-only, give --patients, --size and --slices.")
         return None, ""
     gpu = choose_device(options.device).type == "cuda"
     return choose(options.preset, Machine(gpu, multiplies_bfloat16(), cpus.allowed()))
@@ -141,7 +141,7 @@ def _others(preset: Preset) -> str:
 def _five_commands(options: Options, preset: Preset, data: Path, size: int, console: Console) -> Summary:
     folder = options.folder
     volumes, runs, explanations = (folder / name for name in ("volumes.h5", "runs", "explanations"))
-    # The commands' own results would mix with this command's one result on stdout.
+    # Only the result of the demo itself goes to stdout.
     inner = Console(quiet=console.quiet, verbose=console.verbose, results=False)
     common: dict[str, Any] = {"seed": options.seed, "overwrite": options.overwrite}
     machine: dict[str, Any] = {"device": options.device}
@@ -157,14 +157,16 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     trained = train.run(training, inner)
     _show(console, "evaluate", "--runs", runs)
     evaluated = evaluate.run(evaluate.Options(runs=runs, workers=options.workers, **machine, **common), inner)
-    # Several processes are refused before.
+    # Several processes, of which only the first has a result, are refused for a demo.
     assert evaluated is not None
     unseen = _unseen_lesions(data, trained.folder)
     _show(console, "predict", unseen[0].folder, "--runs", runs)
     predicted = predict.run(predict.Options([unseen[0].folder], runs=runs, **machine), inner)
     console.say(predicted.table().text())
-    _show(console, "explain", unseen[0].folder, "--method", METHOD, "--layer", LAYER, "--runs", runs, "--output", explanations)
-    explaining = explain.Options([unseen[0].folder], method=METHOD, layer=LAYER, runs=runs, output=explanations, **machine, **common)
+    _show(console, "explain", unseen[0].folder, "--method", METHOD.name, "--layer", METHOD.layer, "--runs", runs, "--output", explanations)
+    explaining = explain.Options(
+        [unseen[0].folder], method=METHOD.name, layer=METHOD.layer, runs=runs, output=explanations, **machine, **common
+    )
     explained = explain.run(explaining, inner)
     points = _pointing(options, unseen, trained.folder, console)
 
@@ -173,9 +175,9 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     if points:
         console.say(f"{_points_table(points).text()}\n{_points_line(points)}")
     console.say(
-        f"\nThe scans were synthetic, so the figures say that the way works and nothing about patients.\n"
-        f"Look at {summary.montage.with_name('viewer.html')} in a browser, and at {trained.folder / 'accuracy.png'}.\n"
-        f"With scans of your own, in the folder CC-CCII:  ctcovid prepare ./CC-CCII --depth 4"
+        f"\nThe scans are synthetic: these figures show that the commands work, and nothing about patients.\n"
+        f"Open {summary.montage.with_name('viewer.html')} in a browser, and look at {trained.folder / 'accuracy.png'}.\n"
+        f"For your own scans in a folder CC-CCII:  ctcovid prepare ./CC-CCII --depth 4"
     )
     return summary
 
@@ -185,7 +187,7 @@ def _show(console: Console, command: str, *words: object) -> None:
 
 
 def data_parameters(options: Options, preset: Preset | None) -> Parameters:
-    """What the data set is like; no `preset` where only data are wanted. Raises UsageError where that cannot be."""
+    """Parameters of the data set; `preset` is None for --data-only. Raises UsageError if no such data set can be made."""
     defects = {item.name: getattr(options, item.name) for item in fields(Defects)}
     slices = options.slices or ("" if preset is None else preset.slices)
     limits = _limits(slices) if slices else None
@@ -197,7 +199,7 @@ def data_parameters(options: Options, preset: Preset | None) -> Parameters:
             options.patients or patients, options.size or size, options.seed, difficulty, limits, scans, defects=Defects(**defects)
         )
     except ValueError as error:
-        raise UsageError(f"No such data set can be made: {error}.") from error
+        raise UsageError(f"This data set cannot be made: {error}.") from error
 
 
 def _limits(slices: str) -> tuple[int, int]:
@@ -208,7 +210,7 @@ def _limits(slices: str) -> tuple[int, int]:
 
 
 def _unseen_lesions(data: Path, run_folder: Path) -> list[Scan]:
-    """Scans with COVID-19 or pneumonia, in turn, of patients whom the model has not seen."""
+    """Scans with COVID-19 and pneumonia, alternating, of test patients."""
     test = set(read_card(run_folder)["split"]["test"])
     scans = [scan for scan in find_dataset(data)[0] if scan.patient in test]
     by_class = [[scan for scan in scans if scan.label == label] for label in ("NCP", "CP")]
@@ -217,10 +219,9 @@ def _unseen_lesions(data: Path, run_folder: Path) -> list[Scan]:
 
 
 def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Console) -> dict[str, Pointing]:
-    """The pointing games of the trained network and of one with random weights, on all scans with a lesion of unseen patients.
+    """Pointing games of the trained network and of one with random weights, on scans of unseen patients with lesions.
 
-    Maps are of the scan's true class. Those of a scan that the network takes for another class are counted as well; without them is
-    a row of its own.
+    Maps are of the scan's true class. Scans with a wrong prediction are counted too; a row of its own has only the right ones.
     """
     trained = registry.load(run_folder.name, options.device, runs=run_folder.parent)
     untrained = with_random_weights(trained.network, options.seed)
@@ -228,7 +229,7 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
     workers = options.workers or cpus.allowed()
     maps: dict[str, list[np.ndarray]] = {"trained": [], "untrained": []}
     lesions, right = [], []
-    with console.progress(len(scans), "Holding maps against lesions") as advance:
+    with console.progress(len(scans), "Comparing maps with lesions") as advance:
         for scan in scans:
             volumes = read_volumes(scan, trained.depth, trained.size, workers)
             masks = replace(truth[scan.source], label=scan.label)
@@ -249,7 +250,7 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
 
 
 def _maps(network: Network, volumes: np.ndarray, target: int) -> np.ndarray:
-    native = saliency_maps(network, volumes, METHOD, LAYER, [target])[:, 0]
+    native = saliency_maps(network, volumes, METHOD, [target])[:, 0]
     cells = map_cells(network, METHOD, volumes.shape[1:], native.shape[1:])
     return to_slices(native, cells).reshape(-1, *volumes.shape[2:])
 
@@ -257,7 +258,7 @@ def _maps(network: Network, volumes: np.ndarray, target: int) -> np.ndarray:
 def _points_table(points: dict[str, Pointing]) -> Table:
     rows: list[list[Any]] = [[name, found.hits, found.energy, found.chance, found.slices] for name, found in points.items()]
     return Table(
-        ("network", "most salient in a lesion", "saliency in lesions", "by chance", "slices"), rows, "Do maps point into the lesions?"
+        ("network", "most salient pixel in a lesion", "saliency in lesions", "chance level", "slices"), rows, "Do maps point into lesions?"
     )
 
 
@@ -265,6 +266,6 @@ def _points_line(points: dict[str, Pointing]) -> str:
     """The table in words."""
     trained, untrained = points["trained"], points["untrained"]
     return (
-        f"{TITLES[METHOD]} points into a lesion in {trained.hits:.0%} of the {trained.slices} slices of unseen patients that have one; "
-        f"by chance it were {trained.chance:.0%}, and with random weights {untrained.hits:.0%}."
+        f"{METHOD.title} points into a lesion in {trained.hits:.0%} of the {trained.slices} slices with one, all of unseen patients. "
+        f"The chance level is {trained.chance:.0%}; a network with random weights reaches {untrained.hits:.0%}."
     )

@@ -1,4 +1,4 @@
-"""How large `ctcovid demo` is: a few fixed sizes, and which of them a machine gets. No torch here, and no clock."""
+"""Presets of `ctcovid demo`, and how one is chosen for a machine. It needs neither torch nor a clock."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of the demo. The same preset and seed give the same data on every machine.
+    """A size of the demo. The same preset and seed give the same data on every machine.
 
     patients : of each class
-    size : pixels of a side
+    size : pixels per side of a slice
     slices : fewest and most slices of a scan
-    epochs, augment : of the training; in few epochs a network learns more where volumes do not change from one to the next
+    epochs, augment : of the training; in few epochs a network learns more without augmentation
     """
 
     name: str
@@ -28,7 +28,7 @@ class Preset:
     augment: bool
 
     def recipe(self) -> dict[str, Any]:
-        """Options of `ctcovid train`. With so few patients the paper's recipe would take longer to learn, and learn the patients."""
+        """Options of `ctcovid train`. With so few patients the paper's recipe would learn more slowly, and overfit."""
         common = {"epochs": self.epochs, "batch": 16, "learning_rate": 3e-4, "schedule": "cosine"}
         return common | ({"augment": True} if self.augment else {})
 
@@ -40,13 +40,13 @@ PRESETS = {
         Preset("full", patients=72, size=96, slices="16-18", epochs=9, augment=True),
     )
 }
-# On two CPUs the full demo ends within three minutes where they multiply bfloat16, and takes seven where they do not (RESULTS.md).
+# On two CPUs the full demo takes three minutes with fast bfloat16 and seven without (RESULTS.md).
 ENOUGH_WITH_BFLOAT16, ENOUGH_WITHOUT = 2, 8
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the choice rests on: is there a GPU, do the CPUs multiply bfloat16, and how many of them may the job use."""
+    """What the preset depends on: a GPU, CPUs with fast bfloat16, and how many CPUs the job may use."""
 
     gpu: bool
     bfloat16: bool
@@ -54,7 +54,7 @@ class Machine:
 
 
 def choose(wanted: str, machine: Machine) -> tuple[Preset, str]:
-    """The preset of that name, or for "auto" the one for this machine; and why it is that one, in words.
+    """The preset of that name, or for "auto" the one for this machine; and the reason for the choice.
 
     Raises UsageError for an unknown name.
     """

@@ -1,4 +1,4 @@
-"""ctcovid manual: the reference, a page at a time."""
+"""ctcovid manual: the pages of the reference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Page:
 
 
 def run(options: Options, console: Console) -> Page:
-    """Print a page, with the tables of options in their places."""
+    """Print a page with its tables of options, or the list of pages."""
     known = pages()
     if options.topic and options.topic not in known:
         raise UsageError(f"The manual has no page '{options.topic}'.{did_you_mean(options.topic, known)} `ctcovid manual` lists them all.")
@@ -48,7 +48,7 @@ def run(options: Options, console: Console) -> Page:
 
 
 def with_tables(text: str) -> str:
-    """A page whose marks are replaced by the tables of options that they stand for."""
+    """The page with the tables of options that its marks stand for."""
     return OPTIONS.sub(lambda found: options_table(COMMANDS[found[1]].options, Messages), text)
 
 

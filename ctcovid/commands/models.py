@@ -1,4 +1,4 @@
-"""ctcovid models: architectures, and runs that are trained models."""
+"""ctcovid models: architectures and trained models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each convolution of an architecture costs per volume, and all of them together, in GMAC."""
+    """The cost of each convolution of an architecture, and of all together, in GMAC per volume."""
 
     options: Options
     layers: list[dict[str, Any]]
@@ -83,15 +83,15 @@ class Plan:
         ]
         rows.append(["all", "", "", *map(_gmac, self.totals.values()), f"{1:.1%}"])
         depth, size = self.options.depth, self.options.size
-        left_out = "Convolutions alone are counted"
+        note = "Only convolutions are counted"
         if "transformer" in architecture(self.options.cost).family:
-            left_out += f"; most of the work of {self.options.cost} is in linear layers and attention"
+            note += f"; most of the work of {self.options.cost} is in linear layers and attention"
         return Table(
             ("layer", "output", "chosen", "GMAC plain", "GMAC folded", "GMAC chosen", "share"),
             rows,
             f"{self.options.cost} on one {depth}×{size}×{size} volume",
             text_columns=3,
-            notes=[f"{left_out}."],
+            notes=[f"{note}."],
         )
 
 
@@ -100,7 +100,7 @@ def _gmac(value: float | None) -> str:
 
 
 def run(options: Options, console: Console) -> Summary | Plan:
-    """List what can be trained and what is trained, or show what an architecture's layers cost."""
+    """List architectures and trained models, or show what an architecture's layers cost."""
     return _plan(options, console) if options.cost else _lists(options, console)
 
 
@@ -125,8 +125,8 @@ def _plan(options: Options, console: Console) -> Plan:
     totals = {"gmac_plain": sum(layer.plain for layer in costs), "gmac_folded": sum(folded) if folded else None, "gmac_chosen": total}
     made = Plan(options, layers, totals)
     console.result(made.table(), made.document())
-    console.say("Chosen: folded, a 2D convolution over depth and channels; plain, a 3D one; slices, columns, band and points,")
-    console.say("2D ones for kernels without extent in depth, in the plane (band: as one dense matrix), or in both.")
+    console.say("Chosen: folded is a 2D convolution over depth and channels; plain is a 3D convolution. The others are 2D convolutions:")
+    console.say("slices for kernels of depth 1; columns and band (one dense matrix) for kernels of size 1 in the plane; points for both.")
     return made
 
 
@@ -137,13 +137,13 @@ def _lists(options: Options, console: Console) -> Summary:
     summary = Summary(architectures, _trained(options.runs))
     console.result(summary, summary.document())
     if not summary.runs:
-        console.say(f"No trained model under {options.runs}/ yet; ctcovid train makes one.")
+        console.say(f"No trained model under {options.runs}/ yet. Make one with ctcovid train.")
     return summary
 
 
 def _trained(runs: Path) -> list[dict[str, Any]]:
     if not any(runs.glob("*/model.json")):
-        # Without a run there is no reason to wait for torch.
+        # Without a run, torch is not needed.
         return []
     from ctcovid.models.registry import describe, finished_runs
 

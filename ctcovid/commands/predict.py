@@ -18,6 +18,7 @@ from ctcovid.base.files import claim_file
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.ranks import Ranks, together
+from ctcovid.distributed.session import Session
 from ctcovid.inference.classify import classify
 from ctcovid.models import registry
 from ctcovid.models.device import device_name, keep_freed_layers
@@ -36,9 +37,9 @@ ROUND = 8
 
 @dataclass(frozen=True)
 class Summary:
-    """The models, the rows of the scans, and a sentence for each scan that was refused or, where that is asked for, flagged.
+    """The models, the rows of the scans, and a sentence for each scan that was refused or, with --strict, flagged.
 
-    Rows of this line's scans that an earlier run has left are `kept`.
+    `kept` are rows of the requested scans from an earlier run.
     """
 
     models: list[dict[str, Any]]
@@ -55,15 +56,15 @@ class Summary:
         return prediction_table([*self.kept, *self.rows], scan_columns(self.classes, len(self.models)))
 
     def keep(self, row: Row, strict: bool) -> None:
-        """Count a row of an earlier run, which is none of a refused scan."""
+        """Count a row of an earlier run; it is not of a refused scan."""
         self.kept.append(row)
         if strict and row["flags"]:
             self.failed.append(f"{row['scan']}: {row['notes']}")
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a process hands to the first one of a scan: its row, those of its volumes, and the path and hash of what was read."""
+class ClassifiedScan:
+    """What a process sends to the first one: the row of a scan, the rows of its volumes, and the path and hash of what was read."""
 
     row: Row
     volumes: list[Row]
@@ -71,51 +72,43 @@ class Done:
     hash: str | None
 
 
-def run(options: Options, console: Console) -> Summary:
-    """Find the scans, classify each, and go on past those that cannot be checked.
+@dataclass(frozen=True)
+class Earlier:
+    """Rows of scans and of volumes that an earlier run has written."""
 
-    Of several processes started together, each takes its share of the scans, and the first writes.
+    scans: list[Row]
+    volumes: list[Row]
+
+
+def run(options: Options, console: Console) -> Summary:
+    """Find the scans, load the models, keep the rows of an earlier run, classify the other scans and write their rows.
+
+    A scan that cannot be classified gets a row with the reason. Of several processes started together, each classifies its share of the
+    scans, and the first writes.
     """
-    with together(console, options.device, "Run the line again, with --resume if it has an --output.") as ranks:
+    with together(console, options.device, "Run the same command again; if it has an --output, add --resume.") as ranks:
         options.require_sense()
         if console.json and options.output == STDOUT:
-            raise UsageError("--json prints one document on stdout, and -o - a line of JSON per scan. Give one of them.")
+            raise UsageError("--json prints one document on stdout, but -o - prints a line of JSON per scan. Give one of them.")
+        session = Session(console, StopRequest(), ranks, options.workers or ranks.cpus)
         if ranks.first:
-            # Rows of volumes are continued only together with those of their scans.
-            begun = options.resume and options.output is not None and options.output.is_file()
-            for path in options.outputs:
-                claim_file(path, options.overwrite or begun)
+            _claim_outputs(options)
         with console.busy("Looking for scans"):
-            scans = list(options.part_of(find_scans(options.scans, options.series)))
+            scans = list(options.own_shard(find_scans(options.scans, options.series)))
         models = _models(options)
-        classes = models[0].classes
-        summary = Summary([_about(model, options.raw) for model in models], classes, [], [])
+        summary = Summary([_about(model, options.raw) for model in models], models[0].classes, [], [])
         listed = hashlib.sha256(repr([(scan.id, scan.patient) for scan in scans]).encode()).hexdigest()
         ranks.require_same((listed, summary.models), "the scans and the models")
-        kept = _kept(options, summary, ranks)
-        there = {_key(row): row for row in kept[0]}
-        todo = [scan for scan in scans if (scan.id, scan.patient) not in there]
-        for scan in scans:
-            if row := there.get((scan.id, scan.patient)):
-                if row["source"] != source_of(scan):
-                    raise UsageError(
-                        f"{options.output} has a scan {scan.id} of {row['source']} already, and this one is {source_of(scan)}. "
-                        "Give the folder above both, which tells them apart, or another --output."
-                    )
-                summary.keep(row, options.strict)
-        for about, model in zip(summary.models, models, strict=True):
-            fit = "softmax as it is" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
-            console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {fit}.")
-        if summary.kept:
-            console.say(f"{len(summary.kept):,} of {counted(len(scans), 'scan')} in {options.output} already.")
-        with StopRequest() as stop, contextlib.closing(_rounds(todo, models, options, ranks, stop, console)) as rounds:
-            ranks.tell_of(stop)
+        earlier = _earlier(options, summary, ranks)
+        todo = _keep_earlier(scans, earlier, summary, options)
+        _announce(models, summary, len(scans), options, console)
+        with session.listening(), contextlib.closing(_rounds(todo, models, options, session)) as rounds:
             if not ranks.first:
                 for _ in rounds:
                     pass
                 return summary
             warn_of(todo, console)
-            _write(rounds, summary, kept, models, options, console)
+            _write(rounds, summary, earlier, models, options, console)
     if console.json or not options.output:
         console.result(summary.table(), summary.document())
     console.notice()
@@ -125,22 +118,29 @@ def run(options: Options, console: Console) -> Summary:
     return summary
 
 
+def _claim_outputs(options: Options) -> None:
+    # Rows of volumes are only continued together with those of their scans.
+    resumed = options.resume and options.output is not None and options.output.is_file()
+    for path in options.outputs:
+        claim_file(path, options.overwrite or resumed)
+
+
 def _models(options: Options) -> list[TrainedModel]:
     """The models, each once.
 
-    Raises ModelRefusedError where their classes differ, UsageError where names are the same.
+    Raises ModelRefusedError if their classes differ, UsageError if two have the same name.
     """
     loaded = [registry.load(name, options.device, options.precision, options.runs) for name in options.models]
     keep_freed_layers(loaded[0].network.device)
     models = list({model.folder.resolve(): model for model in loaded}.values())
-    names_met = Counter(model.name for model in models)
-    if repeated := [name for name, count in names_met.items() if count > 1]:
-        raise UsageError(f"Several of the models are called {', '.join(repeated)}. Rename one, so that the rows tell them apart.")
+    counts = Counter(model.name for model in models)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise UsageError(f"Several of the models are called {', '.join(repeated)}. Rename one of them.")
     for model in models[1:]:
         if model.classes != models[0].classes:
             raise ModelRefusedError(
-                f"{model.name} has the classes {', '.join(model.classes)}, {models[0].name} {', '.join(models[0].classes)}. "
-                "Only models of the same classes, in the same order, are averaged."
+                f"{model.name} has the classes {', '.join(model.classes)}, but {models[0].name} has {', '.join(models[0].classes)}. "
+                "Only models with the same classes in the same order can be averaged."
             )
     return models
 
@@ -150,7 +150,7 @@ def _about(model: TrainedModel, raw: bool) -> dict[str, Any]:
 
 
 def _key(row: Row) -> tuple[str, str]:
-    """What tells a scan from all others."""
+    """What identifies a scan."""
     return row["scan"], row["patient"] or ""
 
 
@@ -158,60 +158,85 @@ def _card_path(output: Path) -> Path:
     return output.with_name(output.name + ".run.json")
 
 
-def _kept(options: Options, summary: Summary, ranks: Ranks) -> tuple[list[Row], list[Row]]:
-    """Rows of scans and of volumes that an earlier run has left, without scans that it refused: they may have been mended.
+def _earlier(options: Options, summary: Summary, ranks: Ranks) -> Earlier:
+    """With --resume, the rows of an earlier run, without scans that it refused: they may have been repaired since.
 
-    Raises InputError where that run had other models.
+    Raises InputError if that run had other models, or its file cannot be continued.
     """
-    found: tuple[list[Row], list[Row]] = ([], [])
+    found = Earlier([], [])
     if ranks.first and options.resume and options.output:
-        earlier = None
+        models = None
         with contextlib.suppress(OSError, ValueError):
-            earlier = json.loads(_card_path(options.output).read_text(encoding="utf-8")).get("models")
-        if options.output.is_file() and earlier is not None and earlier != summary.models:
-            names = ", ".join(str(model.get("name")) for model in earlier)
-            raise InputError(f"{options.output} was begun with {names}, or with another calibration. Name another --output.")
+            models = json.loads(_card_path(options.output).read_text(encoding="utf-8")).get("models")
+        if options.output.is_file() and models is not None and models != summary.models:
+            names = ", ".join(str(model.get("name")) for model in models)
+            raise InputError(f"{options.output} was written with {names}, or with another calibration. Give another --output.")
         columns = scan_columns(summary.classes, len(summary.models))
         rows = [row for row in read_rows(options.output, columns, lambda document: document["scans"]) if row["predicted"]]
         try:
             rows = list(map(typed_row, rows))
         except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{options.output} cannot be continued: {error}. Name another --output.") from error
+            raise InputError(f"{options.output} cannot be continued: {error}. Give another --output.") from error
         volumes: list[Row] = []
         if options.volumes:
             volumes = read_rows(options.volumes, volume_columns(summary.classes))
-            # Where an earlier run wrote no volumes, or had no time to, the scan is classified again.
+            # A scan without rows of its volumes is classified again.
             complete = set(map(_key, volumes))
             rows = [row for row in rows if _key(row) in complete]
-        there = set(map(_key, rows))
-        found = rows, [row for row in volumes if _key(row) in there]
+        kept = set(map(_key, rows))
+        found = Earlier(rows, [row for row in volumes if _key(row) in kept])
     return ranks.gather(found)[0]
 
 
+def _keep_earlier(scans: list[Scan], earlier: Earlier, summary: Summary, options: Options) -> list[Scan]:
+    """Add the rows of an earlier run to `summary`; the scans that have none.
+
+    Raises UsageError if a row belongs to another scan with the same id.
+    """
+    rows = {_key(row): row for row in earlier.scans}
+    for scan in scans:
+        if row := rows.get((scan.id, scan.patient)):
+            if row["source"] != source_of(scan):
+                raise UsageError(
+                    f"{options.output} already has a scan {scan.id}, from {row['source']}, but this one is {source_of(scan)}. "
+                    "Give the folder above both, so that their ids differ, or another --output."
+                )
+            summary.keep(row, options.strict)
+    return [scan for scan in scans if (scan.id, scan.patient) not in rows]
+
+
+def _announce(models: list[TrainedModel], summary: Summary, scans: int, options: Options, console: Console) -> None:
+    for about, model in zip(summary.models, models, strict=True):
+        kind = "not calibrated" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
+        console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {kind}.")
+    if summary.kept:
+        console.say(f"{len(summary.kept):,} of {counted(scans, 'scan')} are already in {options.output}.")
+
+
 def _rounds(
-    scans: list[Scan], models: list[TrainedModel], options: Options, ranks: Ranks, stop: StopRequest, console: Console
-) -> Generator[list[Done], None, None]:
-    """What all processes have found, a few scans at a time, in the order of the scans; the same in each of them."""
+    scans: list[Scan], models: list[TrainedModel], options: Options, session: Session
+) -> Generator[list[ClassifiedScan], None, None]:
+    """What all processes have classified, a few scans at a time, in the order of the scans; the same in each process."""
+    ranks, stop = session.ranks, session.stop
     classes, hashes = models[0].classes, {}
 
     def hashed(scan: Scan) -> None:
-        # The reading threads have the files at hand.
+        # In the threads that read, right after the files were in memory.
         with contextlib.suppress(OSError):
             if digest := scan.sha256():
                 hashes[id(scan)] = f"sha256:{digest}"
 
-    def one(number: int, scan: Scan) -> tuple[int, Done]:
-        checked = next(predictions)
-        volumes = volume_rows(checked, classes) if options.volumes else []
-        return number, Done(scan_row(checked, classes, len(models)), volumes, scan.folder, hashes.pop(id(scan), None))
+    def one(number: int, scan: Scan) -> tuple[int, ClassifiedScan]:
+        prediction = next(predictions)
+        volumes = volume_rows(prediction, classes) if options.volumes else []
+        return number, ClassifiedScan(scan_row(prediction, classes, len(models)), volumes, scan.folder, hashes.pop(id(scan), None))
 
     share = ranks.share(list(enumerate(scans)))
     own = iter(share)
-    predictions = classify(
-        [scan for _, scan in share], models, options.workers or ranks.cpus, options.raw, hashed if options.outputs else lambda scan: None
-    )
+    after_reading = hashed if options.outputs else lambda scan: None
+    predictions = classify([scan for _, scan in share], models, session.workers, options.raw, after_reading)
     at_once = ROUND if ranks.size > 1 else 1
-    with contextlib.closing(predictions), console.progress(len(scans), "Scans") as advance:
+    with contextlib.closing(predictions), session.console.progress(len(scans), "Scans") as advance:
         for _ in range(-(-len(scans) // (at_once * ranks.size))):
             done = []
             for number, scan in islice(own, at_once):
@@ -223,17 +248,17 @@ def _rounds(
             everything = sorted((item for some, _ in gathered for item in some), key=lambda item: item[0])
             yield [found for _, found in everything]
             advance(len(everything))
-            # Processes hear of a signal at different moments; what they have exchanged is the same for all.
-            if heard := [signal for _, signal in gathered if signal]:
-                stop.received = heard[0]
-                further = "the same line with --resume continues it." if options.outputs else "run the line again."
-                raise stop.error(f"What is done is kept; {further}")
+            # Processes notice a signal at different moments, but what they have exchanged is the same in all.
+            if signals := [signal for _, signal in gathered if signal]:
+                stop.received = signals[0]
+                further = "the same command with --resume continues." if options.outputs else "run the same command again."
+                raise stop.error(f"Finished scans are kept; {further}")
 
 
 def _write(
-    rounds: Iterator[list[Done]],
+    rounds: Iterator[list[ClassifiedScan]],
     summary: Summary,
-    kept: tuple[list[Row], list[Row]],
+    earlier: Earlier,
     models: list[TrainedModel],
     options: Options,
     console: Console,
@@ -248,7 +273,7 @@ def _write(
     with contextlib.ExitStack() as stack:
         if card:
             stack.enter_context(card.recording())
-        _write_files(rounds, summary, kept, card, options)
+        _write_files(rounds, summary, earlier, card, options)
         refused = [row["notes"] for row in summary.rows if row["predicted"] is None]
         if refused:
             console.warn(f"{len(refused):,} of {counted(len(summary.rows), 'scan')} could not be classified:\n{listing(refused)}")
@@ -259,18 +284,18 @@ def _write(
 
 
 def _write_files(
-    rounds: Iterator[list[Done]], summary: Summary, kept: tuple[list[Row], list[Row]], card: RunCard | None, options: Options
+    rounds: Iterator[list[ClassifiedScan]], summary: Summary, earlier: Earlier, card: RunCard | None, options: Options
 ) -> None:
     columns = scan_columns(summary.classes, len(summary.models)), volume_columns(summary.classes)
     with contextlib.ExitStack() as stack:
         scans = volumes = None
         if options.output:
-            scans = stack.enter_context(RowFile(options.output, columns[0], kept[0], summary.document))
+            scans = stack.enter_context(RowFile(options.output, columns[0], earlier.scans, summary.document))
         if options.volumes:
-            volumes = stack.enter_context(RowFile(options.volumes, columns[1], kept[1]))
+            volumes = stack.enter_context(RowFile(options.volumes, columns[1], earlier.volumes))
         for done in rounds:
             for one in done:
-                # A scan's own row comes last: where it stands, all of the scan does.
+                # The row of a scan is written last, so that a scan with a row is complete.
                 if volumes:
                     for row in one.volumes:
                         volumes.add(row)

@@ -14,7 +14,7 @@ from ctcovid.evaluation.predictions import Predictions
 from ctcovid.evaluation.volume_summary import PartSummary, repeated
 
 if TYPE_CHECKING:
-    from ctcovid.evaluation.inference import Part
+    from ctcovid.evaluation.inference import EvaluationSet
 
 WORDS = {"train": "training", "valid": "validation"}
 MAJORITY, LOGISTIC = "majority class", "logistic regression"
@@ -43,7 +43,7 @@ class Checks:
 
 
 def check(
-    predictions: Predictions, part: Part | None, tested: PartSummary | None, learnt: dict[str, PartSummary], name: str = "test"
+    predictions: Predictions, part: EvaluationSet | None, tested: PartSummary | None, learnt: dict[str, PartSummary], name: str = "test"
 ) -> Checks:
     """Look into the test set of a model.
 
@@ -101,7 +101,7 @@ def baselines(predictions: Predictions, tested: PartSummary | None, trained: Par
     return found
 
 
-def _population(part: Part) -> tuple[str, str]:
+def _population(part: EvaluationSet) -> tuple[str, str]:
     if part.same_file:
         return "internal", "other patients of the file that the model was trained with, so from the same archive."
     if part.alike and part.same is not False:

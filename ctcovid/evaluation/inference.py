@@ -10,7 +10,7 @@ import numpy as np
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError
-from ctcovid.distributed.ranks import Ranks
+from ctcovid.distributed.session import Session
 from ctcovid.evaluation.overlap import share_images
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.models.device import device_name
@@ -24,14 +24,14 @@ AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Part:
-    """The volumes of one part of a file at a model's depth, and what the model was trained with.
+class EvaluationSet:
+    """The volumes of one part of a file at a model's depth, and the file that the model was trained on.
 
     Attributes
     ----------
-    own : the file that the model was trained with; None where `missing` says why it cannot be looked into
-    alike : how many patients have ids that the data of the model have too
-    same : whether they are the same people, by their images; None where these cannot be compared
+    own : the file that the model was trained on; None if it cannot be read, for the reason in `missing`
+    alike : how many patient ids also occur in the data of the model
+    same : whether they are the same people, by their images; None if the images cannot be compared
     """
 
     volume_set: VolumeSet
@@ -49,28 +49,30 @@ class Part:
         return self.volume_set.volumes
 
     def own_set(self, part: str) -> VolumeSet | None:
-        """A part of what the model was trained with, at its depth; None where that file is not there, or not the same any more."""
+        """A part of the file that the model was trained on, at its depth; None if that file is missing or has changed."""
         return None if self.own is None else VolumeSet(self.own, part, self.volume_set.depth)
 
 
-def open_part(model: TrainedModel, data: Path | None, part: str, console: Console) -> Part:
-    """The volumes to score a model on: of `data`, or of the file that it was trained with.
+def open_evaluation_set(model: TrainedModel, data: Path | None, part: str, console: Console) -> EvaluationSet:
+    """The volumes to score a model on: a part of `data`, or of the file that it was trained on.
 
-    Raises InputError where the part is empty, has other classes or sizes, or, to test on, has patients that the model was trained on.
+    Raises InputError if the part is empty, has other classes or sizes, or is the test part and has patients that the model was trained on.
     """
     trained_on = Path(model.card["data"]["path"])
     path = data or (trained_on if trained_on.is_file() else Path("volumes.h5"))
     file = VolumesFile(path)
     own, missing = _own_file(model, file, trained_on)
     if own is not file:
-        console.warn(f"{path} is not the file that {model.name} was trained with.")
+        console.warn(f"{path} is not the file that {model.name} was trained on.")
     if own is None:
-        console.warn(f"{model.name}: {missing}; its training data cannot be checked.")
+        console.warn(f"{model.name}: {missing}. The test images cannot be compared with its training data.")
     if sorted(file.classes) != sorted(model.classes):
-        raise InputError(f"{path} has the classes {', '.join(file.classes)}, {model.name} {', '.join(model.classes)}. Give other --data.")
+        raise InputError(
+            f"{path} has the classes {', '.join(file.classes)}, but {model.name} has {', '.join(model.classes)}. Give another --data."
+        )
     if file.size != model.size:
         raise InputError(
-            f"{path} has slices of {file.size}×{file.size}, {model.name} was trained on {model.size}×{model.size}. "
+            f"{path} has slices of {file.size}×{file.size}, but {model.name} was trained on {model.size}×{model.size}. "
             f"Make a file with ctcovid prepare --size {model.size}."
         )
     volume_set = VolumeSet(file, part, model.depth)
@@ -79,30 +81,30 @@ def open_part(model: TrainedModel, data: Path | None, part: str, console: Consol
             f"The {part} part of {path} has no volumes of depth {model.depth}. Assign patients to it with "
             "ctcovid prepare --split-file, or evaluate another --part."
         )
-    alike, same = _namesakes(model, volume_set, own, missing, part, console)
-    return Part(volume_set, own, missing, alike, same)
+    alike, same = _shared_patients(model, volume_set, own, missing, part, console)
+    return EvaluationSet(volume_set, own, missing, alike, same)
 
 
 def _own_file(model: TrainedModel, file: VolumesFile, trained_on: Path) -> tuple[VolumesFile | None, str]:
-    """The file that the model was trained with, which may be `file`, or None and why: what lies at its path now may be another."""
+    """The file that the model was trained on, which may be `file`; or None and the reason, such as that the path now has another file."""
     fingerprint = model.card["data"].get("fingerprint")
     if file.fingerprint == fingerprint:
         return file, ""
     if not trained_on.is_file():
-        return None, f"{trained_on} is not there any more"
+        return None, f"{trained_on} no longer exists"
     try:
         found = VolumesFile(trained_on)
     except InputError as error:
-        return None, f"{trained_on} cannot be read any more ({str(error).rstrip('.')})"
+        return None, f"{trained_on} can no longer be read ({str(error).rstrip('.')})"
     if found.fingerprint != fingerprint:
-        return None, f"{trained_on} has changed since the model was trained"
+        return None, f"{trained_on} has changed since the training"
     return found, ""
 
 
-def predict(model: TrainedModel, volume_set: VolumeSet, part: str, workers: int | None, ranks: Ranks, console: Console) -> Predictions:
-    """The model's predictions on all volumes of a part, each made by one of the processes; the same in all of them."""
-    console.say(f"Evaluating {model.name} on the {part} part of {volume_set.file.path}, {device_name(model.network.device)}.")
-    probabilities = _probabilities(model, volume_set, workers or ranks.readers, ranks, console)
+def predict(model: TrainedModel, volume_set: VolumeSet, part: str, session: Session) -> Predictions:
+    """The model's predictions on all volumes of a part. The processes share the volumes, and each gets all predictions."""
+    session.console.say(f"Evaluating {model.name} on the {part} part of {volume_set.file.path}, {device_name(model.network.device)}.")
+    probabilities = _probabilities(model, volume_set, session)
     volumes = volume_set.volumes
     return Predictions(
         model.name,
@@ -115,11 +117,12 @@ def predict(model: TrainedModel, volume_set: VolumeSet, part: str, workers: int 
     )
 
 
-def _probabilities(model: TrainedModel, volume_set: VolumeSet, workers: int, ranks: Ranks, console: Console) -> np.ndarray:
+def _probabilities(model: TrainedModel, volume_set: VolumeSet, session: Session) -> np.ndarray:
     """Softmax probabilities, float64 (N, classes)."""
+    ranks, workers = session.ranks, session.workers
     order = ranks.share(in_order(len(volume_set), ranks.at_most(AT_ONCE, len(volume_set))))
     own: list[tuple[np.ndarray, np.ndarray]] = []
-    with console.progress(sum(map(len, order)), f"Predicting with {model.name}") as advance, naming_limits(workers):
+    with session.console.progress(sum(map(len, order)), f"Predicting with {model.name}") as advance, naming_limits(workers):
         for batch in volume_set.batches(order, workers) if order else ():
             own.append((batch.indices.numpy(), model.network.probabilities(batch.volumes)))
             advance(len(batch.labels))
@@ -130,19 +133,19 @@ def _probabilities(model: TrainedModel, volume_set: VolumeSet, workers: int, ran
         for indices, probabilities in some:
             found[indices] = probabilities
             times[indices] += 1
-    assert (times == 1).all(), "a volume was left out, or classified twice"
+    assert (times == 1).all(), "a volume was omitted or classified twice"
     return found
 
 
-def _namesakes(
+def _shared_patients(
     model: TrainedModel, volume_set: VolumeSet, own: VolumesFile | None, missing: str, part: str, console: Console
 ) -> tuple[int, bool | None]:
-    """How many patients have ids that the model's data have too, and whether they are the same people, None where that is not known.
+    """How many patient ids also occur in the model's data, and whether they are the same people; None if that is unknown.
 
-    A model scored on patients that it has learnt from looks better than it is: in a test they are refused. In another file an id says
-    little, since many archives count from 0; where a single image stands under one id in both, all ids are taken for the same people.
+    A model that is scored on its training patients looks better than it is, so a test on them is refused. Equal ids in another file mean
+    little, since many archives count from 0. If one id has an image in common in both files, all ids are taken for the same people.
 
-    Raises InputError for a test on such patients, or on any of the same id where images cannot be compared.
+    Raises InputError for a test on training patients, or on patients with their ids whose images cannot be compared.
     """
     split, file = model.card.get("split", {}), volume_set.file
     patients = {volume.scan.patient for volume in volume_set.volumes}
@@ -154,31 +157,32 @@ def _namesakes(
     if own is file:
         same = True
     elif own is not None and own.window == file.window:
-        # Patients of all parts, because one that is dealt elsewhere shows as well what the ids mean.
+        # Patients of all parts: one that is in another part also shows what the ids mean.
         same = share_images(file, own, {row.patient for row in own.rows} & {row.patient for row in file.rows}, console)
     if same is False:
         console.warn(
-            f"{file.path}: {len(alike):,} of these patients have ids that the data of {model.name} have too, but no image in common with "
-            "them: they are treated as different people."
+            f"{file.path}: {len(alike):,} of its patient ids also occur in the data of {model.name}, but without an image in common. "
+            "They are taken for other people."
         )
     elif seen and part != "test":
-        console.warn(f"{model.name} was trained or selected on {len(seen)} of these patients; the result does not describe new patients.")
+        console.warn(f"{model.name} was trained or selected on {len(seen)} of these patients. The result says nothing about new patients.")
     elif seen:
         named = ", ".join(sorted(seen)[:5])
-        some = f"{len(seen)} of the patients to test on {{}} in the training or validation part of {model.name} ({named})"
+        some = f"{len(seen)} of the test patients {{}} in the training or validation part of {model.name} ({named})"
         if same:
-            by = "" if own is file else ", by their ids, and images that are the same in both files"
-            raise InputError(f"{some.format('were')}{by}. Evaluate on the file that it was trained with, or on other patients.")
-        why = missing or f"the windows of {file.path} ({file.window}) and of the file that it was trained with ({model.window}) differ"
+            by = "" if own is file else ", by their ids and by images that are the same in both files"
+            raise InputError(f"{some.format('were')}{by}. Evaluate on the file that it was trained on, or on other patients.")
+        why = missing or f"the window of {file.path} ({file.window}) differs from that of the training file ({model.window})"
+        remedy = "Restore that file" if missing else "Prepare both files with the same --window"
         raise InputError(
-            f"{some.format('have ids that are')}, and it is unknown whether they are the same people: {why}. "
-            f"{'Put that file there again' if missing else 'Prepare both with one --window'}, or test on patients of other ids."
+            f"{some.format('have ids that occur')}. Their images cannot be compared to tell whether they are the same people: {why}. "
+            f"{remedy}, or test on patients with other ids."
         )
     return len(alike), same
 
 
 def _scan_names(volumes: list[Volume]) -> list[str]:
-    """Ids of the volumes' scans; the whole path where a patient has one id in two class folders."""
+    """Ids of the volumes' scans; the whole path if a patient has the same scan id in two class folders."""
     rows = {id(volume.scan): volume.scan for volume in volumes}.values()
     ids = Counter((row.patient, row.id) for row in rows)
     return [volume.scan.id if ids[volume.scan.patient, volume.scan.id] == 1 else volume.scan.source for volume in volumes]

@@ -7,8 +7,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.evaluation.predictions import Predictions
+
+
+def scan_probabilities(volumes: np.ndarray) -> np.ndarray:
+    """Probabilities of a scan, float (classes,): the mean of its volumes' softmax, float (N, classes) with N ≥ 1."""
+    return volumes.mean(axis=0)
 
 
 def joined(predictions: Predictions, level: str, rule: str) -> Predictions:

@@ -19,14 +19,13 @@ AVERAGES = (GlobalAverage, nn.AdaptiveAvgPool3d)
 
 
 class Activations:
-    """Context manager that watches one layer of a network and always lets go of it.
+    """Context manager that records the output of one layer of a network, and always removes its hook.
 
     Parameters
     ----------
-    network : the network to watch
-    layer : name of a module, as in ``layer4`` or ``layer3.1.conv2``
+    layer : name of a module, such as ``layer4`` or ``layer3.1.conv2``
 
-    Raises UsageError, with the nearest name, where there is no such layer.
+    Raises UsageError, with the nearest name, if the network has no such layer.
     """
 
     def __init__(self, network: Network, layer: str) -> None:
@@ -49,21 +48,21 @@ class Activations:
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 5:
-            raise UsageError(f"--layer {self.layer} gives no feature maps. Choose a convolution or a stage, such as layer4.")
-        # The layers below need no gradient, so the backward pass ends here. The next layer gets a view of its own, because an
-        # in-place ReLU behind a convolution would overwrite the maps.
+            raise UsageError(f"--layer {self.layer} has no feature maps. Choose a convolution or a stage, such as layer4.")
+        # Earlier layers need no gradient, so the backward pass ends here. The next layer gets a copy, because an in-place ReLU after a
+        # convolution would overwrite the maps.
         self._output = output.detach().requires_grad_(self.head is None)
         return self._output.clone()
 
     def maps_and_gradients(self, scaled: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, feature maps, and gradients of the logits of `classes`, each with respect to its own volume's maps.
 
-        Behind the last layer the head averages each channel over its n places and is linear, S_c = b_c + sum_k W_ck mean(A_k), so that
-        dS_c/dA_k = W_ck / n everywhere: nothing is differentiated there. Elsewhere the backward pass ends at the layer.
+        After the last layer the head averages each channel over its n positions and is linear, S_c = b_c + sum_k W_ck mean(A_k), so that
+        dS_c/dA_k = W_ck / n everywhere, without a backward pass. For other layers the backward pass ends at the layer.
 
         Parameters
         ----------
-        scaled : float (B, 1, D, H, W), as ``Network.scale`` gives
+        scaled : float (B, 1, D, H, W), from ``Network.scale``
         classes : indices of K classes
 
         Returns
@@ -94,12 +93,12 @@ class Activations:
 
 
 def linear_head(network: Network) -> nn.Linear | None:
-    """The linear layer behind the global average of the last layer, or None where the head is of another kind."""
+    """The linear layer after the global average of the last layer, or None if the head is of another kind."""
     return last_linear(network) if isinstance(getattr(network.module, "avgpool", None), AVERAGES) else None
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:
-    """The named layer. Raises UsageError, with the nearest name, where there is none."""
+    """The named layer. Raises UsageError, with the nearest name, if there is none."""
     layers = dict(module.named_modules())
     if not name or name not in layers:
         known = [layer for layer in layers if layer]

@@ -1,8 +1,8 @@
 """Where the cells of a saliency map lie in the volume that it explains.
 
-A convolution that is padded by half its kernel puts its first cell over the first pixel, not over the middle of the first `stride` pixels:
-cell i of a ResNet's stage lies over pixel i * stride. A map that was enlarged as a picture is would lie half a cell too far right, down
-and towards the feet, at layer4 by 15.5 pixels.
+A convolution that is padded by half its kernel centres its first cell on the first pixel, not on the first `stride` pixels: cell i of a
+ResNet's stage lies over pixel i * stride. Enlarged like a picture, the map would be shifted by half a cell to the right, down and towards
+the feet: at layer4 by 15.5 pixels.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of maps of a volume: along each axis, the middle of cell i is at `first` + i * `step`.
+    """The cells of maps of a volume: along each axis, the centre of cell i is at `first` + i * `step`.
 
-    shape : slices, rows and columns of the volume; the middle of its first slice, row and column is at 0
+    shape : slices, rows and columns of the volume; the centre of its first slice, row and column is at 0
     """
 
     shape: Shape
@@ -32,7 +32,7 @@ class Cells:
 
 
 def boxes(shape: Shape, native: Shape) -> Cells:
-    """Cells (d, h, w) that divide a volume (D, H, W) evenly, as patches do."""
+    """Cells (d, h, w) that divide a volume (D, H, W) evenly, such as patches."""
     steps = [whole / count for whole, count in zip(shape, native, strict=True)]
     return Cells(shape, _triple([(step - 1) / 2 for step in steps]), _triple(steps))
 
@@ -41,8 +41,9 @@ def boxes(shape: Shape, native: Shape) -> Cells:
 def cells_of(network: Network, shape: Shape, native: Shape) -> Cells:
     """The cells of the network's feature maps of `native` shape (d, h, w), for volumes of `shape` (D, H, W).
 
-    Found by watching convolutions, poolings and mergings of patches in one pass: a window of k cells, s apart and with p before the
-    first, makes cells that are s as far apart and begin (k - 1) / 2 - p further in. Feature maps of one shape lie alike.
+    Found from the shapes that convolutions, poolings and patch mergings give in one forward pass. A window of k cells with stride s and
+    padding p makes cells that are s times as far apart and begin (k - 1) / 2 - p cells further in. Feature maps of equal shape have equal
+    cells.
     """
     known = {tuple(shape): Cells(shape, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
 
@@ -60,14 +61,14 @@ def cells_of(network: Network, shape: Shape, native: Shape) -> Cells:
             _triple([step * stride for step, stride in zip(cells.step, window[1], strict=True)]),
         )
 
-    watched = [module for module in network.module.modules() if isinstance(module, WINDOWS) or type(module).__name__ == "PatchMerging"]
-    handles = [module.register_forward_hook(note) for module in watched]
+    windows = [module for module in network.module.modules() if isinstance(module, WINDOWS) or type(module).__name__ == "PatchMerging"]
+    handles = [module.register_forward_hook(note) for module in windows]
     try:
         network.logits(torch.zeros((1, *shape), dtype=torch.uint8))
     finally:
         for handle in handles:
             handle.remove()
-    # What no window makes, such as adaptive pooling, divides the volume.
+    # What is not made by a window, such as adaptive pooling, divides the volume evenly.
     return known.get(tuple(native)) or boxes(shape, native)
 
 
@@ -75,7 +76,7 @@ WINDOWS = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d)
 
 
 def _window(module: Any) -> tuple[Triple, Triple, Triple]:
-    """Cells that a window reaches over, its stride, and the padding before the first."""
+    """How many cells a window spans, its stride, and its padding before the first cell."""
     size, stride, padding, dilation = (_three(getattr(module, name, 1)) for name in ("kernel_size", "stride", "padding", "dilation"))
     return _triple([apart * (cells - 1) + 1 for cells, apart in zip(size, dilation, strict=True)]), stride, padding
 

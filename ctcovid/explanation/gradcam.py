@@ -1,32 +1,30 @@
 """Grad-CAM, Grad-CAM++ and Smooth Grad-CAM++ (Li et al. 2021, Sec. 2.8): channels of a layer, weighted by the gradients of a class score.
 
-The three differ in the weight w_k of channel k alone. With A_k its feature map, S the class score (before the softmax) and sums over the
-places i of the map:
+The three differ only in the weight w_k of channel k. A_k is its feature map, S the class score before the softmax, and sums run over the
+positions i of the map:
 
 *Grad-CAM* (Selvaraju et al. 2017, Eqs. 1 and 2): w_k = mean_i dS/dA_k,i and L = ReLU(sum_k w_k A_k). Channels that speak against the class
 keep their negative weight.
 
-*Grad-CAM++* (Chattopadhyay et al. 2018). The score Y shall be the sum of the map, Y = sum_k w_k sum_j A_k,j, with w_k = sum_i alpha_k,i
+*Grad-CAM++* (Chattopadhyay et al. 2018). The score Y is to equal the sum of the map, Y = sum_k w_k sum_j A_k,j, with w_k = sum_i alpha_k,i
 ReLU(dY/dA_k,i). Where the gradient is positive, differentiating both sides twice by A_k,i gives
 
     d2Y = 2 alpha d2Y + (sum_j A_k,j) alpha d3Y,   so   alpha_k,i = d2Y / (2 d2Y + (sum_j A_k,j) d3Y)        (their Eq. 10)
 
-A network of ReLUs is linear in pieces, so the derivatives of S beyond the first vanish; those of Y = exp(S) are Y g, Y g^2 and Y g^3 with
-g = dS/dA (their Eqs. 15 to 19). The factor Y cancels in alpha, and in w scales the whole map, so it is left away:
+A network of ReLUs is piecewise linear, so the higher derivatives of S vanish; those of Y = exp(S) are Y g, Y g^2 and Y g^3 with
+g = dS/dA (their Eqs. 15 to 19). The factor Y cancels in alpha, and in w scales the whole map, so it is omitted:
 
     alpha = g^2 / (2 g^2 + (sum_j A_k,j) g^3),   w_k = sum_i alpha_k,i ReLU(g_k,i)
 
 *Smooth Grad-CAM++* (Omeiza et al. 2019, Eqs. 8 to 11) takes n copies of the volume with Gaussian noise, and puts the means of g, g^2 and
-g^3 over the copies in the place of the three derivatives. Li et al., Sec. 2.8, say what the weights are then used on: "For each sample from
+g^3 over the copies in place of the three derivatives. Li et al., Sec. 2.8, say which maps the weights apply to: "For each sample from
 the noise samples, the weighted average of feature maps and weights of the target layer are selected to generate a saliency map. The final
 saliency map is resized to the original tensor size using the average of saliency maps." So L = mean over copies of ReLU(sum_k w_k A_k of
-the copy), and sum_j A_k,j is that of the mean map. The published Eq. 9 has the first derivative above the fraction line, which does not
-follow from the equation above; the second stands here, as in Grad-CAM++, of which this is to be the smooth form: with one copy and no noise
-both are equal.
+the copy), and sum_j A_k,j is that of the mean map. The published Eq. 9 has the first derivative in the numerator, which does not follow
+from the equation above. The second is used here, as in Grad-CAM++: with one copy and no noise both methods are equal.
 
-The torch-cam package (0.5) differs: it takes the mean of g^2 and g^3, but g itself, and the feature maps that the weights are used on,
-of the last copy alone; its sum in the denominator is over A_k,j g^3_k,j, with g^3 inside and A_k of the volume without noise; and its noise
-is of the same strength for every volume, whatever its range of grey.
+The torch-cam package (0.5) differs. It averages g^2 and g^3, but takes g and the weighted feature maps from the last copy only. The sum in
+its denominator is over A_k,j g^3_k,j, with A_k of the volume without noise. Its noise does not depend on the volume's grey range.
 """
 
 from __future__ import annotations
@@ -38,14 +36,14 @@ from ctcovid.base.choices import PLAIN
 
 
 class Gathered:
-    """What is known of one volume after some of its copies: their feature maps, and moments of the gradients over the copies."""
+    """Feature maps of the copies of one volume, and sums of the powers of their gradients."""
 
     def __init__(self) -> None:
         self.maps: list[Tensor] = []
         self.moments: list[Tensor] = []
 
     def add(self, maps: Tensor, gradients: Tensor) -> None:
-        """One copy: feature maps (C, d, h, w) and gradients of K class scores (K, C, d, h, w)."""
+        """Add one copy: feature maps (C, d, h, w) and gradients of K class scores (K, C, d, h, w)."""
         powers = [gradients, gradients**2, gradients**3]
         self.moments = [total + power for total, power in zip(self.moments, powers, strict=True)] if self.moments else powers
         self.maps.append(maps)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Draws that take more than this together are made again for each volume instead of being kept.
+# Noise that takes more memory than this is drawn again for each volume.
 KEPT_BYTES = 1 << 28
 
 
 class Noise:
-    """The same draws for every volume, so that a volume's map depends on the seed alone and not on what else is explained.
+    """The same noise for every volume, so that a volume's map depends on the seed and not on what else is explained.
 
     Parameters
     ----------
-    samples : copies of a volume; ask for them in order, 0 to samples - 1, and again for the next volume
-    std : standard deviation, as a share of the volume's own range of values
+    samples : copies of a volume, to be requested in order, from 0 to samples - 1, for each volume
+    std : standard deviation, as a share of the range of the volume's values
     """
 
     def __init__(self, shape: tuple[int, ...], samples: int, std: float, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Occlusion: what the class loses when a patch is covered. No gradient, no layer; the network is only asked (Zeiler and Fergus 2014)."""
+"""Occlusion: how much a class loses when a patch is covered (Zeiler and Fergus 2014). It needs neither gradients nor a layer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CELLS, PATCH = 12, 2
 def occlusion_maps(network: Network, volumes: np.ndarray, classes: Sequence[int], advance: Callable[[int], None]) -> np.ndarray:
     """Saliency of uint8 volumes (N, D, H, W) for K classes, float32 (N, K, 1, cells, cells), not negative.
 
-    Each patch, through all slices of its volume, is covered in turn by the grey that is most common in lungs there. What the class's
-    log-odds against all other classes lose thereby, if anything, is the patch's; a cell has the mean over the patches that cover it.
+    Each patch is covered in turn, in all slices of its volume, by the most common grey of the lungs. The saliency of a patch is the drop
+    in the class's log-odds against all other classes, or 0 if they rise; that of a cell is the mean over the patches that cover it.
     """
     found = []
     for volume in volumes:
         grey = lung_grey(volume)
-        windows = list(places(volume.shape[1], volume.shape[2]))
+        windows = list(patches(volume.shape[1], volume.shape[2]))
         copies = (covered(volume, rows, columns, grey) for _, rows, columns in windows)
         odds = log_odds(network, [volume, *copies])[:, list(classes)]
         drop = np.maximum(odds[0] - odds[1:], 0)
@@ -38,22 +38,22 @@ def occlusion_maps(network: Network, volumes: np.ndarray, classes: Sequence[int]
     return np.stack(found)
 
 
-def places(height: int, width: int) -> Iterator[tuple[tuple[int, int], slice, slice]]:
-    """The patches of a slice: number of their first cell along rows and columns, and their rows and columns in pixels."""
+def patches(height: int, width: int) -> Iterator[tuple[tuple[int, int], slice, slice]]:
+    """The patches of a slice: row and column of their first cell, and their rows and columns in pixels."""
     down, across = (np.rint(np.linspace(0, side, CELLS + 1)).astype(int) for side in (height, width))
     for row, column in product(range(CELLS - PATCH + 1), repeat=2):
         yield (row, column), slice(down[row], down[row + PATCH]), slice(across[column], across[column + PATCH])
 
 
 def covered(volume: np.ndarray, rows: slice, columns: slice, grey: int) -> np.ndarray:
-    """The volume, uint8 (D, H, W), with `grey` in place of what lies in the window, in all slices."""
+    """The volume, uint8 (D, H, W), with the window set to `grey` in all slices."""
     copy = volume.copy()
     copy[:, rows, columns] = grey
     return copy
 
 
 def lung_grey(volume: np.ndarray) -> int:
-    """The most common grey between the black of air and the middle of the scale, which in the lung window is that of lungs."""
+    """The most common grey from 8 to 127: neither the black of air nor the upper half. In the lung window this is the grey of lungs."""
     counts = np.bincount(volume.reshape(-1), minlength=256)[:128]
     counts[:8] = 0
     return int(counts.argmax())
@@ -61,16 +61,16 @@ def lung_grey(volume: np.ndarray) -> int:
 
 @torch.inference_mode()
 def log_odds(network: Network, volumes: Iterable[np.ndarray]) -> np.ndarray:
-    """log(p / (1 - p)) of each class, float64 (N, classes), for uint8 volumes (D, H, W) of one shape, few in memory at a time."""
+    """log(p / (1 - p)) of each class, float64 (N, classes), for uint8 volumes (D, H, W) of one shape, a batch in memory at a time."""
     found = []
-    for some in pieces(volumes, network):
-        for piece, count in network.passes(np.stack(some)):
-            found.append(odds_of(network.logits(piece)[:count].double()).cpu().numpy())
+    for some in in_batches(volumes, network):
+        for batch, count in network.passes(np.stack(some)):
+            found.append(odds_of(network.logits(batch)[:count].double()).cpu().numpy())
     return np.concatenate(found)
 
 
-def pieces(volumes: Iterable[np.ndarray], network: Network) -> Iterator[list[np.ndarray]]:
-    """The volumes in lists of as many as one forward pass takes."""
+def in_batches(volumes: Iterable[np.ndarray], network: Network) -> Iterator[list[np.ndarray]]:
+    """The volumes in lists, each with as many as one forward pass takes."""
     some: list[np.ndarray] = []
     for volume in volumes:
         some.append(volume)

@@ -1,4 +1,4 @@
-"""Whether saliency maps point to where the truth is known."""
+"""Whether saliency maps point to known lesions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Pointing:
-    """What maps say about masks, over all slices that have a lesion.
+    """Pointing games over all slices that have a lesion.
 
     hits : share of slices whose most salient pixel lies in a lesion (the pointing game, Zhang et al. 2018, Sec. 4.2, without tolerance)
     energy : share of the saliency that lies in lesions (the energy-based pointing game, Wang et al. 2020, Sec. 4.3)
-    chance : what both would be for a map that knows nothing, the share of pixels that lie in lesions
+    chance : chance level of both, the share of pixels that lie in lesions
     slices : how many slices have a lesion
     """
 
@@ -24,14 +24,14 @@ class Pointing:
 
 
 def pointing(saliency: np.ndarray, lesions: np.ndarray) -> Pointing | None:
-    """How well maps point into lesions; None where no slice has a lesion.
+    """How well maps point into lesions; None if no slice has a lesion.
 
     Parameters
     ----------
     saliency : float (S, H, W), not negative
     lesions : bool (S, H, W)
 
-    A slice without any saliency points nowhere: it is no hit, and has none of its energy inside.
+    A slice without any saliency is not a hit, and has an energy of 0.
     """
     with_lesion = lesions.any((1, 2))
     if not with_lesion.any():

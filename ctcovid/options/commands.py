@@ -1,4 +1,4 @@
-"""All commands in the order of a user's work: the options of each, and a line to begin with."""
+"""All commands in the order in which a user needs them: the options and an example of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Command:
 
     @property
     def help(self) -> str:
-        """What it does, in a sentence."""
+        """What it does, in one sentence."""
         return str(self.options.__doc__).partition("\n")[0]
 
 

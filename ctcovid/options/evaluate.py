@@ -25,24 +25,22 @@ class Options(shared.Options):
     ] = field(default_factory=list)
     data: Annotated[Path | None, typer.Option(help="Volumes file; by default the one the model was trained with.")] = None
     part: Annotated[choices.Part, typer.Option(help="Part of the data.")] = "test"
-    positive: Annotated[str | None, typer.Option(help="Class that precision and recall are about; by default the model's.")] = None
-    level: Annotated[choices.Level, typer.Option(help="What is scored: each volume as in the paper, each scan, or each patient.")] = (
-        "volume"
-    )
+    positive: Annotated[str | None, typer.Option(help="Positive class of precision and recall; by default the model's.")] = None
+    level: Annotated[choices.Level, typer.Option(help="What is scored: volumes as in the paper, scans, or patients.")] = "volume"
     join: Annotated[choices.Join, typer.Option(help="How volume probabilities are aggregated to scans or patients.")] = "mean"
     bootstrap: Annotated[int, typer.Option(min=1, help="Bootstrap samples.")] = 1000
-    resample: Annotated[choices.Level, typer.Option(help="What is drawn in them: volumes as in the paper, whole scans, or patients.")] = (
-        "volume"
-    )
-    ci: Annotated[choices.Interval, typer.Option(help="Bootstrap percentiles, mean ± 1.96 s.d. as in the paper's tables, or BCa.")] = (
-        "percentile"
-    )
+    resample: Annotated[
+        choices.Level, typer.Option(help="What bootstrap samples draw: volumes as in the paper, whole scans, or patients.")
+    ] = "volume"
+    ci: Annotated[
+        choices.Interval, typer.Option(help="Confidence interval: percentiles, normal (mean ± 1.96 s.d., as in the paper), or BCa.")
+    ] = "percentile"
     sensitivity: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Choose a threshold for this sensitivity on the validation part.")
     ] = None
-    subgroups: Annotated[
-        Path | None, typer.Option(help="CSV with the column patient or patient_id and others to group by, as metadata.csv.")
-    ] = None
+    subgroups: Annotated[Path | None, typer.Option(help="CSV of patients with columns to group by: patient or patient_id, and others.")] = (
+        None
+    )
     output: Annotated[Path | None, shared.output_option("Folder to write; by default inside the run.")] = None
     pdf: Annotated[bool, typer.Option(help="Also write the figures as PDF.")] = False
     runs: shared.Runs = Path("runs")

@@ -21,13 +21,13 @@ class Options(shared.Options):
     scans: shared.Scans
     model: Annotated[str | None, shared.model_option("Trained model, by name or path; by default the newest.")] = None
     series: shared.Series = None
-    method: Annotated[choices.Method, typer.Option(help="How the maps are made; all but occlusion look at a layer.")] = "smooth-gradcam++"
-    layer: Annotated[str | None, typer.Option(help="Layer to look at; by default the last convolution's.")] = None
+    method: Annotated[choices.Method, typer.Option(help="How the maps are made; all but occlusion explain a layer.")] = "smooth-gradcam++"
+    layer: Annotated[str | None, typer.Option(help="Layer to explain; by default the last one with feature maps.")] = None
     target: Annotated[str | None, typer.Option(help="Class to explain; by default the one predicted.")] = None
     samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each volume.")] = 10
     noise_std: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise, as a share of the grey range.")] = 0.1
     faithfulness: Annotated[bool, typer.Option(help="Measure whether the maps are faithful to the model. Takes minutes.")] = False
-    mask: Annotated[Path | None, typer.Option(help="Lesions of the scan, as a folder of PNG or NIfTI, to compare the maps with.")] = None
+    mask: Annotated[Path | None, typer.Option(help="Lesion mask of the scan to compare the maps with: NIfTI, or a folder of PNG.")] = None
     output: Annotated[Path, shared.output_option("Folder to write a folder per scan into.")] = Path("explanations")
     runs: shared.Runs = Path("runs")
     device: shared.Device = "auto"
@@ -40,7 +40,7 @@ class Options(shared.Options):
         from ctcovid.models.registry import find
 
         if self.layer and self.method == choices.OCCLUSION:
-            raise UsageError("--method occlusion looks at no layer. Omit --layer, or choose another method.")
+            raise UsageError("--method occlusion does not use a layer. Omit --layer, or choose another method.")
         for path in self.scans:
             require_there(path)
         if self.mask is not None:

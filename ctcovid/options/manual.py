@@ -1,4 +1,4 @@
-"""Options of ctcovid manual, and the pages that there are."""
+"""Options of ctcovid manual, and its pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pages() -> dict[str, str]:
 
 
 def complete_topic(incomplete: str) -> list[str]:
-    """Topics that begin so, for completion."""
+    """Topics that start with what was typed, for completion."""
     return [topic for topic in pages() if topic.startswith(incomplete)]
 
 

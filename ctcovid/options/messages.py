@@ -1,4 +1,4 @@
-"""Options of every command that say what it prints, and where else its settings come from."""
+"""Options that every command has: what it prints, and its settings file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from ctcovid.options.settings import read_config
 
 @dataclass(frozen=True)
 class Messages:
-    """What a command prints, and the file of its further settings."""
+    """What a command prints, and its settings file."""
 
     config: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file of settings, in a table named after the command or above all tables.", is_eager=True, callback=read_config
+            help="TOML settings file: a table for each command, and settings for all commands above the tables.",
+            is_eager=True,
+            callback=read_config,
         ),
     ] = None
     json: Annotated[bool, typer.Option(help="Print one JSON document on stdout.")] = False

@@ -15,7 +15,7 @@ from ctcovid.base.files import require_there
 from ctcovid.options import shared
 
 T = TypeVar("T")
-# The name of an output that is standard output.
+# As an output: standard output.
 STDOUT = Path("-")
 
 
@@ -29,13 +29,13 @@ class Options(shared.Options):
     ] = field(default_factory=list)
     series: shared.Series = None
     output: Annotated[
-        Path | None, shared.output_option("CSV, JSON or JSON Lines file to write, by its ending; - streams JSON Lines to stdout.")
+        Path | None, shared.output_option("CSV, JSON or JSON Lines file to write, by its suffix; - streams JSON Lines to stdout.")
     ] = None
     volumes: Annotated[Path | None, typer.Option(help="CSV, JSON or JSON Lines file to write a row per volume to.")] = None
-    raw: Annotated[bool, typer.Option(help="Softmax as it is, without the temperature that was fitted in training.")] = False
-    strict: Annotated[bool, typer.Option(help="End with exit code 4 where a scan is flagged.")] = False
-    shard: Annotated[str, typer.Option(help="Only this part of the scans, as 3/16 in a job array.", metavar="K/N")] = ""
-    resume: Annotated[bool, typer.Option(help="Add to --output the scans that are not in it yet.")] = False
+    raw: Annotated[bool, typer.Option(help="Do not calibrate: omit the temperature that was fitted in training.")] = False
+    strict: Annotated[bool, typer.Option(help="End with exit code 4 if a scan is flagged.")] = False
+    shard: Annotated[str, typer.Option(help="Only this share of the scans, such as 3/16 in a job array.", metavar="K/N")] = ""
+    resume: Annotated[bool, typer.Option(help="Add to --output the scans that it lacks.")] = False
     runs: shared.Runs = Path("runs")
     device: shared.Device = "auto"
     precision: shared.Precision = "auto"
@@ -49,36 +49,36 @@ class Options(shared.Options):
 
     @property
     def models(self) -> list[str | None]:
-        """Names of the models, each as it was given; None for the newest."""
+        """Names of the models as they were given; None for the newest."""
         return [name.strip() for some in self.model for name in some.split(",") if name.strip()] or [None]
 
     def require_sense(self) -> None:
         from ctcovid.models.registry import find
 
         if self.resume and self.overwrite:
-            raise UsageError("--resume goes on with an --output, and --overwrite replaces it. Give one of them.")
+            raise UsageError("--resume continues an --output and --overwrite replaces it. Give one of them.")
         if self.resume and not (self.output and self.output != STDOUT):
-            raise UsageError("--resume goes on with a file. Name the one to continue with --output.")
+            raise UsageError("--resume continues a file. Name it with --output.")
         if self.volumes == STDOUT:
-            raise UsageError("--volumes - is no file. Name one that ends in .csv, .json or .jsonl.")
+            raise UsageError("--volumes - is not a file. Name one that ends in .csv, .json or .jsonl.")
         if self.volumes is not None and self.volumes == self.output:
-            raise UsageError("--volumes and --output name the same file. Rows of volumes and of scans differ; give two.")
-        self.part_of(())
+            raise UsageError("--volumes and --output name the same file. Rows of volumes and of scans need a file each.")
+        self.own_shard(())
         for path in self.scans:
             require_there(path)
         for name in self.models:
             find(name, self.runs)
         shared.require_device(self.device)
 
-    def part_of(self, scans: Sequence[T]) -> Sequence[T]:
-        """The K-th of N parts of the scans, of --shard K/N; all without.
+    def own_shard(self, scans: Sequence[T]) -> Sequence[T]:
+        """With --shard K/N the K-th of N shares of the scans, otherwise all.
 
-        Raises UsageError where --shard does not say that.
+        Raises UsageError if --shard has another form.
         """
         if not self.shard:
             return scans
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            text = "give the number of the part and how many there are, as in --shard 3/16, from 1/16 to 16/16"
+            text = "give a number and a total, such as --shard 3/16; the numbers of 16 shares are 1 to 16"
             raise UsageError(f"--shard {self.shard}: {text}.")
         return scans[int(found[1]) - 1 :: int(found[2])]

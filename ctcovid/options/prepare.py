@@ -13,7 +13,7 @@ from ctcovid.base import choices
 from ctcovid.base.errors import UsageError
 from ctcovid.options import shared
 
-# Options of which one only can be given.
+# Pairs of options that exclude each other.
 EXCLUSIVE = (
     *combinations(("--split", "--split-file", "--same-as"), 2),
     ("--check", "--plan"),
@@ -30,37 +30,41 @@ class Options(shared.Options):
     depth: Annotated[int, shared.depth_option("Slices per volume.")] = 4
     size: Annotated[int, shared.size_option("Pixels per side of a slice.")] = 512
     output: Annotated[Path, shared.output_option("HDF5 file to write.")] = Path("volumes.h5")
-    split: Annotated[str, typer.Option(help="Per cent of the patients to train, validate and test with.")] = "60/20/20"
+    split: Annotated[str, typer.Option(help="Per cent of the patients for train, valid and test.")] = "60/20/20"
     split_file: Annotated[Path | None, typer.Option(help="CSV with the columns patient,split, in place of --split.")] = None
-    positive: Annotated[str | None, typer.Option(help="Class that precision and recall are about; by default the first.")] = None
+    positive: Annotated[str | None, typer.Option(help="Positive class of precision and recall; by default the first.")] = None
     images: Annotated[choices.Images, typer.Option(help="Complete CT, segmented CT (black outside the lungs), or both.")] = "complete"
     on_problem: Annotated[
-        choices.OnProblem, typer.Option(help="Repair what can be repaired for certain, drop such scans, or stop at the first.")
+        choices.OnProblem, typer.Option(help="Repair what can be repaired safely, drop such scans, or stop at the first problem.")
     ] = "repair"
-    exclude: Annotated[Path | None, typer.Option(help="List of scans to leave out, such as NCP/96/1328.")] = None
-    lesions: Annotated[Path | None, typer.Option(help="CSV of the slices with lesions; others of diseased classes are left out.")] = None
-    balance: Annotated[bool, typer.Option(help="Choose patients so that all classes have as many slices.")] = False
-    same_as: Annotated[Path | None, typer.Option(help="Volumes file whose number of slices by class and part is taken.")] = None
+    exclude: Annotated[Path | None, typer.Option(help="List of scans to exclude, such as NCP/96/1328.")] = None
+    lesions: Annotated[
+        Path | None, typer.Option(help="CSV of the slices with lesions; all other slices of diseased classes are excluded.")
+    ] = None
+    balance: Annotated[bool, typer.Option(help="Choose patients so that all classes have equally many slices.")] = False
+    same_as: Annotated[Path | None, typer.Option(help="Volumes file whose number of slices per class and part is matched.")] = None
     check: Annotated[bool, typer.Option(help="Only check the scans, and write quality.csv.")] = False
-    plan: Annotated[bool, typer.Option(help="Only print the table that would result, from a CSV of scans.")] = False
+    plan: Annotated[bool, typer.Option(help="Only print the resulting table, from a CSV of scans.")] = False
     defects: Annotated[Path | None, typer.Option(help="With --plan: CSV of segmented and repeated scans.")] = None
     window: Annotated[str, typer.Option(help="Window that maps Hounsfield units to grey.", metavar="LEVEL/WIDTH")] = "-600/1500"
     series: shared.Series = None
-    keep_ids: Annotated[bool, typer.Option(help="Write DICOM's own patient and study ids, not pseudonyms.")] = False
+    keep_ids: Annotated[bool, typer.Option(help="Keep DICOM's patient and study ids instead of pseudonyms.")] = False
     seed: shared.Seed = 0
     workers: shared.Workers = None
-    executor: Annotated[str, typer.Option(help="What decodes: processes, dask://HOST:8786, dask or mpi.", metavar="ENGINE")] = "processes"
-    append: Annotated[bool, typer.Option(help="Add scans that the output lacks; every patient keeps its part.")] = False
+    executor: Annotated[str, typer.Option(help="What decodes the slices: processes, dask://HOST:8786, dask or mpi.", metavar="ENGINE")] = (
+        "processes"
+    )
+    append: Annotated[bool, typer.Option(help="Add the scans that the output lacks; every patient stays in its part.")] = False
     overwrite: shared.Overwrite = False
 
     @property
     def salt(self) -> Path:
-        """Where the salt of pseudonyms lies."""
+        """The file with the salt of the pseudonyms."""
         return self.output.with_name(self.output.name + ".salt")
 
     @property
     def quality(self) -> Path:
-        """Where the findings go: quality.csv beside volumes.h5, other.quality.csv beside other.h5."""
+        """The file of the findings: quality.csv for volumes.h5, other.quality.csv for other.h5."""
         return self.output.with_name("quality.csv" if self.output.stem == "volumes" else f"{self.output.stem}.quality.csv")
 
     def require_sense(self) -> None:
@@ -81,6 +85,6 @@ class Options(shared.Options):
             if chosen[one] and chosen[other]:
                 raise UsageError(f"{one} and {other} exclude each other. Give one of them.")
         if self.defects is not None and not self.plan:
-            raise UsageError("--defects goes with --plan. To leave listed scans out, pass --exclude.")
+            raise UsageError("--defects needs --plan. To exclude listed scans, use --exclude.")
         require_engine(self.executor)
         parse_shares(self.split)

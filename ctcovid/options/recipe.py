@@ -1,4 +1,4 @@
-"""How to train, as options: the paper's recipe, and what goes beyond it."""
+"""Options of the training recipe: the paper's, and what goes beyond it."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ def _beyond(what: str, **limits: Any) -> Any:
 class RecipeOptions:
     """How to train (Li et al. 2021, Sec. 2.3; batch size from Table 6).
 
-    Adam at `learning_rate`, which falls by a factor of 10 every 10 epochs, `epochs` in all, `batch` volumes to a step.
+    Adam at `learning_rate`, divided by 10 every 10 epochs, for `epochs` epochs with `batch` volumes per step.
 
-    The rest goes beyond the paper, and is off: `augment` training volumes (training/augment.py); `class_balance` for classes of unequal
-    size, by ``weights`` or a ``sampler`` (training/balance.py); `label_smoothing` and decoupled `weight_decay` (AdamW); a ``cosine``
-    `schedule` in place of the steps, and a `warmup` of so many epochs before either; the decay of an average of the weights, `ema`
-    (training/ema.py); `patience`, the epochs to wait for a better one; `clip_gradient` to this norm; `freeze` up to this layer
+    The rest goes beyond the paper and is off by default. `augment` training volumes (training/augment.py). `class_balance` for classes of
+    unequal size, by ``weights`` or a ``sampler`` (training/balance.py). `label_smoothing`, and decoupled `weight_decay` (AdamW). A
+    ``cosine`` `schedule` in place of the steps, and `warmup` epochs before either. `ema`: decay of a moving average of the weights
+    (training/ema.py). `patience`: epochs to wait for a better one. `clip_gradient`: highest norm. `freeze`: the last frozen layer
     (training/freeze.py).
     """
 
-    epochs: Annotated[int, _paper("Passes over the training part; 0 makes a model of --pretrained as it is.", min=0)] = 20
+    epochs: Annotated[int, _paper("Passes over the training part; 0 makes a model of --pretrained without training.", min=0)] = 20
     batch: Annotated[int, _paper("Volumes per step.", min=1)] = 32
     learning_rate: Annotated[float, _paper("Initial learning rate, divided by 10 every 10 epochs.", min=1e-12)] = 1e-3
-    augment: Annotated[bool, _beyond("Flip, turn, shift, zoom, brighten and add noise to training volumes at random.")] = False
-    class_balance: Annotated[choices.ClassBalance, _beyond("Give rare classes the weight of common ones: in the loss, or by sampling.")] = (
-        "none"
-    )
-    label_smoothing: Annotated[float, _beyond("Share of the target that is spread over all classes.", min=0, max=0.99)] = 0.0
+    augment: Annotated[bool, _beyond("Random flips, rotations, shifts, zooms, brightness and noise of training volumes.")] = False
+    class_balance: Annotated[choices.ClassBalance, _beyond("Give all classes equal weight: in the loss, or by sampling.")] = "none"
+    label_smoothing: Annotated[float, _beyond("Share of the target that is spread evenly over all classes.", min=0, max=0.99)] = 0.0
     weight_decay: Annotated[float, _beyond("AdamW with this weight decay, in place of Adam.", min=0)] = 0.0
-    schedule: Annotated[choices.Schedule, _beyond("cosine: the rate falls along a cosine to the last epoch.")] = "step"
-    warmup: Annotated[float, _beyond("Epochs in which the learning rate rises to its full value.", min=0)] = 0.0
-    ema: Annotated[float, _beyond("Decay of a moving average of the weights, which becomes the model; 0.999.", min=0, max=0.99999)] = 0.0
-    patience: Annotated[int, _beyond("Stop after so many epochs without a better one.", min=0)] = 0
-    clip_gradient: Annotated[float, _beyond("Highest norm of a step's gradient.", min=0)] = 0.0
-    freeze: Annotated[str, _beyond("Keep the weights up to this layer: stem, layer1, … For --pretrained.")] = ""
+    schedule: Annotated[choices.Schedule, _beyond("cosine: the learning rate follows a cosine down to the last epoch.")] = "step"
+    warmup: Annotated[float, _beyond("Epochs in which the learning rate rises to its initial value.", min=0)] = 0.0
+    ema: Annotated[
+        float, _beyond("Decay of a moving average of the weights, which becomes the model; typically 0.999.", min=0, max=0.99999)
+    ] = 0.0
+    patience: Annotated[int, _beyond("Stop after this many epochs without a better one.", min=0)] = 0
+    clip_gradient: Annotated[float, _beyond("Clip the norm of the gradient to this value.", min=0)] = 0.0
+    freeze: Annotated[str, _beyond("Do not train the weights up to this layer: stem, layer1, … For --pretrained.")] = ""
 
     def require_recipe(self) -> None:
-        """Raises UsageError where the values do not fit together."""
+        """Raises UsageError if the values do not fit together."""
         for name, known in (("class_balance", choices.CLASS_BALANCES), ("schedule", choices.SCHEDULES)):
             if getattr(self, name) not in known:
                 option = name.replace("_", "-")
-                raise UsageError(f"--{option} {getattr(self, name)}: no such choice. Use {', '.join(known)}.")
+                raise UsageError(f"--{option} {getattr(self, name)}: not a choice. Use {', '.join(known)}.")
         if self.epochs and self.warmup >= self.epochs:
-            raise UsageError(f"--warmup {self.warmup:g} takes up all of the {self.epochs} epochs. Warm up for fewer, or train for more.")
+            raise UsageError(f"--warmup {self.warmup:g} takes all {self.epochs} epochs. Give a smaller --warmup or more --epochs.")

@@ -18,23 +18,23 @@ else:
     import tomli as tomllib
 
 WORDS = {"COMMANDLINE": "option", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
-# A setting for one run only, or one that says where settings come from, has no place in a file of settings.
+# Options that make no sense in a settings file.
 NOT_IN_FILE = {"config", "help"}
-# Named like a setting, and read by the tests.
+# Named like a setting, but read by the tests.
 NO_SETTING = {"CTCOVID_SAMPLE_DATA"}
 
 
-def slips(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each variable that is named like a setting and is none, so that a slip in a batch script is seen.
+def unknown_settings(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each environment variable that is named like a setting but is not one, such as a misspelt one in a batch script.
 
-    Raises UsageError where an argument is empty: as a path it would be the current folder.
+    Raises UsageError if an argument is empty: as a path it would be the current folder.
     """
     if "" in sys.argv[1:]:
-        raise UsageError("An argument is empty; perhaps a variable of the script is unset. Give it a value, or omit it.")
+        raise UsageError("An argument is empty; perhaps a variable of the script is unset. Give the argument a value, or omit it.")
     commands: dict[str, Any] = ctx.find_root().command.commands  # type: ignore[attr-defined]
     known = {name for command in commands.values() for parameter in _options(command) for name in parameter.envvar or ()} | NO_SETTING
     strange = sorted(name for name in environment if name.startswith("CTCOVID_") and name not in known)
-    return [f"{name} in the environment is no setting and does nothing.{did_you_mean(name, known)}" for name in strange]
+    return [f"The environment variable {name} is not a setting and is ignored.{did_you_mean(name, known)}" for name in strange]
 
 
 def sources(ctx: typer.Context, names: Iterable[str]) -> dict[str, str]:
@@ -44,9 +44,9 @@ def sources(ctx: typer.Context, names: Iterable[str]) -> dict[str, str]:
 
 
 def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Callback of --config: take the file's settings for the defaults of the running command.
+    """Callback of --config: the file's settings become defaults of the running command.
 
-    Raises typer.BadParameter where the file cannot be read, or names a command or option that there is not.
+    Raises typer.BadParameter if the file cannot be read, or names an unknown command or option.
     """
     if path is None:
         return None
@@ -63,18 +63,18 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     for key, value in content.items():
         if isinstance(value, dict):
             if key not in commands:
-                raise typer.BadParameter(f"{path}: no command [{key}].{did_you_mean(key, commands)}")
+                raise typer.BadParameter(f"{path}: unknown command [{key}].{did_you_mean(key, commands)}")
             known = {parameter.name for parameter in _options(commands[key])}
             own = {_known(path, f"[{key}] ", name, known): item for name, item in value.items()}
         else:
             own = {_known(path, "", key, everywhere): value}
         if not isinstance(value, dict):
-            # What a command's own table says goes before what is said for all.
+            # A command's own table goes before the settings for all commands.
             defaults = {**own, **defaults}
         elif key == ctx.info_name:
             defaults = {**defaults, **own}
     several = {parameter.name for parameter in _options(ctx.command) if parameter.multiple}
-    # One word for an option that may be given several times is one of them, not its letters.
+    # A string for an option with several values is one value, not a list of letters.
     chosen = {name: [value] if name in several and isinstance(value, str) else value for name, value in defaults.items() if name in here}
     ctx.default_map = {**(ctx.default_map or {}), **chosen}
     return path
@@ -84,7 +84,7 @@ def _known(path: Path, table: str, key: str, names: set[str]) -> str:
     name = key.replace("-", "_")
     if name not in names - NOT_IN_FILE:
         shown = [known.replace("_", "-") for known in names - NOT_IN_FILE]
-        raise typer.BadParameter(f"{path}: no setting '{table}{key}'.{did_you_mean(key, shown)}")
+        raise typer.BadParameter(f"{path}: unknown setting '{table}{key}'.{did_you_mean(key, shown)}")
     return name
 
 

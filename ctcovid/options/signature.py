@@ -1,4 +1,4 @@
-"""From the fields of an options class to the function that Typer calls, and to the tables of the manual."""
+"""From the fields of an options class to the function that Typer calls and the tables of the manual."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-# A type that is made while the program runs, which type checkers do not follow.
+# Any, because type checkers do not follow types that are made at run time.
 _ANNOTATED: Any = Annotated
 Call = Callable[[typer.Context, dict[str, Any]], None]
 
@@ -19,7 +19,7 @@ Call = Callable[[typer.Context, dict[str, Any]], None]
 class Declared:
     """One argument or option of a command.
 
-    `kind` is its type, `info` typer's metadata, and `default` its default, inspect.Parameter.empty where it must be given.
+    `kind` is its type, `info` typer's metadata, and `default` its default, or inspect.Parameter.empty if it is required.
     """
 
     name: str
@@ -33,16 +33,16 @@ class Declared:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """How it is written on the command line, as ``("--output", "-o")``; an argument as in ``("SCANS",)``."""
+        """Its forms on the command line, such as ``("--output", "-o")``; for an argument ``("SCANS",)``."""
         if self.is_argument:
             return (self.name.upper(),)
-        # Typer keeps the first name that is given in Annotated as the default.
+        # Typer keeps the first name in Annotated as the default.
         named = (*(() if self.info.default is ... else (self.info.default,)), *(self.info.param_decls or ()))
         return named or (f"--{self.name.replace('_', '-')}",)
 
 
 def declared(options: type) -> Iterator[Declared]:
-    """The arguments and options that a class declares, in its order; `sources` is none of them."""
+    """The arguments and options that a class declares, in its order, without `sources`."""
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         if get_origin(hints[field.name]) is Annotated:
@@ -51,7 +51,7 @@ def declared(options: type) -> Iterator[Declared]:
 
 
 def typer_function(command: str, classes: tuple[type, ...], call: Call) -> Callable[..., None]:
-    """A function whose parameters are what `classes` declare, and which hands its values by name to `call`.
+    """A function whose parameters are what `classes` declare. It passes their values by name to `call`.
 
     Every option can also be set by CTCOVID_<COMMAND>_<OPTION> or, for all commands, by CTCOVID_<OPTION>.
     """
@@ -62,10 +62,10 @@ def typer_function(command: str, classes: tuple[type, ...], call: Call) -> Calla
         if info.show_default is True:
             info.show_default = one.default not in (None, "", [])
         if not one.is_argument:
-            # A flag has no --no-flag: an option that is off need not be switched off.
+            # Without --no-…: what is off by default need not be switched off.
             info.default, info.param_decls = ..., one.spellings
             info.envvar, info.show_envvar = environment_names(command, one.name), False
-        # click 8.1 refuses a default, an empty list too, for an argument that takes any number of values.
+        # click 8.1 refuses any default, even an empty list, for an argument with any number of values.
         default = None if one.default == [] else one.default
         parameters.append(
             inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_ANNOTATED[one.kind, info])
@@ -80,7 +80,7 @@ def typer_function(command: str, classes: tuple[type, ...], call: Call) -> Calla
 
 
 def environment_names(command: str, option: str) -> list[str]:
-    """The variables that set an option of a command, the one that goes first before the other."""
+    """The environment variables that set an option of a command, in order of precedence."""
     return [f"CTCOVID_{command}_{option}".upper(), f"CTCOVID_{option}".upper()]
 
 

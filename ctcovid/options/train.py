@@ -22,7 +22,7 @@ def volumes_or_auto(value: Any) -> int | str:
     if value == "auto":
         return "auto"
     if not str(value).isdigit() or int(value) < 1:
-        raise typer.BadParameter(f"{value} is neither a number of volumes from 1 nor auto.")
+        raise typer.BadParameter(f"{value} is neither a number of volumes nor auto.")
     return int(value)
 
 
@@ -33,24 +33,24 @@ class Options(RecipeOptions, shared.Options):
     arch: Annotated[str, shared.architecture_option("Architecture; ctcovid models lists them.")] = DEFAULT
     data: Annotated[Path, typer.Option(help="Volumes file that ctcovid prepare made.")] = Path("volumes.h5")
     depth: Annotated[int | None, shared.depth_option("Slices per volume; by default the file's.")] = None
-    # Typer converts no union, so that the parser says the type: a number, "auto", or None for whole batches.
+    # Any, because Typer supports no unions: a number, "auto", or None for whole batches.
     micro_batch: Annotated[
         Any,
         typer.Option(
             parser=volumes_or_auto,
             metavar="N|auto",
-            help="Volumes in memory at a time, where a batch does not fit; auto tries how many do.",
+            help="Volumes in memory at a time if a batch does not fit; auto finds how many do.",
         ),
     ] = None
-    sync_batchnorm: Annotated[bool, typer.Option(help="Batch norm over the volumes of all processes, not of each for itself.")] = False
+    sync_batchnorm: Annotated[bool, typer.Option(help="Batch norm over the volumes of all processes together.")] = False
     pretrained: Annotated[
         Path | None,
-        typer.Option(help="Weights to begin with: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run."),
+        typer.Option(help="Initial weights: a file of 3D-ResNets-PyTorch, MedicalNet or torchvision, or a run."),
     ] = None
-    tensorboard: Annotated[bool, typer.Option(help="Write the curves for TensorBoard as well.")] = False
-    name: Annotated[str, typer.Option(help="Name of the run; by default made of architecture, depth and batch.")] = ""
+    tensorboard: Annotated[bool, typer.Option(help="Also write the curves for TensorBoard.")] = False
+    name: Annotated[str, typer.Option(help="Name of the run; by default from architecture, depth and batch size.")] = ""
     runs: shared.Runs = Path("runs")
-    resume: Annotated[bool, typer.Option(help="Continue the run if there is one, else begin it.")] = False
+    resume: Annotated[bool, typer.Option(help="Resume the run if it exists, otherwise start it.")] = False
     checkpoint_every: Annotated[float, typer.Option(min=0, help="Minutes between checkpoints within an epoch; 0 for none.")] = 10
     device: shared.Device = "auto"
     precision: shared.Precision = "auto"
@@ -68,7 +68,7 @@ class Options(RecipeOptions, shared.Options):
 
         architecture(self.arch)
         if self.name in (".", "..") or Path(self.name).name != self.name:
-            raise UsageError(f"--name {self.name}: the name of a folder under {self.runs}/ is wanted, not a path.")
+            raise UsageError(f"--name {self.name}: give a name without a path; the run becomes a folder in {self.runs}/.")
         self.require_recipe()
         if self.resume and self.overwrite:
             raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ctcovid.base.choices import SMOOTH
 from ctcovid.base.errors import CtcovidError, InputError
 from ctcovid.base.files import write_json
-from ctcovid.explanation.gradcam import SMOOTH
-from ctcovid.explanation.methods import saliency_maps
+from ctcovid.explanation.methods import Method, saliency_maps
 from ctcovid.models import registry
 from ctcovid.models.device import choose_device, choose_precision, device_name
 from ctcovid.models.network import Network
@@ -62,9 +62,10 @@ def contestants(arch: str, layer: str, samples: int, device: str, noise: float =
 
         return explain
 
+    method = Method(SMOOTH, layer, samples, noise)
     return {
-        OURS: lambda volumes: saliency_maps(usual, volumes, SMOOTH, layer, [0], samples, noise),
-        FLOAT32: lambda volumes: saliency_maps(ours, volumes, SMOOTH, layer, [0], samples, noise),
+        OURS: lambda volumes: saliency_maps(usual, volumes, method, [0]),
+        FLOAT32: lambda volumes: saliency_maps(ours, volumes, method, [0]),
         FOLDED: theirs(ours),
         PLAIN: theirs(plain),
     }

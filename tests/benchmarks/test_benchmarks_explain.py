@@ -18,8 +18,8 @@ def test_everything_is_measured_for_the_same_volumes_and_shown() -> None:
 def test_both_look_at_the_same_class_without_noise_to_tell_them_apart() -> None:
     """torch-cam's maps of one copy with hardly any noise are ours, but for its scale."""
     pytest.importorskip("torchcam", reason="torch-cam is not installed: tests/benchmarks/requirements-explain.txt")
-    from ctcovid.explanation.gradcam import PLUS
-    from ctcovid.explanation.methods import saliency_maps
+    from ctcovid.base.choices import PLUS
+    from ctcovid.explanation.methods import Method, saliency_maps
     from ctcovid.models import registry
 
     volumes = np.random.default_rng(0).integers(0, 256, (1, 4, 96, 96), dtype=np.uint8)
@@ -29,5 +29,5 @@ def test_both_look_at_the_same_class_without_noise_to_tell_them_apart() -> None:
 
     torch.manual_seed(0)
     network = registry.build("r3d18", explain.CLASSES, "cpu", "float32")
-    ours = saliency_maps(network, volumes, PLUS, "layer4", [0]).reshape(-1)
+    ours = saliency_maps(network, volumes, Method(PLUS, "layer4"), [0]).reshape(-1)
     assert np.corrcoef(ours, theirs)[0, 1] > 0.99

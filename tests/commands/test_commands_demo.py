@@ -1,4 +1,4 @@
-"""ctcovid demo: a synthetic data set that the other commands take, and bad wishes in one sentence."""
+"""ctcovid demo: a synthetic data set that the other commands take, and refusals in one sentence."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_data_set_alone_is_what_prepare_takes(made: Path, tmp_path: Path) ->
     assert all(any(name in sentence for sentence in summary.failed) for name in corrupt)
 
 
-def test_another_wish_does_not_overwrite_the_data(made: Path) -> None:
+def test_other_options_do_not_overwrite_the_data(made: Path) -> None:
     with pytest.raises(OutputExistsError):
         demo.run(demo.Options(made, data_only=True), quiet())
 
@@ -54,15 +54,15 @@ def test_a_demo_that_is_stopped_says_how_to_begin_it_again(tmp_path: Path, monke
     def stopped(*_: object) -> None:
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
-            raise stop.error("runs/r3d18/last.pt is written; the same line with --resume continues it.")
+            raise stop.error("runs/r3d18/last.pt is written; the same command with --resume resumes it.")
 
     monkeypatch.setattr(demo.train, "run", stopped)
     options = demo.Options(tmp_path / "demo", patients=3, size=32, slices="8-10", workers=1)
-    # What the sentence advises is taken at its word.
+    # The second run does what the message of the first advises.
     for line in (options, replace(options, overwrite=True)):
         with pytest.raises(StoppedError) as caught:
             demo.run(line, quiet())
-        assert str(caught.value) == "Stopped by SIGTERM. A demo is not continued: the same line with --overwrite begins it anew."
+        assert str(caught.value) == "Stopped by SIGTERM. A demo cannot be resumed. Start it again with the same command and --overwrite."
         assert caught.value.exit_code == 75
         assert json.loads((tmp_path / "demo" / "run.json").read_text())["error"] == str(caught.value)
 
@@ -78,7 +78,7 @@ def test_a_demo_that_is_stopped_says_how_to_begin_it_again(tmp_path: Path, monke
         (Machine(gpu=True, bfloat16=False, cpus=1), "full"),
     ],
 )
-def test_the_preset_is_chosen_by_what_the_machine_can(machine: Machine, name: str) -> None:
+def test_the_preset_is_chosen_by_the_machine(machine: Machine, name: str) -> None:
     chosen, reason = choose("auto", machine)
     assert chosen.name == name
     assert reason == "there is a GPU" if machine.gpu else reason.startswith(f"{machine.cpus} CPU")
@@ -121,16 +121,16 @@ def test_the_preset_is_recorded_and_its_values_are_used(
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"),
+    ("options", "words"),
     [
-        ({"preset": "small"}, "--preset small sets the five commands"),
+        ({"preset": "small"}, "--preset small is for all five commands"),
         ({"preset": "medium", "data_only": False}, "no such preset"),
         ({"slices": "many"}, "--slices"),
         ({"slices": "40-20"}, "fewest and most"),
         ({"repeated": 0.6, "masked": 0.6}, "together at most 1"),
     ],
 )
-def test_a_data_set_that_cannot_be_made_is_a_usage_error(wish: dict[str, object], words: str, tmp_path: Path) -> None:
+def test_a_data_set_that_cannot_be_made_is_a_usage_error(options: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
-        demo.run(demo.Options(tmp_path / "out", **{"data_only": True, **wish}), quiet())  # type: ignore[arg-type]
+        demo.run(demo.Options(tmp_path / "out", **{"data_only": True, **options}), quiet())  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

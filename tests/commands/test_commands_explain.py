@@ -116,7 +116,7 @@ def test_the_page_names_no_patient_of_the_models_split(runs: Path, scan: Path) -
     assert "r3d18" in page and "patient-7" not in page
 
 
-def test_figures_of_the_check_and_the_mask_are_in_the_manifest_and_the_page(runs: Path, scan: Path) -> None:
+def test_measures_of_faithfulness_and_of_the_mask_are_in_the_manifest_and_the_page(runs: Path, scan: Path) -> None:
     masks = scan.parent / "lesions"
     masks.mkdir()
     for number in range(10):
@@ -130,7 +130,7 @@ def test_figures_of_the_check_and_the_mask_are_in_the_manifest_and_the_page(runs
     assert "deletion, area" in page and "saliency inside lesions" in page and "medically right" in page
 
 
-def test_an_empty_map_is_said_to_be_empty_and_gets_no_figures(
+def test_a_flat_map_is_reported_and_gets_no_measures(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seer = registered(tmp_path / "seer", brightness("r3d18", monkeypatch).module)
@@ -141,7 +141,7 @@ def test_an_empty_map_is_said_to_be_empty_and_gets_no_figures(
     assert "The map of CP is the same everywhere" in (folder / "viewer.html").read_text()
 
 
-def test_figures_of_all_scans_are_told(runs: Path, scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measures_of_all_scans_are_printed(runs: Path, scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", method="gradcam", faithfulness=True, mask=scan)
     explain.run(asked, Console(results=False))
     said = capsys.readouterr().err
@@ -171,7 +171,7 @@ def test_the_map_has_the_voxels_of_the_volume_file_in_its_order(runs: Path, tmp_
     assert found.GetSize() == stored.GetSize()
     for one, other in ((found.GetOrigin(), stored.GetOrigin()), (found.GetDirection(), stored.GetDirection())):
         np.testing.assert_allclose(one, other, atol=1e-3)
-    # The slice that fills no volume has no map, and lies where it lies in the file: at the feet.
+    # The slice that fills no volume has no map, and keeps its position in the file: at the feet.
     values = SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(found, "LPI"))
     assert values.any((1, 2)).tolist() == [True] * 8 + [False]
 
@@ -187,7 +187,7 @@ def test_the_same_seed_gives_the_same_maps(runs: Path, scan: Path) -> None:
 def test_a_mask_of_one_scan_is_refused_for_several(runs: Path, scan: Path, make_scan: Callable[..., Path]) -> None:
     make_scan(scan.parent / "other")
     asked = explain.Options((scan, scan.parent / "other"), runs=runs, output=scan.parent / "out", mask=scan)
-    with pytest.raises(UsageError, match="--mask is of one scan, and 2"):
+    with pytest.raises(UsageError, match="--mask belongs to one scan, but 2"):
         explain.run(asked, Console(quiet=True, results=False))
 
 
@@ -201,8 +201,8 @@ def test_a_mask_that_does_not_fit_leaves_nothing_behind(runs: Path, scan: Path, 
 def test_the_demo_says_how_well_maps_point_in_words() -> None:
     points = {"trained": Pointing(0.124, 0.067, 0.043, 354), "untrained": Pointing(0.056, 0.054, 0.043, 354)}
     assert demo._points_line(points) == (
-        "Grad-CAM points into a lesion in 12% of the 354 slices of unseen patients that have one; "
-        "by chance it were 4%, and with random weights 6%."
+        "Grad-CAM points into a lesion in 12% of the 354 slices with one, all of unseen patients. "
+        "The chance level is 4%; a network with random weights reaches 6%."
     )
 
 
@@ -237,7 +237,7 @@ def test_each_scan_has_a_folder_of_its_own_beside_its_converted_file(runs: Path,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a file name may be any bytes")
-def test_a_name_that_is_no_utf_8_ends_nothing(runs: Path, tmp_path: Path, make_scan: Callable[..., Path]) -> None:
+def test_a_name_that_is_not_utf_8_is_explained(runs: Path, tmp_path: Path, make_scan: Callable[..., Path]) -> None:
     name = os.fsdecode(b"caf\xe9")
     folder = make_scan(tmp_path / name, slices=8)
     (folder / "0000.png").rename(folder / f"{name}.png")

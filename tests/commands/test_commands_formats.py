@@ -137,11 +137,11 @@ def assert_nothing_of(words: object, folder: Path) -> None:
 @pytest.fixture
 def dumped(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> Path:
     """Class folders that hold slices of several patients directly, so that DICOM alone names them."""
-    for label, place in (("NCP", 0), ("CP", 3)):
+    for label, first in (("NCP", 0), ("CP", 3)):
         for number in range(3):
-            planted = PLANTED | {"PatientID": f"KH-77123-{place + number}"}
-            study = f"1.2.826.0.1.7712{place + number}"
-            write_series(tmp_path / "data" / label, chest, study=study, number=place + number, **planted)
+            planted = PLANTED | {"PatientID": f"KH-77123-{first + number}"}
+            study = f"1.2.826.0.1.7712{first + number}"
+            write_series(tmp_path / "data" / label, chest, study=study, number=first + number, **planted)
     return tmp_path
 
 

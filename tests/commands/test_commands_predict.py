@@ -210,7 +210,7 @@ def test_a_run_goes_on_where_it_was_killed(runs: Path, scans: Path, tmp_path: Pa
         (content(tmp_path / f"{a}.{e}"), content(tmp_path / f"{b}.{e}")) for (a, b), e in zip(names, (ending, "csv"), strict=True)
     ):
         assert [list(row)[:3] for row in one] == [list(row)[:3] for row in other] and len(one) == len(other)
-    with pytest.raises(InputError, match="was begun with small"):
+    with pytest.raises(InputError, match="was written with small"):
         predicted(runs, scans, model="other", output=cut, resume=True)
 
 
@@ -227,9 +227,9 @@ def test_a_scan_beside_its_converted_file_is_not_taken_for_done(runs: Path, scan
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a file name may be any bytes")
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
-def test_a_name_that_is_no_utf_8_ends_nothing(runs: Path, scans: Path, tmp_path: Path, ending: str) -> None:
-    for place in ("s0", "s3"):
-        (scans / place).rename(os.fsdecode(os.fsencode(scans / place) + b"-\xe9"))
+def test_a_name_that_is_not_utf_8_is_classified(runs: Path, scans: Path, tmp_path: Path, ending: str) -> None:
+    for name in ("s0", "s3"):
+        (scans / name).rename(os.fsdecode(os.fsencode(scans / name) + b"-\xe9"))
     (picture,) = (path for path in (scans / "s1").iterdir() if path.name == "0000.png")
     picture.rename(os.fsdecode(os.fsencode(scans / "s1") + b"/0000-\xe9.png"))
     output, volumes = tmp_path / f"p.{ending}", tmp_path / f"v.{ending}"
@@ -272,19 +272,19 @@ def test_flags_end_a_strict_run_with_4(runs: Path, scans: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
-def test_a_run_that_goes_on_reports_all_scans_of_the_line(runs: Path, scans: Path, tmp_path: Path, ending: str) -> None:
+def test_a_resumed_run_reports_all_requested_scans(runs: Path, scans: Path, tmp_path: Path, ending: str) -> None:
     output = tmp_path / f"p.{ending}"
     first = predicted(runs, scans / "s0", scans / "s1", output=output, strict=True)
     on = predicted(runs, scans / "s0", scans / "s1", output=output, strict=True, resume=True)
     assert len(first.failed) == 2 and on.failed == first.failed and on.rows == []
     assert on.document() == first.document()
     assert on.table().text() == first.table().text()
-    # What the file holds of other scans is not of this line.
+    # Other scans of the file are not reported.
     only = predicted(runs, scans / "s1", scans / "s4", output=output, resume=True)
     assert [row["scan"] for row in only.document()["scans"]] == [str(scans / "s1"), str(scans / "s4")] and only.failed == []
 
 
-def test_a_file_with_words_in_place_of_numbers_is_not_gone_on_with(runs: Path, scans: Path, tmp_path: Path) -> None:
+def test_a_file_with_words_in_place_of_numbers_is_not_resumed(runs: Path, scans: Path, tmp_path: Path) -> None:
     predicted(runs, scans / "s0", output=tmp_path / "p.csv")
     (row,) = list(csv.DictReader((tmp_path / "p.csv").open()))
     (tmp_path / "p.csv").write_text((tmp_path / "p.csv").read_text().replace(row["p_CP"], "much"))
@@ -292,7 +292,7 @@ def test_a_file_with_words_in_place_of_numbers_is_not_gone_on_with(runs: Path, s
         predicted(runs, scans / "s0", output=tmp_path / "p.csv", resume=True)
 
 
-def test_nothing_that_can_be_judged_is_unusable_input_with_its_rows(
+def test_no_scan_that_can_be_classified_is_unusable_input_with_its_rows(
     runs: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="No scan could be classified"):
@@ -311,7 +311,7 @@ def test_another_scan_of_the_same_name_is_not_taken_for_done(
     one, other = (make_scan(tmp_path / patient / "CT", 8, level=level) for patient, level in (("A", 80), ("B", 120)))
     predicted(runs, one, output=output)
     before = output.read_bytes()
-    with pytest.raises(UsageError, match=rf"has a scan CT of {one} already, and this one is {other}\. Give the folder above both"):
+    with pytest.raises(UsageError, match=rf"already has a scan CT, from {one}, but this one is {other}\. Give the folder above both"):
         predicted(runs, other, output=output, resume=True)
     assert output.read_bytes() == before
     assert predicted(runs, one, output=output, resume=True).rows == []
@@ -323,7 +323,7 @@ def test_another_scan_of_the_same_name_is_not_taken_for_done(
         ({"resume": True}, "--output"),
         ({"volumes": Path("-")}, "--volumes"),
         ({"volumes": Path("x"), "output": Path("x")}, "same file"),
-        ({"output": Path("x"), "resume": True, "overwrite": True}, "--resume goes on with .* and --overwrite"),
+        ({"output": Path("x"), "resume": True, "overwrite": True}, "--resume continues an .* and --overwrite"),
     ],
 )
 def test_options_that_do_not_fit_are_usage_errors(runs: Path, scans: Path, options: dict[str, Any], words: str) -> None:
@@ -337,7 +337,7 @@ def test_stdout_holds_one_document_or_lines_and_not_both(runs: Path, scans: Path
     assert capsys.readouterr().out == ""
 
 
-def test_real_scans_that_a_model_should_not_judge_are_flagged_or_refused(tmp_path: Path, sample_data: Path) -> None:
+def test_real_scans_unlike_the_training_data_are_flagged_or_refused(tmp_path: Path, sample_data: Path) -> None:
     save_model(tmp_path / "runs" / "m", 0, slice_spacing=[1.0, 2.5])
     colours = np.random.default_rng(0).integers(0, 256, (8, 80, 80, 3), dtype=np.uint8)
     (tmp_path / "photographs").mkdir()
@@ -366,7 +366,7 @@ def test_a_file_of_settings_may_name_one_model_or_several(runs: Path, scans: Pat
         assert [model["name"] for model in json.loads(done.stdout)["models"]] == (["small"] if models == "'small'" else ["small", "other"])
 
 
-def test_rows_of_volumes_are_made_up_for_where_a_run_wrote_none(runs: Path, scans: Path, tmp_path: Path) -> None:
+def test_rows_of_volumes_are_added_if_a_run_wrote_none(runs: Path, scans: Path, tmp_path: Path) -> None:
     predicted(runs, scans / "s0", output=tmp_path / "p.csv")
     on = predicted(runs, scans / "s0", output=tmp_path / "p.csv", volumes=tmp_path / "v.csv", resume=True)
     assert len(on.rows) == 1 and len((tmp_path / "v.csv").read_text().splitlines()) == 3

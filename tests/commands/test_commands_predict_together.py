@@ -1,4 +1,4 @@
-"""ctcovid predict in two processes: one list of scans, one stop for both, and rows that another run of two goes on with."""
+"""ctcovid predict in two processes: one list of scans, one stop for both, and rows that another run of two resumes."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ seconds, resnet3d.WIDTHS = float(sys.argv.pop(1)), json.loads(sys.argv.pop(1))
 usual = predict.classify
 
 def classify(*arguments):
-    for judged in usual(*arguments):
+    for prediction in usual(*arguments):
         time.sleep(seconds)
-        yield judged
+        yield prediction
 
 predict.classify = classify
 from ctcovid.cli import main
@@ -71,8 +71,8 @@ def started(runs: Path, output: Path, seconds: float, lists: tuple[list[Path], l
         port = str(one.getsockname()[1])
     processes = []
     for rank, scans in enumerate(lists):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **place, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        process = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, **process, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         line = [sys.executable, "-c", SLOW, str(seconds), json.dumps(WIDTHS), "predict", *map(str, scans), "--runs", str(runs)]
         line += ["--device", "cpu", "--workers", "1", "-o", str(output), *more]
         processes.append(
@@ -84,11 +84,11 @@ def started(runs: Path, output: Path, seconds: float, lists: tuple[list[Path], l
 def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
     """Codes and stderr of the processes, which are killed where they hang."""
     try:
-        talk = [process.communicate(timeout=240)[1] for process in processes]
+        messages = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], talk
+    return [process.returncode for process in processes], messages
 
 
 def rows(output: Path) -> list[dict[str, str]]:
@@ -101,7 +101,7 @@ def until_a_round_is_written(processes: list[subprocess.Popen[str]], output: Pat
         time.sleep(0.05)
 
 
-def test_a_signal_to_one_process_stops_both_at_once_and_two_go_on(runs: Path, scans: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_both_and_two_resume(runs: Path, scans: Path, tmp_path: Path) -> None:
     output = tmp_path / "p.csv"
     processes = started(runs, output, 0.6, ([scans], [scans]))
     until_a_round_is_written(processes, output)
@@ -111,19 +111,19 @@ def test_a_signal_to_one_process_stops_both_at_once_and_two_go_on(runs: Path, sc
     assert "Stopped by SIGTERM" in errors[0] and "--resume" in errors[0] and errors[1] == ""
     assert json.loads((tmp_path / "p.csv.run.json").read_text())["status"] == "stopped"
     done = rows(output)
-    # The first one did not go through with its second round, and what the other had done of it is kept.
+    # The first one did not finish its second round, and what the other had done of it is kept.
     second = [int(row["scan"].removeprefix("s")) % 2 for row in done[2 * ROUND :]]
     assert 0 < second.count(0) < ROUND and second.count(1) > 0
 
     codes, errors = ended(started(runs, output, 0, ([scans], [scans]), "--resume"))
     assert codes == [0, 0], errors
-    assert f"{len(done)} of {SCANS} scans in {output} already." in errors[0]
+    assert f"{len(done)} of {SCANS} scans are already in {output}." in errors[0]
     found = rows(output)
     assert found[: len(done)] == done
     assert sorted(row["scan"] for row in found) == [f"s{number:02d}" for number in range(SCANS)]
 
 
-def test_rows_stay_where_a_process_is_killed(runs: Path, scans: Path, tmp_path: Path) -> None:
+def test_rows_stay_if_a_process_is_killed(runs: Path, scans: Path, tmp_path: Path) -> None:
     output = tmp_path / "p.csv"
     processes = started(runs, output, 0.2, ([scans], [scans]))
     until_a_round_is_written(processes, output)
@@ -134,7 +134,7 @@ def test_rows_stay_where_a_process_is_killed(runs: Path, scans: Path, tmp_path: 
     assert len(rows(output)) >= 2 * ROUND
 
 
-def test_processes_that_see_other_scans_are_told_so(runs: Path, scans: Path, make_scan: Callable[..., Path], tmp_path: Path) -> None:
+def test_processes_that_see_different_scans_are_refused(runs: Path, scans: Path, make_scan: Callable[..., Path], tmp_path: Path) -> None:
     output = tmp_path / "p.csv"
     make_scan(tmp_path / "elsewhere" / "s99")
     codes, errors = ended(started(runs, output, 0, ([scans], [scans, tmp_path / "elsewhere"])))

@@ -15,7 +15,7 @@ from ctcovid.base.console import Console
 from ctcovid.commands import prepare
 from ctcovid.evaluation.baselines import FEATURES, global_features, logistic_probabilities, majority_probabilities
 from ctcovid.evaluation.checks import LOGISTIC, MAJORITY, baselines, check
-from ctcovid.evaluation.inference import Part
+from ctcovid.evaluation.inference import EvaluationSet
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.evaluation.volume_summary import PartSummary, repeated, summarise_part
 from ctcovid.volumes.batches import VolumeSet
@@ -116,17 +116,17 @@ def test_a_test_on_the_same_file_is_internal_and_on_other_patients_of_another_ex
     found = predictions(["NCP", "CP", "Normal"], ["a", "b", "c"])
     tested, trained = made(["ab", "cd", "xy"], ["NCP", "CP", "Normal"]), made(["ab"], ["NCP"])
     volume_set = VolumeSet(file, "test", 4)
-    same = check(found, Part(volume_set, file, "", 0, False), tested, {"train": trained})
+    same = check(found, EvaluationSet(volume_set, file, "", 0, False), tested, {"train": trained})
     assert (same.population, same.repeated_volumes) == ("internal", 1)
     assert any("1 of 3 volumes" in note for note in same.notes)
-    chosen = check(found, Part(volume_set, file, "", 0, False), tested, {"train": trained, "valid": made(["cd"], ["CP"])})
+    chosen = check(found, EvaluationSet(volume_set, file, "", 0, False), tested, {"train": trained, "valid": made(["cd"], ["CP"])})
     assert chosen.repeated_volumes == 2 and any("training or validation part" in note for note in chosen.notes)
-    own = check(found, Part(volume_set, file, "", 0, False), tested, {}, "train")
+    own = check(found, EvaluationSet(volume_set, file, "", 0, False), tested, {}, "train")
     assert own.population == "none" and own.notes[0].startswith("The training part: ") and "Not a test" in own.notes[1]
-    other = check(found, Part(volume_set, None, "gone.h5 is not there any more", 0, False), None, {})
+    other = check(found, EvaluationSet(volume_set, None, "gone.h5 is not there any more", 0, False), None, {})
     assert (other.population, other.repeated_volumes) == ("external", None)
     assert any("gone.h5" in note for note in other.notes)
-    populations = [check(found, Part(volume_set, None, "gone", 1, same), None, {}).population for same in (None, True, False)]
+    populations = [check(found, EvaluationSet(volume_set, None, "gone", 1, same), None, {}).population for same in (None, True, False)]
     assert populations == ["internal", "internal", "external"]
     assert check(found, None, None, {}).population == "unknown"
 

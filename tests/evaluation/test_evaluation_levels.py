@@ -9,9 +9,8 @@ import pytest
 
 from ctcovid.base.choices import JOINS
 from ctcovid.base.errors import InputError
-from ctcovid.evaluation.aggregation import scan_probabilities
 from ctcovid.evaluation.comparing import pair
-from ctcovid.evaluation.levels import join, joined
+from ctcovid.evaluation.levels import join, joined, scan_probabilities
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.evaluation.subgroups import SEVERAL, Grouping, at_level
 

@@ -18,7 +18,7 @@ from sklearn.metrics import (
 )
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from ctcovid.evaluation.aggregation import scan_probabilities
+from ctcovid.evaluation.levels import scan_probabilities
 from ctcovid.evaluation.metrics import METRICS, PER_CLASS, Sample, binary_counts, confusion_matrix, count_metrics, of_class, undefined
 from ctcovid.evaluation.reliability import BINS, reliability
 

@@ -10,11 +10,11 @@ import torch
 from seers import brightness
 from torch import Tensor
 
+from ctcovid.base.choices import OCCLUSION, PLAIN
 from ctcovid.explanation.activations import find_layer
 from ctcovid.explanation.cells import boxes, cells_of
-from ctcovid.explanation.gradcam import PLAIN
-from ctcovid.explanation.methods import map_cells, saliency_maps
-from ctcovid.explanation.occlusion import CELLS, OCCLUSION, occlusion_maps
+from ctcovid.explanation.methods import Method, map_cells, saliency_maps
+from ctcovid.explanation.occlusion import CELLS, occlusion_maps
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry, resnet3d
 from ctcovid.models.network import Network
@@ -66,14 +66,14 @@ def test_a_cell_lies_in_the_middle_of_what_it_sees(name: str, layer: str, monkey
         ("tv_swin3d_t", "norm", (2, 4, 4), (0.5, 15.5, 15.5), (2, 32, 32)),
     ],
 )
-def test_places_are_those_that_strides_and_paddings_give(
+def test_cells_lie_where_strides_and_paddings_put_them(
     name: str, layer: str, native: tuple[int, ...], first: tuple[float, ...], step: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resnet3d, "WIDTHS", (2, 2, 4, 4))
     network = registry.build(name, CLASSES, "cpu", "float32")
     cells = cells_of(network, (4, 128, 128), native)
     assert (cells.first, cells.step) == (first, step)
-    assert saliency_maps(network, np.zeros((1, 4, 128, 128), np.uint8), PLAIN, layer, [0]).shape[2:] == native
+    assert saliency_maps(network, np.zeros((1, 4, 128, 128), np.uint8), Method(PLAIN, layer), [0]).shape[2:] == native
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -83,8 +83,8 @@ def test_the_map_has_its_peak_over_the_lesion(name: str, layer: str, monkeypatch
     network = brightness(name, monkeypatch)
     for lesion in ((16, 64, 96), (16, 96, 64)):
         volume = np.full((1, 32, 160, 160), 60, np.uint8)
-        volume[(0, *(slice(place - 4, place + 5) for place in lesion))] = 250
-        native = saliency_maps(network, volume, PLAIN, layer, [0])[:, 0]
+        volume[(0, *(slice(middle - 4, middle + 5) for middle in lesion))] = 250
+        native = saliency_maps(network, volume, Method(PLAIN, layer), [0])[:, 0]
         cells = cells_of(network, volume.shape[1:], native.shape[1:])
         whole = to_slices(native, cells)[0]
         # Beyond the last cell, and where cells are equal, the peak is wide.
@@ -97,5 +97,5 @@ def test_patches_are_boxes() -> None:
     volumes = np.zeros((1, 4, 48, 48), np.uint8)
     native = occlusion_maps(network, volumes, [0], lambda count: None).shape[2:]
     assert native == (1, CELLS, CELLS)
-    assert map_cells(network, OCCLUSION, (4, 48, 48), native) == boxes((4, 48, 48), native)
+    assert map_cells(network, Method(OCCLUSION), (4, 48, 48), native) == boxes((4, 48, 48), native)
     assert boxes((4, 48, 48), native).first == (1.5, 1.5, 1.5)

@@ -1,6 +1,8 @@
-"""A map that knows what the network looks at is told from one that does not."""
+"""Faithfulness tells a map that shows what the network uses from one that does not."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +17,15 @@ from ctcovid.explanation.faithfulness import (
     area,
     correlation,
     faithfulness,
-    in_places,
+    in_squares,
     steps,
     with_random_weights,
 )
+from ctcovid.explanation.scan_maps import ScanMaps
 from ctcovid.models import registry
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
+from ctcovid.models.registry import TrainedModel
 
 SIZE = 32
 
@@ -42,17 +46,18 @@ def volumes() -> np.ndarray:
     return found
 
 
-def measured(volumes: np.ndarray, knowing: bool, randomised: np.ndarray | None = None) -> Faithfulness:
+def measured(volumes: np.ndarray, right: bool, randomised: np.ndarray | None = None) -> Faithfulness:
     network = Network(Corner(), architecture("r3d18"), ["NCP", "CP", "Normal"], torch.device("cpu"), torch.float32)
     native = np.zeros((3, 1, GRID, GRID), np.float32)
-    corner = native[:, :, :4, :4] if knowing else native[:, :, -4:, -4:]
+    corner = native[:, :, :4, :4] if right else native[:, :, -4:, -4:]
     corner[:] = 1
-    cells = boxes(volumes.shape[1:], native.shape[1:])
-    return faithfulness(network, volumes, native, cells, native if randomised is None else randomised, 0, 1.0, seed=1)
+    maps = ScanMaps(native[:, None], boxes(volumes.shape[1:], native.shape[1:]), target=0)
+    model = TrainedModel("corner", Path("corner"), {}, network)
+    return faithfulness(model, volumes, maps, native if randomised is None else randomised, seed=1)
 
 
-def test_a_map_that_knows_beats_random_order_and_one_that_does_not_loses(volumes: np.ndarray) -> None:
-    good, bad = measured(volumes, knowing=True), measured(volumes, knowing=False)
+def test_a_right_map_beats_random_order_and_a_wrong_one_does_not(volumes: np.ndarray) -> None:
+    good, bad = measured(volumes, right=True), measured(volumes, right=False)
     assert area(good.deletion) < area(good.deletion_random) < area(bad.deletion)
     assert area(good.insertion) > area(good.insertion_random) > area(bad.insertion)
     assert good.average_drop == pytest.approx(0, abs=0.02) and bad.average_drop > 0.5
@@ -60,7 +65,7 @@ def test_a_map_that_knows_beats_random_order_and_one_that_does_not_loses(volumes
 
 
 def test_curves_begin_and_end_with_the_volume_whole_and_covered(volumes: np.ndarray) -> None:
-    found = measured(volumes, knowing=True)
+    found = measured(volumes, right=True)
     assert len(found.shares) == len(found.deletion) == STEPS + 1
     assert found.deletion[0] == pytest.approx(found.insertion[-1]) and found.deletion[-1] == pytest.approx(found.insertion[0])
     # The corner is a sixteenth of the slice: the first step takes it away, and the rest changes nothing.
@@ -69,9 +74,9 @@ def test_curves_begin_and_end_with_the_volume_whole_and_covered(volumes: np.ndar
     assert "not whether the model is medically right" in str(found.document()["caution"])
 
 
-def test_a_place_is_as_strong_as_its_pixels_are_in_the_mean() -> None:
+def test_the_strength_of_a_square_is_the_mean_of_its_pixels() -> None:
     pixels = np.random.default_rng(0).random((70, 64))
-    found = in_places(pixels)
+    found = in_squares(pixels)
     assert found.shape == (GRID, GRID)
     assert found[0, 1] == pytest.approx(pixels[:4, 4:8].mean()) and found[8, 15] == pytest.approx(pixels[35:39, 60:].mean())
 
@@ -88,7 +93,7 @@ def test_random_weights_are_not_those_that_training_began_with() -> None:
 
 
 @pytest.mark.parametrize("insert", [False, True])
-def test_places_are_covered_in_the_order_that_is_asked_for(insert: bool) -> None:
+def test_squares_are_covered_in_the_given_order(insert: bool) -> None:
     volume = np.full((1, SIZE, SIZE), 200, np.uint8)
     order = np.random.default_rng(0).permutation(GRID * GRID)
     made = list(steps(volume, order, 9, insert))
@@ -98,8 +103,8 @@ def test_places_are_covered_in_the_order_that_is_asked_for(insert: bool) -> None
     assert made[1][0, row * 2, column * 2] == (200 if insert else 9)
 
 
-def test_maps_that_do_not_depend_on_the_weights_are_found_out(volumes: np.ndarray) -> None:
-    assert measured(volumes, knowing=True).randomised_correlation == pytest.approx(1)
+def test_maps_that_do_not_depend_on_the_weights_correlate_with_random_ones(volumes: np.ndarray) -> None:
+    assert measured(volumes, right=True).randomised_correlation == pytest.approx(1)
     other = np.random.default_rng(0).random((3, 1, GRID, GRID))
-    assert abs(measured(volumes, knowing=True, randomised=other).randomised_correlation) < 0.1
+    assert abs(measured(volumes, right=True, randomised=other).randomised_correlation) < 0.1
     assert correlation(np.zeros((1, 2, 2)), np.ones((1, 2, 2))) == 0

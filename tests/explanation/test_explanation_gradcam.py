@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ctcovid.base.choices import SMOOTH
 from ctcovid.explanation.activations import Activations
 from ctcovid.explanation.cells import cells_of
-from ctcovid.explanation.gradcam import SMOOTH, Gathered
-from ctcovid.explanation.methods import saliency_maps
+from ctcovid.explanation.gradcam import Gathered
+from ctcovid.explanation.methods import Method, saliency_maps
 from ctcovid.explanation.noise import Noise
-from ctcovid.explanation.upsample import telling_slices, to_slices
+from ctcovid.explanation.upsample import most_salient_slices, to_slices
 from ctcovid.models import registry
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
 
-PLACE = (["NCP", "CP", "Normal"], torch.device("cpu"), torch.float32)
+CPU = (["NCP", "CP", "Normal"], torch.device("cpu"), torch.float32)
 
 
 class Small(nn.Module):
@@ -45,11 +46,11 @@ class Small(nn.Module):
 
 def small_network() -> Network:
     torch.manual_seed(4)
-    return placed(Small())
+    return built(Small())
 
 
-def placed(module: nn.Module) -> Network:
-    return Network(module.requires_grad_(False), architecture("r3d18"), *PLACE)
+def built(module: nn.Module) -> Network:
+    return Network(module.requires_grad_(False), architecture("r3d18"), *CPU)
 
 
 class Double(Network):
@@ -154,7 +155,7 @@ def whole(request: pytest.FixtureRequest) -> Network:
     """r3d18 in double precision: the last bit of a denominator that nearly vanishes is visible in Grad-CAM++."""
     torch.manual_seed(1)
     module = registry.create("r3d18", plain=request.param).requires_grad_(False).double()
-    return Double(module, architecture("r3d18"), *PLACE)
+    return Double(module, architecture("r3d18"), *CPU)
 
 
 @pytest.mark.parametrize("layer", ["conv1", "maxpool", "layer1", "layer2.0.bn2", "layer2", "layer3.1", "layer3", "layer4.0", "layer4"])
@@ -162,7 +163,7 @@ def test_it_equals_plain_autograd_at_every_layer_with_and_without_depth_folding(
     volume = np.random.default_rng(0).integers(0, 256, (1, 4, 32, 32), dtype=np.uint8)
     seen = 0.0
     for method, samples, noise in (("smooth-gradcam++", 2, 0.1), ("gradcam", 1, 0.0)):
-        found = saliency_maps(whole, volume, method, layer, [2, 0], samples, noise, seed=3)[0]
+        found = saliency_maps(whole, volume, Method(method, layer, samples, noise, seed=3), [2, 0])[0]
         for position, target in enumerate([2, 0]):
             expected = plainly(whole, layer, volume[0], target, method, samples, noise, 3)
             np.testing.assert_allclose(found[position], expected, rtol=0, atol=1e-5 * expected.max() + 1e-30)
@@ -175,11 +176,12 @@ def test_copies_of_many_volumes_share_passes_and_change_nothing(samples: int) ->
     """Whatever the number of copies, of volumes and of those that fit into a pass."""
     network = small_network()
     volumes = np.random.default_rng(0).integers(0, 256, (5, 4, 8, 8), dtype=np.uint8)
+    method = Method(SMOOTH, "layer3", samples, noise_std=0.2)
     done: list[int] = []
-    together = saliency_maps(network, volumes, SMOOTH, "layer3", [1], samples, 0.2, 0, done.append)
+    together = saliency_maps(network, volumes, method, [1], done.append)
     assert done == [1] * 5
     for number in range(5):
-        alone = saliency_maps(network, volumes[number : number + 1], SMOOTH, "layer3", [1], samples, 0.2, 0)
+        alone = saliency_maps(network, volumes[number : number + 1], method, [1])
         np.testing.assert_allclose(together[number], alone[0], rtol=0, atol=1e-6 * alone.max())
 
 
@@ -279,7 +281,7 @@ def test_the_map_lies_where_the_class_is_and_nowhere_else(where: str, target: in
     volume = torch.full((1, 1, 4, 32, 32), 0.5)
     rows, columns = QUADRANTS[where]
     volume[0, 0, 2, rows, columns] = level
-    network = placed(Seeker())
+    network = built(Seeker())
     native = saliency(network, "layer4", volume, [target], 5, noise)
     maps = to_slices(native, cells_of(network, (4, 32, 32), native.shape[1:]))[0]
     assert maps.shape == (4, 32, 32)
@@ -287,14 +289,14 @@ def test_the_map_lies_where_the_class_is_and_nowhere_else(where: str, target: in
     inside[2, rows, columns] = True
     assert maps[inside].sum() > 0.8 * maps.sum() > 0
     assert maps[2].sum() == pytest.approx(maps.sum(), rel=1e-3)
-    assert telling_slices(maps, 1) == [2]
+    assert most_salient_slices(maps, 1) == [2]
     # The class that is not there has no map.
     assert not saliency(network, "layer4", volume, [1 - target], 5, noise).any()
 
 
-def test_telling_slices_are_the_strongest_of_equal_stretches() -> None:
+def test_most_salient_slices_are_the_strongest_of_equal_stretches() -> None:
     strength = np.array([0.0, 3, 1, 0, 0, 9, 8, 1, 2])
     maps = np.broadcast_to(strength[:, None, None], (9, 2, 2))
-    assert telling_slices(maps, 3) == [1, 5, 6]
-    assert telling_slices(maps, 1) == [5]
-    assert telling_slices(maps[:2], 4) == [0, 1]
+    assert most_salient_slices(maps, 3) == [1, 5, 6]
+    assert most_salient_slices(maps, 1) == [5]
+    assert most_salient_slices(maps[:2], 4) == [0, 1]

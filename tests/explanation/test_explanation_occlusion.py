@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctcovid.explanation.methods import saliency_maps
-from ctcovid.explanation.occlusion import CELLS, OCCLUSION, covered, log_odds, lung_grey, odds_of, places
+from ctcovid.base.choices import OCCLUSION
+from ctcovid.explanation.methods import Method, saliency_maps
+from ctcovid.explanation.occlusion import CELLS, covered, log_odds, lung_grey, odds_of, patches
 from ctcovid.models.catalog import architecture
 from ctcovid.models.network import Network
 
@@ -29,7 +30,7 @@ def network() -> Network:
 @pytest.mark.parametrize("size", [24, 50, 96])
 def test_every_pixel_is_covered_and_patches_are_a_sixth_of_the_side(size: int) -> None:
     times = np.zeros((size, size), int)
-    for _, rows, columns in places(size, size):
+    for _, rows, columns in patches(size, size):
         assert abs(rows.stop - rows.start - size / 6) < 2
         times[rows, columns] += 1
     assert times.min() >= 1 and times.max() == 4
@@ -39,7 +40,7 @@ def test_the_map_lies_where_the_class_is_and_is_that_of_each_class(network: Netw
     volumes = np.full((2, 4, 48, 48), 60, np.uint8)
     volumes[0, 1:3, 8:16, 32:40] = 255
     done: list[int] = []
-    maps = saliency_maps(network, volumes, OCCLUSION, "", [0, 1], advance=done.append)
+    maps = saliency_maps(network, volumes, Method(OCCLUSION), [0, 1], done.append)
     assert maps.shape == (2, 2, 1, CELLS, CELLS) and done == [1, 1]
     row, column = np.unravel_index(maps[0, 0, 0].argmax(), (CELLS, CELLS))
     assert 2 <= row < 4 and 8 <= column < 10
@@ -50,7 +51,7 @@ def test_the_map_lies_where_the_class_is_and_is_that_of_each_class(network: Netw
 
 def test_a_cell_has_the_mean_loss_of_the_patches_that_cover_it(network: Network) -> None:
     volume = np.random.default_rng(0).integers(0, 256, (2, 24, 24), dtype=np.uint8)
-    maps = saliency_maps(network, volume[None], OCCLUSION, "", [0])[0, 0, 0]
+    maps = saliency_maps(network, volume[None], Method(OCCLUSION), [0])[0, 0, 0]
     grey = lung_grey(volume)
     expected = []
     for down in (4, 6):

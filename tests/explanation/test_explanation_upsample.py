@@ -11,9 +11,9 @@ from ctcovid.explanation.cells import Cells, boxes
 from ctcovid.explanation.upsample import to_slices
 
 
-def along(maps: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray:
-    """Linear interpolation along one axis, at places counted in cells."""
-    return np.apply_along_axis(lambda line: np.interp(places, np.arange(len(line)), line), axis, maps)
+def along(maps: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
+    """Linear interpolation along one axis, at positions counted in cells."""
+    return np.apply_along_axis(lambda line: np.interp(positions, np.arange(len(line)), line), axis, maps)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_maps_are_interpolated_linearly_in_all_three_directions(native: tuple[in
     np.testing.assert_allclose(found, reference, rtol=0, atol=1e-5)
 
 
-def test_cells_keep_their_places_at_any_size_of_the_result() -> None:
+def test_cells_keep_their_positions_at_any_size_of_the_result() -> None:
     """Cells of a stride of 16 over slices of 64 pixels, as they are, and half and twice as large."""
     maps = np.random.default_rng(0).random((2, 1, 4, 4)).astype(np.float32)
     cells = Cells((4, 64, 64), (0, 0, 0), (8, 16, 16))
     for side in (32, 64, 128):
-        places = ((np.arange(side) + 0.5) * 64 / side - 0.5) / 16
-        expected = along(along(maps.astype(float), 2, places), 3, places).repeat(4, 1)
+        positions = ((np.arange(side) + 0.5) * 64 / side - 0.5) / 16
+        expected = along(along(maps.astype(float), 2, positions), 3, positions).repeat(4, 1)
         np.testing.assert_allclose(to_slices(maps, cells, side), expected, rtol=0, atol=1e-5)
     assert np.array_equal(to_slices(maps, cells)[:, 0, ::16, ::16], maps[:, 0])
 

@@ -37,7 +37,7 @@ def called() -> tuple[typer.Typer, list[dict[str, Any]]]:
     """An app of one command of its own beside the real ones, and the values and sources that it was called with."""
     seen: list[dict[str, Any]] = []
     made = typer.Typer()
-    # A second command, or Typer would leave the name of the only one away.
+    # With a single command, Typer would omit its name.
     made.command("other")(lambda: None)
 
     def call(ctx: typer.Context, values: dict[str, Any]) -> None:
