@@ -29,7 +29,7 @@ STYLE: dict[Any, Any] = {
 FORMATS = ("svg", "png")
 # Dots per inch of a PNG, and of what is drawn as pixels within an SVG or PDF.
 PIXELS, WITHIN = 150, 100
-# Seconds after which Python lets another thread go on. By default 0.005: each array operation of the caller would wait so long.
+# Seconds after which Python lets another thread go on. With the default of 0.005, each array operation of the caller would wait that long.
 SWITCH = 0.0005
 
 
@@ -57,7 +57,7 @@ def drawn(plot: Plot, formats: Sequence[str] = FORMATS) -> Picture:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=plot.size, dpi=72, layout="constrained")
         plot.draw(figure)
-        # Once is enough: places do not depend on the format. `savefig` would lay out and draw everything twice for each.
+        # One layout serves all formats. `savefig` gives the same bytes, but draws everything twice for each format.
         FigureCanvasSVG(figure)
         layout = figure.get_layout_engine()
         assert layout is not None
