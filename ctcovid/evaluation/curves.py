@@ -50,8 +50,8 @@ def _curves(weights: np.ndarray, truth: np.ndarray, ends: np.ndarray) -> tuple[n
         return np.full(len(GRID), np.nan), np.full(len(GRID), np.nan)
     recall, false = hits / hits[-1], misses / misses[-1]
     roc = np.interp(GRID, np.append(0, false), np.append(0, recall))
-    unfailing = np.searchsorted(false, 0, side="right")
-    roc[0] = recall[unfailing - 1] if unfailing else 0
+    clean = np.searchsorted(false, 0, side="right")
+    roc[0] = recall[clean - 1] if clean else 0
     # At each recall the precision of the first threshold that reaches it: the steps that average precision sums.
     first = np.minimum(np.searchsorted(recall, np.maximum(GRID - 1e-9, 1e-12)), len(ends) - 1)
     return roc, hits[first] / (hits[first] + misses[first])

@@ -34,14 +34,14 @@ class Ranking:
 
         weights : float (R, N), whole numbers: how often each volume stands in each of R samples
         """
-        # Whole numbers, sample by sample in memory, are added up five times as fast as fractions; indexing would turn the memory round.
+        # Integers in row order are summed five times as fast as floats. `take` returns row order, indexing would return column order.
         arranged = np.take(weights.astype(np.int32), self.order, axis=1)
         # How many score at least as high.
         above = np.cumsum(arranged, axis=1, dtype=np.int32)
         total = above[:, -1].astype(float)
         hits = np.cumsum(np.take(arranged, self.of_positives, axis=1), axis=1, dtype=np.int32)
         positives = hits[:, -1].astype(float) if len(self.of_positives) else np.zeros(len(weights))
-        # Indexing, on the other hand, leaves the samples side by side: their sums below run step by step, always in the same order.
+        # Column order from here on: the sums over steps below then round as they always did.
         hits = hits[:, self.last_positives]
         gained = np.diff(hits, axis=1, prepend=0)
         reached = above[:, self.ends]
