@@ -37,7 +37,7 @@ WITHOUT_COMMAND = {"--help", "--version", "--install-completion", "--show-comple
 OF_OTHERS = {"--nodes", "--ntasks-per-node"}
 
 # Where plain English is wanted: files, or folders with all files of these endings.
-PLACES = (README, PACKAGE / "manual")
+PLACES = (README, PACKAGE)
 ENDINGS = (".md", ".py", ".html", ".sh")
 # What needs a second reading, and what to write in its place.
 PHRASES = {

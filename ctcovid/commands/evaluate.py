@@ -23,7 +23,7 @@ from ctcovid.evaluation.study import Asked, Study, Subject, study
 from ctcovid.evaluation.subgroups import KIND, SLICES, Grouping, by_number, by_patient, read_attributes
 from ctcovid.evaluation.volume_summary import PartSummary, summarise_part
 from ctcovid.models import registry
-from ctcovid.options.evaluate import Options
+from ctcovid.options.evaluate import Options, is_csv
 from ctcovid.reports import evaluation_report as report
 from ctcovid.reports.drawing import FORMATS, Artist
 from ctcovid.reports.evaluation_tables import full_numbers
@@ -77,9 +77,8 @@ def run(options: Options, console: Console) -> Summary | None:
 
     Of several processes started together, each predicts its share of the volumes. The first does everything else; the others return None.
     """
-    if options.sensitivity is not None and options.part == "valid":
-        raise UsageError("--sensitivity chooses a threshold on the validation part and tests it on another. Evaluate another --part.")
     with together(console, options.device, "Run the same command again.") as ranks:
+        options.require_sense()
         sources = [_source(model, options.runs) for model in options.models] or [registry.find(None, options.runs)]
         _require_unique_names(sources)
         # Before any run is loaded, which takes torch, and any volume is read.
@@ -273,11 +272,6 @@ def _positive(classes: list[str], wanted: str | None, models: list[Evaluated], c
     if not wanted and not known:
         console.say(f"Precision, recall and F1-score are those of {positive}; --positive chooses another class.")
     return positive
-
-
-def is_csv(source: Path) -> bool:
-    """Whether the source is a file of predictions and not a run folder."""
-    return source.suffix.lower() == ".csv"
 
 
 def _source(model: str, runs: Path) -> Path:

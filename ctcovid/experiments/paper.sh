@@ -168,7 +168,7 @@ tables() {
         if [ $table -eq 4 ] && [ ${#finished[@]} -gt 0 ]; then
             for name in "${finished[@]}"; do score "$OUT/table-4/$name" "$name" || true; done
         elif [ ${#finished[@]} -gt 0 ] && ! score "$OUT/table-$table" "${finished[@]}"; then
-            # One that cannot be scored, such as for want of scans as deep, must not cost the others their place.
+            # One that cannot be scored, for instance because no scan is deep enough, does not stop the others.
             usable=()
             for name in "${finished[@]}"; do
                 if score "$OUT/table-$table" "$name"; then usable+=("$name"); fi
@@ -199,7 +199,7 @@ everything() {
     for number in $(cells | awk '{ print NR }'); do
         code=0
         (train "$number") >&2 || code=$?
-        # Stopped by a signal or Ctrl-C: the same line again goes on from there.
+        # Stopped by a signal or Ctrl-C: the same command again resumes.
         if [ $code -eq 75 ] || [ $code -eq 130 ]; then exit $code; fi
         if [ $code -ne 0 ]; then failed="$failed $number"; fi
     done

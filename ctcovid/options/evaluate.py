@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ctcovid.base import choices
+from ctcovid.base.errors import UsageError
 from ctcovid.options import shared
 
 
@@ -49,3 +50,19 @@ class Options(shared.Options):
     seed: shared.Seed = 0
     workers: shared.Workers = None
     overwrite: shared.Overwrite = False
+
+    def require_sense(self) -> None:
+        from ctcovid.models.registry import find
+
+        if self.sensitivity is not None and self.part == "valid":
+            raise UsageError("--sensitivity chooses a threshold on the validation part and tests it on another. Evaluate another --part.")
+        names: list[str | None] = [name for name in self.models if not is_csv(Path(name))]
+        for name in names or ([] if self.models else [None]):
+            find(name, self.runs)
+            # Predictions in a CSV need no device.
+            shared.require_device(self.device)
+
+
+def is_csv(source: Path) -> bool:
+    """Whether the source is a file of predictions, and not a run directory."""
+    return source.suffix.lower() == ".csv"

@@ -92,7 +92,7 @@ def kind_of(path: Path) -> str:
 
 
 def read_rows(path: Path, columns: Sequence[str], rows_in: Callable[[Any], list[Row]] = lambda document: document) -> list[Row]:
-    """The rows that an earlier run has written, without a last line that was cut; none where there is no file.
+    """The rows that an earlier run has written, without a last line that was cut; none if the file does not exist.
 
     Fields of a CSV are read as text, empty ones as None.
 

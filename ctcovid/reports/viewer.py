@@ -37,7 +37,7 @@ class Viewed:
     classes : K names
     volumes : float (N, K), probabilities of each volume; slice s belongs to volume s // depth
     probabilities : float (K,) of the scan
-    flags : sentences about what is wrong with the scan, or with judging it
+    flags : sentences about what is wrong with the scan, or with predicting it
     card : what there is to say of the model, by name
     measured : figures about the maps, by name, with their caution
     sided : whether it is known that the patient's right is on the left
