@@ -24,7 +24,9 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 # Compiled when ctcovid is installed, or shown by the README alone, so not themselves part of what is installed.
 PICTURES = {f"ctcovid/manual/pictures/{path.name}" for path in (PACKAGE / "manual" / "pictures").glob("*.png")}
 SOURCES = PICTURES | {
-    "ctcovid/" + source.removeprefix("ctcovid/") for module in PROJECT["tool"]["setuptools"]["ext-modules"] for source in module["sources"]
+    "ctcovid/" + source.removeprefix("ctcovid/")
+    for module in PROJECT["tool"]["setuptools"]["ext-modules"]
+    for source in (*module["sources"], *module["depends"])
 }
 
 

@@ -199,7 +199,7 @@ def test_patients_of_another_archive_with_the_same_ids_are_tested_on_with_a_warn
 ) -> None:
     namesakes = of_other_patients(tmp_path, 0, 3)
     summary = evaluate(trained_runs, "r3d18-d4-b8", data=namesakes, output=tmp_path / "out")
-    assert "no image" in capsys.readouterr().err
+    assert "without an image in common" in capsys.readouterr().err
     assert summary.study.checks[0].population == "external"
 
 

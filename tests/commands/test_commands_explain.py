@@ -151,7 +151,7 @@ def test_measures_of_all_scans_are_printed(runs: Path, scan: Path, capsys: pytes
 def test_what_explain_cannot_use_is_refused_before_work(runs: Path, scan: Path) -> None:
     for options, error, words in (
         ({"mask": scan / "absent.nii"}, InputError, "No such mask: .*absent.nii"),
-        ({"method": "occlusion", "layer": "layer3"}, UsageError, "looks at no layer"),
+        ({"method": "occlusion", "layer": "layer3"}, UsageError, "does not use a layer"),
     ):
         with pytest.raises(error, match=words):
             explained(runs, scan, **options)

@@ -46,5 +46,5 @@ def test_the_document_holds_the_totals(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_plan_says_that_it_counts_convolutions_alone() -> None:
-    assert "Convolutions alone are counted." in plan("r3d18", 4).table().text()
+    assert "Only convolutions are counted." in plan("r3d18", 4).table().text()
     assert "most of the work of tv_swin3d_t is in linear layers and attention" in plan("tv_swin3d_t", 4).table().text()
