@@ -38,7 +38,7 @@ from ctcovid.kernels import native
 from ctcovid.models import registry
 from ctcovid.models.catalog import ARCHITECTURES
 from ctcovid.models.costs import plan
-from ctcovid.models.device import LARGEST_KEPT, device_name
+from ctcovid.models.device import LARGEST_KEPT, choose_device, device_name
 
 CLASSES = ["NCP", "CP", "Normal"]
 OURS = "ctcovid"
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     try:
-        device = registry.choose_device(chosen.device)
+        device = choose_device(chosen.device)
     except CtcovidError as error:
         parser.error(str(error))
     batch = chosen.batch or (32 if device.type == "cuda" else 8)

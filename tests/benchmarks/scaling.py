@@ -30,7 +30,7 @@ from ctcovid.base.console import Console
 from ctcovid.commands import prepare
 from ctcovid.models import registry
 from ctcovid.models.catalog import ARCHITECTURES
-from ctcovid.models.device import device_name
+from ctcovid.models.device import choose_device, device_name
 from ctcovid.phantom.dataset import Parameters, write_dataset
 from ctcovid.volumes.reader import VolumesFile
 
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=min(cpus.allowed(), 8), help="that read; by default those of ctcovid train")
     parser.add_argument("--json", type=Path, help="file to write all figures to")
     chosen = parser.parse_args()
-    device = registry.choose_device(chosen.device)
+    device = choose_device(chosen.device)
     size = 4 * sum(p.numel() for p in registry.create(chosen.arch, len(CLASSES)).parameters())
     one = chosen.step_seconds or measure_step(chosen.arch, chosen.depth, chosen.size, chosen.batch, device, chosen.rounds)
     if chosen.slice_seconds:
