@@ -172,7 +172,11 @@ def test_wrong_lines_of_a_list_are_named_by_number(listed: Path) -> None:
     done = ctcovid(listed, "prepare", "wrong.csv")
     assert done.returncode == 3
     assert "wrong.csv: 3 lines cannot be used" in done.stderr
-    for said in ("line 3: No such folder: absent", "line 5: png holds 3 scans; give a line for each", "line 6: png/NCP is also in line 2"):
+    for said in (
+        "line 3: No such file or folder: absent",
+        "line 5: png holds 3 scans; give a line for each",
+        "line 6: png/NCP is also in line 2",
+    ):
         assert said in done.stderr
     (listed / "wrong.csv").write_text("path,label,patient\npng/NCP,,1\npng/CP,CP,\n")
     assert "line 2: no label" in (said := ctcovid(listed, "prepare", "wrong.csv").stderr) and "line 3: no patient" in said
