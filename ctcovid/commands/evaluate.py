@@ -156,8 +156,6 @@ def _measure(models: list[Evaluated], subjects: list[Subject], positive: int, op
     def show(shown: Shapes) -> None:
         artist.draw(report.figures_of(shown, histories.get(shown.name)))
 
-    # Not sooner: processes that read volumes are forked, and must not be while another thread is at work.
-    artist.begin()
     return study(subjects, trivial, checks, Asked(positive, options.level, options.join, drawing, options.sensitivity), show)
 
 

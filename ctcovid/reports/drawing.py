@@ -84,9 +84,13 @@ def _printed(figure: Figure, kind: str) -> bytes:
 
 
 class Artist:
-    """Draws figures one after another in a thread of its own, from `begin` on to the end of a ``with`` block.
+    """Draws figures one after another in a thread of its own, from the first `draw` on to the end of a ``with`` block.
 
-    `draw` returns at once, and `pictures` waits. When the block ends in an error, what is not begun is dropped.
+    `draw` returns at once, and `pictures` waits. When the block ends in an error, figures that are not started are dropped.
+
+    Do not draw before all volumes are read: processes that read them are forked, and must not be while another thread is at work. Nor
+    before threadpoolctl has looked for libraries: it holds the lock of the loader and waits for Python, which the thread holds while
+    an import of it waits for the loader.
     """
 
     def __init__(self, formats: Sequence[str] = FORMATS) -> None:
@@ -98,13 +102,9 @@ class Artist:
     def __enter__(self) -> Artist:
         return self
 
-    def begin(self) -> None:
-        """Start the thread, which imports what the first figure will need."""
-        sys.setswitchinterval(SWITCH)
-        self._pool.submit(_prepare)
-
     def draw(self, plots: Iterable[Plot]) -> None:
         """Have the figures drawn."""
+        sys.setswitchinterval(SWITCH)
         self._given += [self._pool.submit(drawn, plot, self.formats) for plot in plots]
 
     def pictures(self) -> list[Picture]:
@@ -114,9 +114,3 @@ class Artist:
     def __exit__(self, *failure: object) -> None:
         self._pool.shutdown(cancel_futures=True)
         sys.setswitchinterval(self._usual)
-
-
-def _prepare() -> None:
-    """Import what the first figure will need."""
-    import matplotlib.backends.backend_agg
-    import matplotlib.backends.backend_svg  # noqa: F401

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 from PIL import Image
 from scipy.stats import fisher_exact
 from sklearn.metrics import accuracy_score, roc_auc_score
@@ -64,6 +66,20 @@ def test_the_order_of_class_columns_changes_no_score(tmp_path: Path) -> None:
     mine, theirs = summary.study.scores
     assert mine.estimates == theirs.estimates
     assert np.array_equal(mine.confusion, theirs.confusion)
+
+
+def test_no_thread_draws_while_libraries_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """threadpoolctl holds the loader's lock and waits for Python; a thread that imports holds Python and waits for the loader."""
+    threads = []
+    limits = threadpoolctl.threadpool_limits
+
+    def seen(**wanted: Any) -> Any:
+        threads.append({thread.name.partition("_")[0] for thread in threading.enumerate()})
+        return limits(**wanted)
+
+    monkeypatch.setattr(threadpoolctl, "threadpool_limits", seen)
+    evaluate(write(tmp_path, "mine", 0.5), write(tmp_path, "theirs", 0.2, seed=2))
+    assert threads and all("artist" not in names for names in threads)
 
 
 def test_everything_is_written_and_can_be_read_again(tmp_path: Path) -> None:

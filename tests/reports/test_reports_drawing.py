@@ -56,7 +56,6 @@ def test_a_picture_is_what_savefig_gives(plot: Plot) -> None:
 def test_figures_are_the_same_drawn_beside_other_work_and_come_in_the_order_given() -> None:
     given = plots()
     with Artist() as artist:
-        artist.begin()
         artist.draw(given[:3])
         artist.draw(given[3:])
         sum(np.random.default_rng(0).normal(size=2000).std() for _ in range(2000))
@@ -70,7 +69,7 @@ def test_there_is_no_other_thread_until_drawing_begins() -> None:
     before = threading.active_count()
     with Artist() as artist:
         assert threading.active_count() == before
-        artist.begin()
+        artist.draw(plots()[:1])
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
 
@@ -95,7 +94,6 @@ def test_where_the_work_fails_figures_that_are_not_begun_are_not_drawn() -> None
 
     usual = sys.getswitchinterval()
     with pytest.raises(KeyboardInterrupt), Artist() as artist:
-        artist.begin()
         artist.draw([replace(plots()[0], draw=wait)] * 3)
         assert begun.wait(60)
         threading.Timer(0.2, go_on.set).start()
