@@ -6,6 +6,7 @@ import csv
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
