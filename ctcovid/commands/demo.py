@@ -40,9 +40,9 @@ from ctcovid.scans.read import read_volumes
 from ctcovid.scans.scan import Scan
 
 ARCH = "r3d18"
-# At this size the last layer sees the chest as 3 by 3 places. By its most salient places Smooth Grad-CAM++ points as well
+# The last layer sees so small a chest as 2 by 2 or 3 by 3 places. By its most salient places Smooth Grad-CAM++ points as well
 # as Grad-CAM here, but so short a training leaves its energy in lesions no larger than that of random weights.
-METHOD, LAYER = PLAIN, "layer3"
+METHOD = PLAIN
 DEPTH = 4
 SCANS, EASY = 1, 0.0
 DATA = "CC-CCII"
@@ -202,17 +202,19 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     _show(console, "predict", unseen[0].folder, "--runs", runs)
     predicted = predict.run(predict.Options((unseen[0].folder,), runs=runs, **machine), inner)
     console.say(predicted.table().text())
-    _show(console, "explain", unseen[0].folder, "--method", METHOD, "--layer", LAYER, "--runs", runs, "--output", explanations)
-    explaining = explain.Options((unseen[0].folder,), method=METHOD, layer=LAYER, runs=runs, output=explanations, **machine, **common)
+    _show(console, "explain", unseen[0].folder, "--method", METHOD, "--layer", preset.layer, "--runs", runs, "--output", explanations)
+    mapping: dict[str, Any] = {"method": METHOD, "layer": preset.layer}
+    explaining = explain.Options((unseen[0].folder,), runs=runs, output=explanations, **mapping, **machine, **common)
     explained = explain.run(explaining, inner)
-    points = _pointing(options, unseen, trained.folder, console)
+    points = _pointing(options, preset.layer, unseen, trained.folder, console)
 
     summary = Summary(folder, evaluated, Path(explained.explained[0]["folder"]) / "montage.png", points)
     console.result(summary.table(), summary.document())
     if points:
         console.say(f"{_points_table(points).text()}\n{_points_line(points)}")
     console.say(
-        f"\nThe scans were synthetic, so the figures say that the way works and nothing about patients.\n"
+        f"\nThe scans were synthetic, so the figures say that the way works and nothing about patients. After so short a training,\n"
+        f"maps are not to be relied on.\n"
         f"Look at {summary.montage.with_name('viewer.html')} in a browser, and at {trained.folder / 'accuracy.png'}.\n"
         f"With scans of your own, in the folder CC-CCII:  ctcovid prepare ./CC-CCII --depth 4"
     )
@@ -239,7 +241,7 @@ def _unseen_lesions(data: Path, run_folder: Path) -> list[Scan]:
     return paired + [scan for scan in scans if scan not in paired and scan.label != "Normal"]
 
 
-def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Console) -> dict[str, Pointing]:
+def _pointing(options: Options, layer: str, scans: list[Scan], run_folder: Path, console: Console) -> dict[str, Pointing]:
     """The pointing games of the trained network and of one with random weights, on all scans with a lesion of unseen patients.
 
     Maps are of the scan's true class. Those of a scan that the network takes for another class are counted as well; without them is
@@ -259,7 +261,7 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
             target = trained.classes.index(scan.label)
             right.append(int(scan_probabilities(trained.network.probabilities(volumes)).argmax()) == target)
             for name, network in (("trained", trained.network), ("untrained", untrained)):
-                maps[name].append(_maps(network, volumes, target))
+                maps[name].append(_maps(network, layer, volumes, target))
             advance(1)
     every = [True] * len(scans)
     rows = {"trained": ("trained", every), "trained, where it is right": ("trained", right), "untrained": ("untrained", every)}
@@ -271,8 +273,8 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
     return {name: points for name, points in found.items() if points is not None}
 
 
-def _maps(network: Network, volumes: np.ndarray, target: int) -> np.ndarray:
-    native = saliency_maps(network, volumes, METHOD, LAYER, [target])[:, 0]
+def _maps(network: Network, layer: str, volumes: np.ndarray, target: int) -> np.ndarray:
+    native = saliency_maps(network, volumes, METHOD, layer, [target])[:, 0]
     cells = map_cells(network, METHOD, volumes.shape[1:], native.shape[1:])
     return to_slices(native, cells).reshape(-1, *volumes.shape[2:])
 
