@@ -24,7 +24,7 @@ from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.commands.demo_presets import AUTO, PRESETS, Machine, Preset, choose
 from ctcovid.evaluation.levels import scan_probabilities
 from ctcovid.explanation.faithfulness import with_random_weights
-from ctcovid.explanation.methods import Method, map_cells, saliency_maps
+from ctcovid.explanation.methods import TITLES, Method, map_cells, saliency_maps
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
@@ -42,9 +42,9 @@ from ctcovid.scans.read import read_volumes
 from ctcovid.scans.scan import Scan
 
 ARCH = "r3d18"
-# At this size a map of the last layer has 3 by 3 cells. Smooth Grad-CAM++ has as many hits as Grad-CAM here, but after so short a
-# training no more energy in lesions than with random weights.
-METHOD = Method(PLAIN, "layer3")
+# A map of the last layer has only 2 by 2 or 3 by 3 cells at these sizes. Smooth Grad-CAM++ has as many hits as Grad-CAM here, but after so
+# short a training no more energy in lesions than with random weights.
+METHOD = PLAIN
 DEPTH = 4
 SCANS, EASY = 1, 0.0
 DATA = "CC-CCII"
@@ -163,19 +163,19 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     _show(console, "predict", unseen[0].folder, "--runs", runs)
     predicted = predict.run(predict.Options([unseen[0].folder], runs=runs, **machine), inner)
     console.say(predicted.table().text())
-    _show(console, "explain", unseen[0].folder, "--method", METHOD.name, "--layer", METHOD.layer, "--runs", runs, "--output", explanations)
-    explaining = explain.Options(
-        [unseen[0].folder], method=METHOD.name, layer=METHOD.layer, runs=runs, output=explanations, **machine, **common
-    )
+    method = Method(METHOD, preset.layer)
+    _show(console, "explain", unseen[0].folder, "--method", METHOD, "--layer", preset.layer, "--runs", runs, "--output", explanations)
+    explaining = explain.Options([unseen[0].folder], method=METHOD, layer=preset.layer, runs=runs, output=explanations, **machine, **common)
     explained = explain.run(explaining, inner)
-    points = _pointing(options, unseen, trained.folder, console)
+    points = _pointing(options, method, unseen, trained.folder, console)
 
     summary = Summary(folder, evaluated, Path(explained.explained[0]["folder"]) / "montage.png", points)
     console.result(summary.table(), summary.document())
     if points:
         console.say(f"{_points_table(points).text()}\n{_points_line(points)}")
     console.say(
-        f"\nThe scans are synthetic: these figures show that the commands work, and nothing about patients.\n"
+        f"\nThe scans are synthetic: these figures show that the commands work, and nothing about patients. After so short a training,\n"
+        f"do not rely on maps.\n"
         f"Open {summary.montage.with_name('viewer.html')} in a browser, and look at {trained.folder / 'accuracy.png'}.\n"
         f"For your own scans in a folder CC-CCII:  ctcovid prepare ./CC-CCII --depth 4"
     )
@@ -218,7 +218,7 @@ def _unseen_lesions(data: Path, run_folder: Path) -> list[Scan]:
     return paired + [scan for scan in scans if scan not in paired and scan.label != "Normal"]
 
 
-def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Console) -> dict[str, Pointing]:
+def _pointing(options: Options, method: Method, scans: list[Scan], run_folder: Path, console: Console) -> dict[str, Pointing]:
     """Pointing games of the trained network and of one with random weights, on scans of unseen patients with lesions.
 
     Maps are of the scan's true class. Scans with a wrong prediction are counted too; a row of its own has only the right ones.
@@ -237,7 +237,7 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
             target = trained.classes.index(scan.label)
             right.append(int(scan_probabilities(trained.network.probabilities(volumes)).argmax()) == target)
             for name, network in (("trained", trained.network), ("untrained", untrained)):
-                maps[name].append(_maps(network, volumes, target))
+                maps[name].append(_maps(network, method, volumes, target))
             advance(1)
     every = [True] * len(scans)
     rows = {"trained": ("trained", every), "trained, where it is right": ("trained", right), "untrained": ("untrained", every)}
@@ -249,9 +249,9 @@ def _pointing(options: Options, scans: list[Scan], run_folder: Path, console: Co
     return {name: points for name, points in found.items() if points is not None}
 
 
-def _maps(network: Network, volumes: np.ndarray, target: int) -> np.ndarray:
-    native = saliency_maps(network, volumes, METHOD, [target])[:, 0]
-    cells = map_cells(network, METHOD, volumes.shape[1:], native.shape[1:])
+def _maps(network: Network, method: Method, volumes: np.ndarray, target: int) -> np.ndarray:
+    native = saliency_maps(network, volumes, method, [target])[:, 0]
+    cells = map_cells(network, method, volumes.shape[1:], native.shape[1:])
     return to_slices(native, cells).reshape(-1, *volumes.shape[2:])
 
 
@@ -266,6 +266,6 @@ def _points_line(points: dict[str, Pointing]) -> str:
     """The table in words."""
     trained, untrained = points["trained"], points["untrained"]
     return (
-        f"{METHOD.title} points into a lesion in {trained.hits:.0%} of the {trained.slices} slices with one, all of unseen patients. "
+        f"{TITLES[METHOD]} points into a lesion in {trained.hits:.0%} of the {trained.slices} slices with one, all of unseen patients. "
         f"The chance level is {trained.chance:.0%}; a network with random weights reaches {untrained.hits:.0%}."
     )
