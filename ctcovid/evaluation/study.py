@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base.allocation import keep_freed_memory
+from ctcovid.base.blas import one_thread
 from ctcovid.evaluation.checks import Checks
 from ctcovid.evaluation.comparing import Comparison, compare, pair
 from ctcovid.evaluation.intervals import Estimate
@@ -115,11 +116,9 @@ def study(
 
     Raises InputError where two models cannot be compared.
     """
-    from threadpoolctl import threadpool_limits
-
     keep_freed_memory(LARGEST_KEPT)
     # The matrix products are small: several threads would mostly wait for each other, and round differently from one.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_thread():
         return _study(subjects, trivial, checks, asked, show)
 
 

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctcovid.base.blas import find_blas
 from ctcovid.base.files import atomic, write_text
 from ctcovid.reports.plots import Plot
 
@@ -91,6 +92,8 @@ class Artist:
 
     def __init__(self, formats: Sequence[str] = FORMATS) -> None:
         self.formats = formats
+        # Not later: the thread below imports compiled modules.
+        find_blas()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="artist")
         self._begun: list[Future[Picture]] = []
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+import threadpoolctl
 from matplotlib.figure import Figure
 from PIL import Image
 from test_reports_plots import plots
 
+from ctcovid.base import blas
 from ctcovid.reports.drawing import FORMATS, PIXELS, STYLE, Artist, drawn
 from ctcovid.reports.plots import Plot
 
@@ -89,3 +91,24 @@ def test_where_the_work_fails_figures_that_are_not_begun_are_not_drawn() -> None
         threading.Timer(0.2, go_on.set).start()
         raise KeyboardInterrupt
     assert len(calls) == 1 and sys.getswitchinterval() == usual
+
+
+def test_libraries_are_looked_for_before_the_thread_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it imports, looking for them could wait for ever."""
+    beside: list[list[str]] = []
+
+    class Looking(threadpoolctl.ThreadpoolController):
+        def __init__(self) -> None:
+            beside.append([thread.name for thread in threading.enumerate() if thread.name.startswith("artist")])
+            super().__init__()
+
+    monkeypatch.setattr(threadpoolctl, "ThreadpoolController", Looking)
+    blas.find_blas.cache_clear()
+    try:
+        with Artist() as artist:
+            artist.draw(plots()[:1])
+            with blas.one_thread():
+                artist.pictures()
+    finally:
+        blas.find_blas.cache_clear()
+    assert beside == [[]]
