@@ -50,7 +50,7 @@ def test_hdf5_reads_chunks_and_finds_damage_in_them(tmp_path: Path) -> None:
         dataset.id.write_direct_chunk((3, 0, 0), chunks[0][:99] + bytes([chunks[0][99] ^ 1]) + chunks[0][100:])
     with h5py.File(tmp_path / "slices.h5", "r") as file:
         assert np.array_equal(file["slices"][:3], np.stack(slices))
-        with pytest.raises(OSError, match="filter"):
+        with pytest.raises(OSError, match="filter|Fletcher32"):
             file["slices"][3]
 
 
