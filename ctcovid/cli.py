@@ -21,7 +21,7 @@ from ctcovid.base.signals import raise_when_stopped
 from ctcovid.options.commands import COMMANDS
 from ctcovid.options.messages import Messages
 from ctcovid.options.settings import sources, unknown_settings
-from ctcovid.options.signature import typer_function
+from ctcovid.options.signature import restore_help, typer_function
 
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
 
@@ -106,4 +106,6 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Entry point of ``ctcovid``."""
-    app(prog_name="ctcovid")
+    command = typer.main.get_command(app)
+    restore_help(command, {name: one.options for name, one in COMMANDS.items()})
+    command(prog_name="ctcovid")

@@ -140,3 +140,8 @@ def test_an_unexpected_error_is_exit_1_and_verbose_shows_the_traceback(tmp_path:
     assert done.returncode == 1
     assert "--verbose" in done.stderr and "Traceback" not in done.stderr
     assert "Traceback" in ctcovid("prepare", "data", "--size", 32, "--overwrite", "--verbose", cwd=tmp_path).stderr
+
+
+def test_help_says_what_arguments_mean(tmp_path: Path) -> None:
+    """With typer before 0.26 and click 8.5 it would not by itself; .ci/typer-versions runs this with both."""
+    assert "Folders of slices" in ctcovid("predict", "--help", cwd=tmp_path, COLUMNS="200").stdout

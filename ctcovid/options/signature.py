@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -77,6 +77,15 @@ def typer_function(command: str, classes: tuple[type, ...], call: Call) -> Calla
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return function
+
+
+def restore_help(command: Any, options: Mapping[str, type]) -> None:
+    """Give the arguments of a group's commands their help again: click 8.5 takes away what typer before 0.26 sets."""
+    for name, subcommand in command.commands.items():
+        meanings = {one.name: one.info.help for one in declared(options[name])}
+        for parameter in subcommand.params:
+            if parameter.param_type_name == "argument" and not parameter.help:
+                parameter.help = meanings[parameter.name]
 
 
 def environment_names(command: str, option: str) -> list[str]:
