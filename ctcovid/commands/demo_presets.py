@@ -35,7 +35,7 @@ class Preset:
         return common | ({"augment": True} if self.augment else {})
 
 
-# Of 64 pixels layer3 leaves 4 by 4 places, which lie in lesions no more often than by chance; of 96 pixels 6 by 6 (RESULTS.md).
+# Of 64 pixels layer3 leaves 4 by 4 places, of which the most salient lies in a lesion less often than by chance (RESULTS.md).
 PRESETS = {
     preset.name: preset
     for preset in (
