@@ -214,7 +214,7 @@ def test_same_as_takes_as_many_slices_of_each_class_and_part(uneven: Path, tmp_p
     capsys.readouterr()
     prepare(small, tmp_path / "short.h5", size=32, same_as=tmp_path / "volumes.h5", split="60/20/20")
     prepare(small, tmp_path / "shorter.h5", size=32, same_as=_whole(uneven, tmp_path))
-    assert "not as many slices as --same-as asks for" in capsys.readouterr().err
+    assert "fewer slices than --same-as requests" in capsys.readouterr().err
 
 
 def _whole(dataset: Path, folder: Path) -> Path:
@@ -256,7 +256,7 @@ def test_excluded_scans_are_left_out_and_those_that_are_not_there_are_counted(
         ({"balance": True, "split_file": Path("a.csv")}, "--balance and --split-file"),
         ({"same_as": Path("a.h5"), "split_file": Path("a.csv")}, "--split-file and --same-as"),
         ({"check": True, "plan": True}, "--check and --plan"),
-        ({"defects": Path("a.csv")}, "--defects goes with --plan"),
+        ({"defects": Path("a.csv")}, "--defects needs --plan"),
     ],
 )
 def test_options_that_exclude_each_other_are_usage_errors(options: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -127,10 +127,10 @@ def test_the_scripts_train_the_cells_of_the_paper(tools: Path) -> None:
     ("settings", "said"),
     [
         ({"MODELS": "r3d18 nonsense"}, "MODELS: 'nonsense' is none of the paper's architectures, which are r3d18 "),
-        ({"DEPTHS": "2 x"}, "DEPTHS: 'x' is no number"),
-        ({"BATCHES": "8,32"}, "BATCHES: '8,32' is no number"),
+        ({"DEPTHS": "2 x"}, "DEPTHS: 'x' is not a number"),
+        ({"BATCHES": "8,32"}, "BATCHES: '8,32' is not a number"),
         ({"SIZE": "0"}, "SIZE: '0' is not a number above 0"),
-        ({"EPOCHS": "-1"}, "EPOCHS: '-1' is no number"),
+        ({"EPOCHS": "-1"}, "EPOCHS: '-1' is not a number"),
         ({"DEPTHS": "2 4", "BATCHES": "16", "MODELS": "r3d18 r2plus1d18"}, 'no cell of the paper has DEPTHS="2 4", BATCHES="16" and'),
         ({"BATCHES": "8", "MODELS": "r3d50"}, "Table 7, the only one of models other than r3d18, is of depth 4 and batch 32"),
     ],
