@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from ctcovid.evaluation.metrics import Sample, limits
 
 # Samples whose weights are held at once; so few stay in the processor's cache.
 AT_ONCE = 64
+# So many counts, a byte each, are kept for the next model, curve or baseline on the same units: 1,000 samples of the paper's test part.
+# More are drawn again each time, so that many resamples take no memory.
+KEPT = 7 << 20
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,24 @@ def units_of(identifiers: Sequence[object]) -> np.ndarray:
 
 def draws(units: int, resamples: int, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
     """How often each unit is drawn, float32 (≤ AT_ONCE, units) at a time: each sample draws as many units as there are."""
+    key = seed if isinstance(seed, int) else tuple(seed)
+    counts = _kept if units * resamples <= KEPT else _drawn
+    return (block.astype(np.float32) for block in counts(units, resamples, key, AT_ONCE))
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(units: int, resamples: int, seed: int | tuple[int, ...], at_once: int) -> tuple[np.ndarray, ...]:
+    """The same counts in memory, in the smallest type that holds them."""
+    return tuple(block.astype(np.min_scalar_type(int(block.max()))) for block in _drawn(units, resamples, seed, at_once))
+
+
+def _drawn(units: int, resamples: int, seed: int | tuple[int, ...], at_once: int) -> Iterator[np.ndarray]:
+    """Counts, int64 (≤ at_once, units) at a time."""
     generator = np.random.default_rng(seed)
-    for first in range(0, resamples, AT_ONCE):
-        count = min(AT_ONCE, resamples - first)
+    for first in range(0, resamples, at_once):
+        count = min(at_once, resamples - first)
         drawn = generator.integers(0, units, (count, units)) + units * np.arange(count)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units).astype(np.float32)
+        yield np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
 
 
 def resampled(sample: Sample, units: np.ndarray, resamples: int, seed: int | Sequence[int]) -> dict[str, np.ndarray]:

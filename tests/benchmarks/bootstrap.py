@@ -79,9 +79,10 @@ def seconds(volumes: int, resamples: int, looped: int, rounds: int = 3) -> tuple
     """Processor seconds of all resamples: ours (the fastest of some rounds), and the loop's, from fewer."""
     labels, probabilities = study(volumes)
     ours = []
-    for _ in range(rounds):
+    for seed in range(rounds):
+        # A seed of its own, as draws of the same one are kept.
         began = time.process_time()
-        resampled(Sample(labels, probabilities, 0), np.arange(volumes), resamples, 0)
+        resampled(Sample(labels, probabilities, 0), np.arange(volumes), resamples, seed)
         ours.append(time.process_time() - began)
     began = time.process_time()
     loop(labels, probabilities, 0, looped, 0)

@@ -113,6 +113,16 @@ def test_how_many_resamples_are_held_at_once_changes_nothing_but_rounding(monkey
         assert all(found[name] == pytest.approx(expected[name], rel=1e-12, abs=1e-15) for name in METRICS)
 
 
+def test_draws_that_are_kept_are_those_that_would_be_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for units, resamples, seed in ((70, 150, 3), (1, 70, 0), (300, 5, (3, 1))):
+        kept = [list(bootstrap.draws(units, resamples, seed)) for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(bootstrap, "KEPT", 0)
+            drawn = list(bootstrap.draws(units, resamples, seed))
+        for found in kept:
+            assert all(np.array_equal(*pair) and pair[0].dtype == np.float32 for pair in zip(found, drawn, strict=True))
+
+
 def test_the_same_seed_gives_the_same_result_and_another_one_another() -> None:
     labels, probabilities = sample()
     first, second, other = (estimates(labels, probabilities, 0, Drawing(resamples=50, seed=seed)) for seed in (7, 7, 8))
