@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ STYLE: dict[Any, Any] = {
 FORMATS = ("svg", "png")
 # Dots per inch of a PNG, and of what is drawn as pixels within an SVG or PDF.
 PIXELS, WITHIN = 150, 100
-# Seconds after which Python lets another thread go on. With the default of 0.005, each array operation of the caller would wait that long.
-SWITCH = 0.0005
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,12 @@ class Artist:
         self.formats = formats
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="artist")
         self._given: list[Future[Picture]] = []
-        self._usual = sys.getswitchinterval()
 
     def __enter__(self) -> Artist:
         return self
 
     def draw(self, plots: Iterable[Plot]) -> None:
         """Have the figures drawn."""
-        sys.setswitchinterval(SWITCH)
         self._given += [self._pool.submit(drawn, plot, self.formats) for plot in plots]
 
     def pictures(self) -> list[Picture]:
@@ -113,4 +108,3 @@ class Artist:
 
     def __exit__(self, *failure: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        sys.setswitchinterval(self._usual)
