@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,13 @@ from ctcovid.distributed.session import Session
 from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.checks import Checks, baselines, check
 from ctcovid.evaluation.predictions import Predictions, read_predictions, reordered
-from ctcovid.evaluation.shapes import Shapes
 from ctcovid.evaluation.study import Asked, Study, Subject, study
 from ctcovid.evaluation.subgroups import KIND, SLICES, Grouping, by_number, by_patient, read_attributes
 from ctcovid.evaluation.volume_summary import PartSummary, summarise_part
 from ctcovid.models import registry
 from ctcovid.options.evaluate import Options, is_csv
 from ctcovid.reports import evaluation_report as report
-from ctcovid.reports.drawing import FORMATS, Artist
+from ctcovid.reports.drawing import FORMATS, drawn
 from ctcovid.reports.evaluation_tables import full_numbers
 from ctcovid.reports.latex import latex
 from ctcovid.reports.tables import Table, file_name
@@ -107,13 +107,11 @@ def _score_and_write(sources: list[Path], given: dict[Path, Predictions], folder
             models = [_evaluated(source, given, options, card, session) for source in sources]
             classes = models[0].predictions.classes
             positive = _positive(classes, options.positive, models, console)
-            with Artist((*FORMATS, "pdf") if options.pdf else FORMATS) as artist:
-                subjects = [_subject(one, classes, attributes, options, console) for one in models]
-                measured = _measure(models, subjects, classes.index(positive), options, session, artist)
-                _warn_of(measured, positive, options, console)
-                summary = Summary(folder, positive, classes, measured, _settings(options, card))
-                artist.draw(report.effects(measured.models, options.ci))
-                _write(building, summary, models, artist, card)
+            subjects = [_subject(one, classes, attributes, options, console) for one in models]
+            measured = _measure(models, subjects, classes.index(positive), options, session)
+            _warn_of(measured, positive, options, console)
+            summary = Summary(folder, positive, classes, measured, _settings(options, card))
+            _write(building, summary, models, (*FORMATS, "pdf") if options.pdf else FORMATS, card)
     if not console.results:
         # Otherwise they are printed with the result.
         for note in report.honesty(summary.study):
@@ -143,7 +141,7 @@ def _evaluated(source: Path, given: dict[Path, Predictions], options: Options, c
     return Evaluated(source, predictions, model.card, scored, valid)
 
 
-def _measure(models: list[Evaluated], subjects: list[Subject], positive: int, options: Options, session: Session, artist: Artist) -> Study:
+def _measure(models: list[Evaluated], subjects: list[Subject], positive: int, options: Options, session: Session) -> Study:
     summaries = _PartSummaries(session)
     checks = [_check(one, subject.predictions, summaries, options.part) for one, subject in zip(models, subjects, strict=True)]
     # Trivial models learn from the training part of the first run. Without a run they know only the classes of the test set.
@@ -151,12 +149,7 @@ def _measure(models: list[Evaluated], subjects: list[Subject], positive: int, op
     tested, learnt = summaries.around(models[first].scored, options.part)
     trivial = baselines(subjects[first].predictions, tested, learnt.get("train"))
     drawing = Drawing(options.resample, options.bootstrap, options.seed, options.ci)
-    histories = {one.predictions.name: one.source / "metrics.csv" for one in models if (one.source / "metrics.csv").is_file()}
-
-    def show(shown: Shapes) -> None:
-        artist.draw(report.figures_of(shown, histories.get(shown.name)))
-
-    return study(subjects, trivial, checks, Asked(positive, options.level, options.join, drawing, options.sensitivity), show)
+    return study(subjects, trivial, checks, Asked(positive, options.level, options.join, drawing, options.sensitivity))
 
 
 def _warn_of(measured: Study, positive: str, options: Options, console: Console) -> None:
@@ -227,7 +220,7 @@ def _check(one: Evaluated, predictions: Predictions, summaries: _PartSummaries, 
     return check(predictions, one.scored, *summaries.around(one.scored, part), part)
 
 
-def _write(building: Path, summary: Summary, models: list[Evaluated], artist: Artist, card: RunCard) -> None:
+def _write(building: Path, summary: Summary, models: list[Evaluated], formats: Sequence[str], card: RunCard) -> None:
     measured, positive = summary.study, summary.positive
     for one in models:
         write_text(building / f"predictions-{one.predictions.name}.csv", reordered(one.predictions, summary.classes).csv())
@@ -239,7 +232,8 @@ def _write(building: Path, summary: Summary, models: list[Evaluated], artist: Ar
     write_text(building / "table.tex", latex(table))
     write_text(building / "evaluation.md", report.text(measured, positive))
     write_json(building / "evaluation.json", summary.document())
-    pictures = artist.pictures()
+    histories = {one.predictions.name: one.source / "metrics.csv" for one in models if (one.source / "metrics.csv").is_file()}
+    pictures = [drawn(plot, formats) for plot in report.plots(measured, histories)]
     (building / "figures").mkdir()
     for picture in pictures:
         picture.save(building / "figures")

@@ -1,4 +1,4 @@
-"""What the figures of one model show. It is known before any interval of a metric, so that they can be drawn meanwhile."""
+"""What the figures of one model show."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,17 +101,10 @@ class Study:
         return {"models": models, "baselines": [baseline.document() for baseline in self.baselines], "checks": checks}
 
 
-def study(
-    subjects: list[Subject],
-    trivial: list[Predictions],
-    checks: list[Checks],
-    asked: Asked,
-    show: Callable[[Shapes], None] = lambda _: None,
-) -> Study:
+def study(subjects: list[Subject], trivial: list[Predictions], checks: list[Checks], asked: Asked) -> Study:
     """Score all models at the level that is asked for, and compare each with the first.
 
     trivial : what trivial models predict, by volume
-    show : is given what the figures of each model show, before the long work on intervals begins
 
     Raises InputError where two models cannot be compared.
     """
@@ -121,12 +113,10 @@ def study(
     keep_freed_memory(LARGEST_KEPT)
     # The matrix products are small: several threads would mostly wait for each other, and round differently from one.
     with threadpool_limits(limits=1, user_api="blas"):
-        return _study(subjects, trivial, checks, asked, show)
+        return _study(subjects, trivial, checks, asked)
 
 
-def _study(
-    subjects: list[Subject], trivial: list[Predictions], checks: list[Checks], asked: Asked, show: Callable[[Shapes], None]
-) -> Study:
+def _study(subjects: list[Subject], trivial: list[Predictions], checks: list[Checks], asked: Asked) -> Study:
     rows = [joined(subject.predictions, asked.level, asked.join) for subject in subjects]
     pairings = [
         pair(other, rows[0], subject.population is not None and subject.population == subjects[0].population, asked.level)
@@ -136,11 +126,7 @@ def _study(
     # A seed of its own, unless the same units are drawn: then the samples of both models are the same, and differences are paired.
     units_of_first = _drawn_units(rows[0], asked.drawing.resample)
     apart = [0 if _drawn_units(one, asked.drawing.resample) == units_of_first else number for number, one in enumerate(rows)]
-    shown = []
-    for one in rows:
-        shown.append(shapes(one, asked.positive, asked.drawing))
-        show(shown[-1])
-    models = [_scored(*known, asked) for known in zip(subjects, rows, shown, apart, strict=True)]
+    models = [_scored(*known, asked) for known in zip(subjects, rows, apart, strict=True)]
     others = [(pairing, model.score) for pairing, model in zip(pairings, models[1:], strict=True)]
     comparisons = compare((rows[0], models[0].score), others, asked.positive, asked.drawing)
     # Joined by the mean: other rules would give those that know nothing different answers for many volumes than for few.
@@ -154,7 +140,7 @@ def _drawn_units(predictions: Predictions, resample: str) -> list[Any]:
     return sorted(set(predictions.patients if resample == "patient" else zip(predictions.patients, predictions.scans, strict=True)))
 
 
-def _scored(subject: Subject, rows: Predictions, shown: Shapes, apart: int, asked: Asked) -> Scored:
+def _scored(subject: Subject, rows: Predictions, apart: int, asked: Asked) -> Scored:
     drawing = asked.drawing
     # The groups of the rows as they come from the volumes, which `pair` may have put into another order.
     ungrouped = joined(subject.predictions, asked.level, asked.join)
@@ -165,7 +151,7 @@ def _scored(subject: Subject, rows: Predictions, shown: Shapes, apart: int, aske
         subject.card,
         score_groups(ungrouped, groupings, asked.positive, drawing),
         _point(subject.valid, rows, units(rows, drawing.resample), asked),
-        shown,
+        shapes(rows, asked.positive, drawing),
     )
 
 

@@ -1,9 +1,8 @@
-"""Figures to pictures, in vector and pixels, drawn while the caller goes on computing."""
+"""Figures to pictures, in vector and pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -78,33 +77,3 @@ def _printed(figure: Figure, kind: str) -> bytes:
 
         FigureCanvasPdf(figure).print_pdf(content, metadata={"CreationDate": None})
     return content.getvalue()
-
-
-class Artist:
-    """Draws figures one after another in a thread of its own, from the first `draw` on to the end of a ``with`` block.
-
-    `draw` returns at once, and `pictures` waits. When the block ends in an error, figures that are not started are dropped.
-
-    Do not draw before all volumes are read: processes that read them are forked, and must not be while another thread is at work. Nor
-    before threadpoolctl has looked for libraries: it holds the lock of the loader and waits for Python, which the thread holds while
-    an import of it waits for the loader.
-    """
-
-    def __init__(self, formats: Sequence[str] = FORMATS) -> None:
-        self.formats = formats
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="artist")
-        self._given: list[Future[Picture]] = []
-
-    def __enter__(self) -> Artist:
-        return self
-
-    def draw(self, plots: Iterable[Plot]) -> None:
-        """Have the figures drawn."""
-        self._given += [self._pool.submit(drawn, plot, self.formats) for plot in plots]
-
-    def pictures(self) -> list[Picture]:
-        """All figures, in the order in which they were given. Raises what drawing one raised."""
-        return [future.result() for future in self._given]
-
-    def __exit__(self, *failure: object) -> None:
-        self._pool.shutdown(cancel_futures=True)

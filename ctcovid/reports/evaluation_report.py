@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,13 @@ def all_tables(study: Study, positive: str) -> list[Table]:
     return [main_table(study, positive), *further_tables(study, positive)]
 
 
-def figures_of(shown: Shapes, history: Path | None) -> list[Plot]:
+def plots(study: Study, histories: dict[str, Path]) -> list[Plot]:
+    """All figures. `histories` are files metrics.csv by model."""
+    of_models = (_figures_of(model.shapes, histories.get(model.shapes.name)) for model in study.models)
+    return [*_effects(study.models, study.asked.drawing.ci), *chain.from_iterable(of_models)]
+
+
+def _figures_of(shown: Shapes, history: Path | None) -> list[Plot]:
     """The figures of one model. `history` is the metrics.csv of its training."""
     name = shown.name
     found = [confusion_plot(name, shown.confusion, shown.classes)]
@@ -86,7 +93,7 @@ def figures_of(shown: Shapes, history: Path | None) -> list[Plot]:
     return found
 
 
-def effects(models: Sequence[Scored], ci: str) -> list[Plot]:
+def _effects(models: Sequence[Scored], ci: str) -> list[Plot]:
     """Figs. 4 and 5, where the runs vary in depth or batch size."""
     runs = [(model.card["depth"], model.card.get("recipe", {}).get("batch"), model) for model in models if model.card]
     runs.sort(key=lambda run: (run[0], run[1] or 0))

@@ -1,10 +1,8 @@
-"""Figures in vector and pixels, the same each time, with their data, drawn while something else goes on."""
+"""Figures in vector and pixels, the same each time, with their data."""
 
 from __future__ import annotations
 
 import csv
-import threading
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from test_reports_plots import plots
 
-from ctcovid.reports.drawing import FORMATS, PIXELS, STYLE, Artist, drawn
+from ctcovid.reports.drawing import FORMATS, PIXELS, STYLE, drawn
 from ctcovid.reports.plots import Plot
 
 
@@ -50,50 +48,3 @@ def test_a_picture_is_what_savefig_gives(plot: Plot) -> None:
             figure.savefig(expected, format=kind, **options[kind])
             figure.set_layout_engine("none")
             assert content == expected.getvalue(), kind
-
-
-def test_figures_are_the_same_drawn_beside_other_work_and_come_in_the_order_given() -> None:
-    given = plots()
-    with Artist() as artist:
-        artist.draw(given[:3])
-        artist.draw(given[3:])
-        sum(np.random.default_rng(0).normal(size=2000).std() for _ in range(2000))
-        pictures = artist.pictures()
-    assert [picture.plot for picture in pictures] == given
-    assert [picture.files for picture in pictures] == [drawn(plot).files for plot in given]
-
-
-def test_there_is_no_other_thread_until_drawing_begins() -> None:
-    """Readers of volumes are forked before, and would inherit its locks."""
-    before = threading.active_count()
-    with Artist() as artist:
-        assert threading.active_count() == before
-        artist.draw(plots()[:1])
-        assert threading.active_count() == before + 1
-    assert threading.active_count() == before
-
-
-def test_what_drawing_raises_reaches_the_caller() -> None:
-    def fail(figure: Figure) -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), Artist() as artist:
-        artist.draw([replace(plots()[0], draw=fail)])
-        artist.pictures()
-
-
-def test_where_the_work_fails_figures_that_are_not_begun_are_not_drawn() -> None:
-    begun, go_on, calls = threading.Event(), threading.Event(), []
-
-    def wait(figure: Figure) -> None:
-        figure.subplots()
-        calls.append(1)
-        begun.set()
-        go_on.wait(60)
-
-    with pytest.raises(KeyboardInterrupt), Artist() as artist:
-        artist.draw([replace(plots()[0], draw=wait)] * 3)
-        assert begun.wait(60)
-        threading.Timer(0.2, go_on.set).start()
-        raise KeyboardInterrupt
-    assert len(calls) == 1
