@@ -210,7 +210,7 @@ def _checked(todo: ProbedScans, size: int | None, scheme: Scheme, session: Sessi
 
     Raises InputError at the first scan with a problem with --on-problem stop.
     """
-    jobs = (Job(piece, headers.form.bits, size, scheme.window) for scan, headers in todo for piece in scan.pieces(BATCH))
+    jobs = (Job(piece, headers.form.scale, size, scheme.window) for scan, headers in todo for piece in scan.pieces(BATCH))
     results = session.workers.map(encode_slices, jobs)
     with session.console.progress(sum(len(scan.slices) for scan, _ in todo), "Packing slices" if size else "Checking slices") as advance:
         for scan, headers in todo:

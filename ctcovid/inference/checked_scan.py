@@ -68,10 +68,10 @@ def read_checked(scan: Scan, size: int, window: Window, pool: Executor, fewest: 
     probed = probe_scan(scan)
     if probed.colour:
         raise _refused(scan, verdict_of(scan, True, []).findings)
-    bits = probed.form.bits
+    scale = probed.form.scale
 
     def decoded(piece: Scan) -> list[tuple[SliceSummary, np.ndarray] | Unusable]:
-        return [one if isinstance(one, Unusable) else (one[0], square(one[1], size)) for one in summarised_slices(piece, bits, window)]
+        return [one if isinstance(one, Unusable) else (one[0], square(one[1], size)) for one in summarised_slices(piece, scale, window)]
 
     slices = [one for some in pool.map(decoded, scan.pieces(1)) for one in some]
     verdict = verdict_of(scan, False, [one if isinstance(one, Unusable) else one[0] for one in slices])

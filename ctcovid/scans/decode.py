@@ -22,7 +22,9 @@ from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise,
 from ctcovid.scans.nan_mask import nan_masks
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.quiet import silenced
+from ctcovid.scans.scale import BINS, hounsfield_problem
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE, Scan, Stack
+from ctcovid.scans.slice import Slice, hounsfield_slice
 from ctcovid.scans.window import Window
 
 # In the order in which endings are tried: .nii.gz before .nii.
@@ -35,9 +37,8 @@ READ_IN_SLABS = (".nii", ".nii.gz")
 SLAB_BYTES = 256 << 20
 # Maps 0 to 255 to themselves.
 AS_IT_IS = Window(127.5, 255)
-# In Hounsfield units. A chest always shows air, at −1000, and lungs, below −500.
-NO_AIR = -200
-NOT_HOUNSFIELD = "are not Hounsfield units"
+# The brightest of a volume of grey values is at least so bright; those of another scale, as 0 to 1 or to 100, are not.
+LEAST_BRIGHT = 128
 # The highest compression factor of deflate.
 MOST_DEFLATED = 1040
 
@@ -86,41 +87,38 @@ def volume_scan(scan: Scan, path: Path) -> Scan:
     return replace(scan, slices=(path,) * count, stack=stack, findings=tuple(findings))
 
 
-def decode_slice(path: Path, stack: Stack, window: Window) -> np.ndarray:
-    """A DICOM file of one slice as uint8 (H, W), in the normal orientation.
+def decode_slice(path: Path, stack: Stack, window: Window) -> Slice:
+    """A DICOM file of one slice, in the normal orientation.
 
     Raises InputError if it cannot be decoded.
     """
     (values,) = dicom_frames(path, stack.shape)
-    return np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
+    return hounsfield_slice(stack.turn(values[None])[0], window)
 
 
-def decode_volume(path: Path, stack: Stack, window: Window, nan_slices: set[int] | None = None) -> Iterator[np.ndarray]:
-    """The slices of a file that holds all of them, as uint8 (H, W), in the normal orientation, head to feet.
-
-    The numbers of slices with NaN or Inf are added to `nan_slices`; these values are black.
+def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[Slice]:
+    """The slices of a file that holds all of them, in the normal orientation, head to feet. NaN and Inf are black.
 
     Raises InputError if it cannot be decoded, or holds neither Hounsfield units nor grey values.
     """
     if stack.frames:
         for values in dicom_frames(path, stack.shape, stack.frames):
-            yield np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
+            yield hounsfield_slice(stack.turn(values[None])[0], window)
         return
     with _damage_named(path):
         read = _greys(path, stack, window)
-        if read.lowest >= 0 and read.highest <= 255:
+        if read.is_grey:
             read = _greys(path, stack, AS_IT_IS)
     if read.lowest > read.highest:
         raise InputError(f"{path}: all its values are NaN or Inf. Export the scan again.")
-    if read.lowest > NO_AIR and not (read.lowest >= 0 and read.highest <= 255):
-        raise InputError(
-            f"{path}: values from {read.lowest:g} to {read.highest:g} {NOT_HOUNSFIELD}, as they include no air, nor are they grey values "
-            "from 0 to 255. Export the scan in Hounsfield units (often these values less 1024), or as 8-bit grey."
-        )
-    if nan_slices is not None:
-        along = read.nans[stack.turn.axes[0]]
-        nan_slices.update(np.flatnonzero(along[::-1] if stack.turn.flips[0] else along).tolist())
-    yield from (np.ascontiguousarray(frame) for frame in stack.turn(read.greys))
+    along = read.nans[stack.turn.axes[0]]
+    has_nan = along[::-1] if stack.turn.flips[0] else along
+    if problem := "" if read.is_grey else hounsfield_problem(read.counts):
+        raise InputError(f"{path}: {problem}")
+    for number, frame in enumerate(stack.turn(read.greys)):
+        # The counts are of the whole file: one slice of it carries them.
+        counts = None if read.is_grey or number else read.counts
+        yield Slice(np.ascontiguousarray(frame), counts, read.padded, bool(has_nan[number]))
 
 
 def stored_values(path: Path, stack: Stack) -> np.ndarray:
@@ -136,22 +134,38 @@ def stored_values(path: Path, stack: Stack) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Read:
-    """A volume file as uint8 of the file's shape, the bounds of its values, and the indices along each axis with NaN or Inf.
+    """A volume file in grey.
 
-    If all values are NaN or Inf, `lowest` is above `highest`.
+    Attributes
+    ----------
+    greys : uint8, of the file's shape
+    lowest, highest : of its values; if all are NaN or Inf, `lowest` is above `highest`
+    whole : whether all values are integers
+    counts : see `scale.hounsfield_counts`
+    padded : see `Slice`
+    nans : along each axis, whether values are NaN or Inf
     """
 
     greys: np.ndarray
     lowest: float
     highest: float
+    whole: bool
+    counts: np.ndarray
+    padded: bool
     nans: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether the values are grey levels from 0 to 255."""
+        return self.lowest >= 0 and LEAST_BRIGHT <= self.highest <= 255 and self.whole
 
 
 def _greys(path: Path, stack: Stack, window: Window) -> _Read:
     """The whole volume file, read in slabs to save memory."""
     _require_sound(path)
     greys = np.empty(stack.shape, np.uint8)
-    lowest, highest = np.inf, -np.inf
+    lowest, highest, whole, padded = np.inf, -np.inf, True, False
+    counts = np.zeros(BINS, np.int64)
     slices, rows, columns = stack.shape
     nans = np.zeros(slices, bool), np.zeros(rows, bool), np.zeros(columns, bool)
     in_slabs = ending(path.name) in READ_IN_SLABS
@@ -172,8 +186,14 @@ def _greys(path: Path, stack: Stack, window: Window) -> _Read:
             # `fmin` and `fmax` ignore NaN.
             lowest = float(np.fmin(lowest, np.fmin.reduce(frame, axis=None)))
             highest = float(np.fmax(highest, np.fmax.reduce(frame, axis=None)))
-            greys[index] = window.grey(frame)
-    return _Read(greys, lowest, highest, nans)
+            whole = whole and (frame.dtype.kind != "f" or bool((np.isnan(frame) | (frame == np.rint(frame))).all()))
+            if window is AS_IT_IS:
+                greys[index] = window.grey(frame)
+                continue
+            one = hounsfield_slice(frame, window)
+            greys[index], padded = one.pixels, padded or one.padded
+            counts = counts + (0 if one.hounsfield is None else one.hounsfield)
+    return _Read(greys, lowest, highest, whole, counts, padded, nans)
 
 
 @contextlib.contextmanager

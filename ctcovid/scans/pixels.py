@@ -15,18 +15,29 @@ import numpy as np
 from ctcovid.base.errors import InputError
 from ctcovid.scans.dicom import DEFLATED_SYNTAX, NATIVE_SYNTAXES, open_dataset
 from ctcovid.scans.quiet import silenced
+from ctcovid.scans.scale import NOT_HOUNSFIELD, PADDING
+from ctcovid.scans.slice import at_edge
 
 TAGS = (
     "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation RescaleSlope RescaleIntercept "
+    "PixelPaddingValue PixelPaddingRangeLimit ModalityLUTSequence "
     "PixelData FloatPixelData SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
+# In Hounsfield units; values between are found in a body.
+AIR, METAL = -950, 2500
 JPEG_2000_SIZE, JPEG_LS_FRAME = 0x51, 0xF7
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
+class _UnsupportedError(Exception):
+    """A sound file of a kind that is not read, and the remedy."""
+
+
 def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] = ()) -> Iterator[np.ndarray]:
     """Frames of a DICOM file in Hounsfield units, int16 or float64 (rows, columns), all or those of `frames`.
+
+    Pixels that the file declares as padding are PADDING.
 
     Raises InputError if they cannot be decoded, or do not have the `shape` (frames, rows, columns) that the header declared.
     """
@@ -41,16 +52,17 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
         native = syntax in NATIVE_SYNTAXES or syntax == DEFLATED_SYNTAX
         packed = "" if native else f" (compressed with transfer syntax {syntax})"
         for number, stored in zip(wanted, (_native if native else _compressed)(dataset, syntax, wanted), strict=True):
-            slope, intercept = _rescale(dataset, number)
-            if slope == 1 and intercept == round(intercept) and stored.dtype.itemsize <= 2:
-                # Values beyond 16 bits are white or black in any window.
-                yield np.clip(stored.astype(np.int32) + round(intercept), -32768, 32767).astype(np.int16)
-            else:
-                yield stored * np.float64(slope) + intercept
+            values = _hounsfield(path, dataset, number, stored)
+            padding = _padding(dataset, stored, values)
+            if padding is not None:
+                values[padding] = PADDING
+            yield values
     except FileNotFoundError as error:
         raise InputError(f"{path} has been removed since the folder was listed. Run the same command again.") from error
     except InputError:
         raise
+    except _UnsupportedError as error:
+        raise InputError(f"{path}: {error}.") from error
     except Exception as error:
         # Damaged pixels can raise nearly any exception.
         raise InputError(f"{path}: damaged: its pixels{packed} cannot be decoded. Copy it again or remove the scan.") from error
@@ -58,8 +70,9 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
 
 def _native(dataset: Any, syntax: str, frames: Sequence[int]) -> Iterator[np.ndarray]:
     bits = int(dataset.BitsAllocated)
-    if bits not in (8, 16, 32):
-        raise ValueError(f"{bits} bits")
+    if bits not in (8, 16, 32) or "PixelData" not in dataset:
+        kind = f"{bits} bits each" if "PixelData" in dataset else "floating-point numbers"
+        raise _UnsupportedError(f"its pixels are {kind}; ctcovid reads integers of 8, 16 and 32 bits. Export the scan with 16")
     order = ">" if syntax == BIG_ENDIAN else "<"
     signed = int(dataset.get("PixelRepresentation") or 0) == 1
     size = int(dataset.Rows) * int(dataset.Columns)
@@ -122,6 +135,52 @@ def _declared_size(frame: bytes) -> tuple[int, int] | None:
             return bottom - top, right - left
         at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     return None
+
+
+def _hounsfield(path: Path, dataset: Any, number: int, stored: np.ndarray) -> np.ndarray:
+    """The stored values of a frame in Hounsfield units, by its rescale or its table (DICOM PS3.3, C.11.1)."""
+    if dataset.get("ModalityLUTSequence"):
+        return _looked_up(path, dataset, stored)
+    slope, intercept = _rescale(dataset, number)
+    if slope == 1 and intercept == round(intercept) and stored.dtype.itemsize <= 2:
+        # Values beyond 16 bits are white or black in any window. The lowest of them is PADDING, which these are not.
+        return np.clip(stored.astype(np.int32) + round(intercept), PADDING + 1, 32767).astype(np.int16)
+    return np.maximum(stored * np.float64(slope) + intercept, PADDING + 1)
+
+
+def _looked_up(path: Path, dataset: Any, stored: np.ndarray) -> np.ndarray:
+    from pydicom.pixels.processing import apply_modality_lut
+
+    kind = str(dataset.ModalityLUTSequence[0].get("ModalityLUTType") or "")
+    if kind != "HU":
+        raise InputError(
+            f"{path}: its table (Modality LUT) gives values of type {kind or 'unknown'}, which {NOT_HOUNSFIELD}. "
+            "Export the scan in Hounsfield units."
+        )
+    table: np.ndarray = np.asarray(apply_modality_lut(stored, dataset), np.float64)
+    return table
+
+
+def _padding(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.ndarray | None:
+    """Where a frame is padding, as its file declares (DICOM PS3.3, C.7.5.1.1.2); None if it declares none, or nowhere is any."""
+    declared = [dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if declared[0] is None:
+        return None
+    # Both may be written with or without sign, and with bits that do not belong to the value.
+    bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    signed = int(dataset.get("PixelRepresentation") or 0) == 1
+    ends = [_as_stored(int(value), bits, signed) for value in declared if value is not None]
+    where = (stored >= min(ends)) & (stored <= max(ends))
+    if not where.any():
+        return None
+    # Values of a body can only be padding around it: some files declare 0, which is water.
+    inside = values[where]
+    return at_edge(where) if inside.max() > AIR and inside.min() < METAL else where
+
+
+def _as_stored(value: int, bits: int, signed: bool) -> int:
+    kept = value & ((1 << bits) - 1)
+    return kept - (1 << bits) if signed and kept >> (bits - 1) else kept
 
 
 def _rescale(dataset: Any, frame: int) -> tuple[float, float]:

@@ -13,10 +13,13 @@ from ctcovid.base.errors import counted
 from ctcovid.scans import anatomy, order, repeats
 from ctcovid.scans.findings import ERROR, INFO, KEPT, REPAIRED, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import SEGMENTED, image_kind
+from ctcovid.scans.scale import hounsfield_problem
 from ctcovid.scans.slice_summary import SIDE, SliceSummary
 
 # A scan is still usable without this share of its slices, at least one, and without so many neighbours.
 MOST_LOST, MOST_NEIGHBOURS_LOST = 0.1, 2
+# Grey levels of small pictures of slices: a chest in a window shows bright tissue or bone beside dark air or lung.
+LEAST_BRIGHT, LEAST_SPAN = 110, 80
 # Fewer slices show too little of a chest to check its anatomy.
 FEWEST_FOR_ANATOMY = 6
 
@@ -61,6 +64,8 @@ def check(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], order
     findings += _sizes(summaries, len(slices))
     findings += _constant(summaries)
     findings += _nan_values(summaries)
+    findings += _padding(summaries)
+    findings += _scale(summaries)
     if any(finding.action == SCAN_DROPPED for finding in findings):
         return Verdict(tuple(findings), (), image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)))
     lost = {position for finding in findings if finding.action == SLICE_DROPPED for position in finding.slices}
@@ -153,6 +158,31 @@ def _nan_values(summaries: dict[int, SliceSummary]) -> list[Finding]:
         return []
     message = f"{counted(len(positions), 'slice')} with NaN or Inf, which become black."
     return [Finding("not-a-number", WARNING, message, KEPT, positions)]
+
+
+def _padding(summaries: dict[int, SliceSummary]) -> list[Finding]:
+    positions = tuple(position for position, item in summaries.items() if item.padded)
+    if not positions:
+        return []
+    message = f"{counted(len(positions), 'slice')} with bright corners of one value, taken for padding and made black."
+    return [Finding("padding", WARNING, message, REPAIRED, positions)]
+
+
+def _scale(summaries: dict[int, SliceSummary]) -> list[Finding]:
+    """Refuse what is neither in Hounsfield units nor in the grey of a window, by the values of the whole scan."""
+    counts = [item.hounsfield for item in summaries.values() if item.hounsfield is not None]
+    problem = hounsfield_problem(np.sum(counts, axis=0)) if counts else _narrow([item.thumbnail for item in summaries.values()])
+    return [Finding("not-hounsfield", ERROR, f"{problem[:1].upper()}{problem[1:]}", SCAN_DROPPED)] if problem else []
+
+
+def _narrow(thumbnails: list[np.ndarray]) -> str:
+    """Why grey levels are not those of a window, in which a chest shows all from dark to bright; empty if they may be."""
+    if not thumbnails:
+        return ""
+    lowest, highest = (int(end) for end in (np.min(thumbnails), np.max(thumbnails)))
+    if highest == lowest or (highest >= LEAST_BRIGHT and highest - lowest >= LEAST_SPAN):
+        return ""
+    return f"its grey levels from {lowest} to {highest} are not those of a window. Export the scan in a lung window, from black to white."
 
 
 def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:

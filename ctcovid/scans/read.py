@@ -6,23 +6,30 @@ import contextlib
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.scans import decode
+from ctcovid.scans.scale import GREY, HOUNSFIELD, WIDE, Scale, picture_scale
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
+from ctcovid.scans.slice import Slice, hounsfield_slice
 from ctcovid.scans.window import LUNG, Window
 
 # What Pillow raises on damaged files, documented or not.
 UNDECODABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, Image.DecompressionBombError)
 # More pages than any scan has slices are damage.
 MOST_PAGES = 4096
+# EXIF's orientation, its values for pictures that are turned or mirrored, and those that exchange width and height.
+ORIENTATION, TURNED, SIDEWAYS = 0x112, range(2, 9), range(5, 9)
+# Tags of a TIFF, and a value of the first.
+TIFF_PHOTOMETRIC, TIFF_BITS, WHITE_IS_ZERO = 262, 258, 0
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _lock = threading.Lock()
 # One entry per thread in `pillow_silenced`, each the filters to restore.
@@ -52,15 +59,24 @@ def pillow_silenced() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ScanFormat:
-    """Size and depth of a scan's slices; `bits` is how many bits its values use: 8, 12 or 16."""
+    """Size of a scan's slices, and the scale of their stored numbers."""
 
     height: int
     width: int
-    bits: int
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one picture says: its size, and how often each value occurs in it, int (65536,), if it has more than 8 bits per value."""
+
+    height: int
+    width: int
+    counts: np.ndarray | None
 
 
 def scan_format(scan: Scan) -> ScanFormat:
-    """Check the headers of a scan's slices, and how many bits pictures of more than 8 bits per value really use.
+    """Check the headers of a scan's slices, and tell the scale of pictures of more than 8 bits per value.
 
     Raises InputError that names the first slice that is empty, is not an image, or has another size than the rest, or says why
     the scan cannot be used.
@@ -72,69 +88,97 @@ def scan_format(scan: Scan) -> ScanFormat:
     if scan.stack.reader == "pages":
         path = scan.slices[0]
         with _opened(path, pages=True) as image:
-            highest = max(_highest(path, page) for page in _pages(path, image))
-        return ScanFormat(height, width, _bits(highest))
-    return ScanFormat(height, width, bits=16)
+            return ScanFormat(height, width, scale_of(_counts(path, page) for page in _pages(path, image)))
+    return ScanFormat(height, width, HOUNSFIELD)
 
 
 def probe(slices: Sequence[Path]) -> ScanFormat:
     """`scan_format` of a scan of pictures."""
-    sizes: dict[tuple[int, int], Path] = {}
-    highest = 0
-    for path in slices:
-        with _opened(path) as image:
-            sizes.setdefault(image.size, path)
-            highest = max(highest, _highest(path, image))
-    if len(sizes) > 1:
-        (first, one), (second, other) = list(sizes.items())[:2]
-        raise InputError(
-            f"{other}: {second[0]}×{second[1]} pixels, but {one.name} has {first[0]}×{first[1]}. "
-            "All slices of a scan must have one size. Put other series into folders of their own."
-        )
-    width, height = next(iter(sizes))
-    return ScanFormat(height, width, _bits(highest))
+    size = (0, 0)
+
+    def counts() -> Iterator[np.ndarray | None]:
+        nonlocal size
+        for path in slices:
+            header = read_header(path)
+            size = (header.height, header.width) if path is slices[0] else size
+            if (header.height, header.width) != size:
+                raise InputError(
+                    f"{path}: {header.width}×{header.height} pixels, but {slices[0].name} has {size[1]}×{size[0]}. "
+                    "All slices of a scan must have one size. Put other series into folders of their own."
+                )
+            yield header.counts
+
+    scale = scale_of(counts())
+    return ScanFormat(*size, scale)
 
 
-def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG, nan_slices: set[int] | None = None) -> Iterator[np.ndarray]:
-    """The slices of a scan, or of a piece of one, as uint8 (H, W), head to feet.
+def read_header(path: Path) -> Header:
+    """Size and values of a picture, of which only one of more than 8 bits per value is decoded.
+
+    Raises InputError if it cannot be read.
+    """
+    with _opened(path) as image:
+        counts = _counts(path, image)
+        with _decoding(path):
+            # Only decoding tells the size of a picture that lies on its side: releases of Pillow differ for TIFF.
+            width, height = (_upright(image) if _orientation(image) in SIDEWAYS else image).size
+    return Header(height, width, counts)
+
+
+def scale_of(counts: Iterable[np.ndarray | None]) -> Scale:
+    """The scale of a scan whose slices have these counts, of which only the sum is in memory."""
+    total = np.zeros(WIDE, np.int64)
+    for one in counts:
+        if one is not None:
+            total += one
+    return picture_scale(total)
+
+
+def read_slices(scan: Scan, scale: Scale = GREY, window: Window = LUNG) -> Iterator[Slice]:
+    """The slices of a scan, or of a piece of one, head to feet.
 
     Parameters
     ----------
-    bits : from `scan_format`; scales pictures
+    scale : from `scan_format`, of pictures
     window : maps Hounsfield units to grey
-    nan_slices : the numbers of slices with NaN or Inf are added to it before the first slice is returned
 
     Raises InputError if a slice cannot be decoded.
     """
     stack = scan.stack
     if stack is None:
-        yield from (read_slice(path, bits) for path in scan.slices)
+        yield from (read_picture(path, scale, window) for path in scan.slices)
     elif stack.reader == "dicom":
         yield from (decode.decode_slice(path, stack, window) for path in scan.slices)
     elif stack.reader == "pages":
-        yield from _read_pages(scan.slices[0], stack, bits)
+        yield from _read_pages(scan.slices[0], stack, scale, window)
     else:
-        yield from decode.decode_volume(scan.slices[0], stack, window, nan_slices)
+        yield from decode.decode_volume(scan.slices[0], stack, window)
 
 
-def read_slice(path: Path, bits: int = 8) -> np.ndarray:
-    """One slice as uint8 (H, W).
+def read_picture(path: Path, scale: Scale = GREY, window: Window = LUNG) -> Slice:
+    """One picture as a slice, upright.
 
-    Colour becomes luminance (three equal channels are unchanged), transparency is dropped, and values of more than 8 bits are
-    scaled from the full range of `bits`.
+    Colour becomes luminance (three equal channels are unchanged), transparency is dropped.
 
-    Raises InputError if the file cannot be decoded.
+    Raises InputError if the file cannot be decoded, or its scale cannot be told.
     """
     with _opened(path) as image:
-        return _grey(path, image, bits)
+        return _slice(path, image, scale, window)
 
 
-def _grey(path: Path, image: Image.Image, bits: int) -> np.ndarray:
-    if image.mode in _WIDE_MODES:
-        scale = 255 / ((1 << bits) - 1)
-        return np.clip(np.rint(_values(path, image) * scale), 0, 255).astype(np.uint8)
-    with _decoding(path):
-        return np.asarray(image if image.mode == "L" else image.convert("L"))
+def read_slice(path: Path, scale: Scale = GREY) -> np.ndarray:
+    """The pixels of `read_picture`, uint8 (H, W)."""
+    return read_picture(path, scale).pixels
+
+
+def _slice(path: Path, image: Image.Image, scale: Scale, window: Window) -> Slice:
+    if image.mode not in _WIDE_MODES:
+        with _decoding(path):
+            return Slice(np.asarray(_upright(image if image.mode == "L" else image.convert("L"))))
+    if scale.problem:
+        raise InputError(f"{path.parent if path.parent.is_dir() else path}: {scale.problem}")
+    values = _values(path, image)
+    return Slice(scale.grey(values)) if scale.offset is None else hounsfield_slice(scale.hounsfield(values), window)
 
 
 def square(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -157,10 +201,10 @@ def read_scan(scan: Scan, size: int, workers: int = 1, window: Window = LUNG) ->
 
     Raises InputError that names the wrong slice.
     """
-    bits = scan_format(scan).bits
+    scale = scan_format(scan).scale
     # Threads suffice: Pillow decodes without the interpreter's lock.
     with ThreadPoolExecutor(workers) as pool:
-        pieces = pool.map(lambda piece: [square(pixels, size) for pixels in read_slices(piece, bits, window)], scan.pieces(1))
+        pieces = pool.map(lambda piece: [square(one.pixels, size) for one in read_slices(piece, scale, window)], scan.pieces(1))
         return np.stack([pixels for piece in pieces for pixels in piece])
 
 
@@ -197,12 +241,12 @@ def page_count(path: Path) -> int:
         return 1
 
 
-def _read_pages(path: Path, stack: Stack, bits: int) -> Iterator[np.ndarray]:
+def _read_pages(path: Path, stack: Stack, scale: Scale, window: Window) -> Iterator[Slice]:
     with _opened(path, pages=True) as image:
         for page in _pages(path, image):
             if page.size != (stack.shape[2], stack.shape[1]):
                 raise InputError(f"{path}: pages of several sizes, but a scan has one. Export each series to its own file.")
-            yield _grey(path, page, bits)
+            yield _slice(path, page, scale, window)
 
 
 def _pages(path: Path, image: Image.Image) -> Iterator[Image.Image]:
@@ -213,12 +257,8 @@ def _pages(path: Path, image: Image.Image) -> Iterator[Image.Image]:
         yield image
 
 
-def _highest(path: Path, image: Image.Image) -> int:
-    return int(_values(path, image).max()) if image.mode in _WIDE_MODES else 0
-
-
-def _bits(highest: int) -> int:
-    return 8 if highest < 1 << 8 else 12 if highest < 1 << 12 else 16
+def _counts(path: Path, image: Image.Image) -> np.ndarray | None:
+    return np.bincount(_values(path, image).ravel(), minlength=WIDE) if image.mode in _WIDE_MODES else None
 
 
 def _opened(path: Path, pages: bool = False) -> Image.Image:
@@ -226,6 +266,9 @@ def _opened(path: Path, pages: bool = False) -> Image.Image:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty. Copy it again or remove the scan.")
         image = Image.open(path)
+        if image.format == "TIFF" and _orientation(image) in SIDEWAYS:
+            # Pillow 12 and 13 scramble such a file if they map it into memory.
+            image = Image.open(BytesIO(path.read_bytes()))
         _require_usable(path, image)
         count = getattr(image, "n_frames", 1)
         if count > (MOST_PAGES if pages else 1):
@@ -254,12 +297,33 @@ def _require_usable(path: Path, image: Image.Image) -> None:
 
 
 def _values(path: Path, image: Image.Image) -> np.ndarray:
+    """The values of a picture of more than 8 bits per value, int32 (H, W), black first."""
     with _decoding(path):
+        # Read before the pixels: Pillow drops what it has applied.
+        tags = getattr(image, "tag_v2", {})
+        inverted, bits = tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO, tags.get(TIFF_BITS, 16)
         # 32 bits hold all values of the modes of more than 8.
-        values = np.asarray(image).astype(np.int32)
-    if values.min() < 0 or values.max() >= 1 << 16:
+        values = np.asarray(_upright(image)).astype(np.int32)
+    if inverted:
+        # Pillow does so for 8 bits and fewer.
+        values = (1 << int(bits[0] if isinstance(bits, tuple) else bits)) - 1 - values
+    if values.min() < 0 or values.max() >= WIDE:
         raise InputError(f"{path}: values from {values.min()} to {values.max()}; export the scan with 8 or 16 bits without sign.")
     return values
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its orientation tag says. Pillow itself turns a TIFF when it decodes it, and drops the tag."""
+    image.load()
+    return ImageOps.exif_transpose(image) if _orientation(image) in TURNED else image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except UNDECODABLE:
+        # A damaged EXIF says nothing of the pixels.
+        return 1
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

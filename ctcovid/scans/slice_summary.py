@@ -11,6 +11,7 @@ from PIL import Image
 
 from ctcovid.scans.kind import is_masked
 from ctcovid.scans.read import square
+from ctcovid.scans.slice import Slice
 
 SIDE = 64
 
@@ -27,6 +28,8 @@ class SliceSummary:
     constant : all pixels are equal
     masked : black outside the lungs
     has_nan : some of its values were NaN or Inf, and are black
+    padded : its corners show padding that no file declares
+    hounsfield : counts of its values, see `scale.hounsfield_counts`; None if it was stored in grey
     """
 
     thumbnail: np.ndarray
@@ -36,6 +39,8 @@ class SliceSummary:
     constant: bool
     masked: bool
     has_nan: bool = False
+    padded: bool = False
+    hounsfield: np.ndarray | None = None
 
     @property
     def crc32(self) -> int:
@@ -43,8 +48,8 @@ class SliceSummary:
         return self.digest & 0xFFFFFFFF
 
 
-def summarise(pixels: np.ndarray, has_nan: bool = False) -> SliceSummary:
-    """Summary of a slice, uint8 (H, W)."""
+def summarise(pixels: np.ndarray, decoded: Slice | None = None) -> SliceSummary:
+    """Summary of a slice, uint8 (H, W), with what else is known of it."""
     height, width = pixels.shape
     side = max(height, width)
     whole = Image.fromarray(square(pixels, side))
@@ -55,4 +60,5 @@ def summarise(pixels: np.ndarray, has_nan: bool = False) -> SliceSummary:
     # CRC-32 alone is too short: among thousands of scans some different slices share one.
     rough = hashlib.blake2b(thumbnail.tobytes(), digest_size=8).digest()
     digest = int.from_bytes(rough, "big") << 32 | isal_zlib.crc32(np.ascontiguousarray(pixels))
-    return SliceSummary(thumbnail, digest, height, width, constant, is_masked(thumbnail), has_nan)
+    known = (decoded.has_nan, decoded.padded, decoded.hounsfield) if decoded else ()
+    return SliceSummary(thumbnail, digest, height, width, constant, is_masked(thumbnail), *known)

@@ -11,10 +11,10 @@ import numpy as np
 from isal import isal_zlib
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.decode import NOT_HOUNSFIELD
 from ctcovid.scans.kind import in_colour
 from ctcovid.scans.quality import Unusable
-from ctcovid.scans.read import ScanFormat, probe, read_slices, scan_format, square
+from ctcovid.scans.read import ScanFormat, read_header, read_slices, scale_of, scan_format, square
+from ctcovid.scans.scale import GREY, NOT_HOUNSFIELD, Scale
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.slice_summary import SliceSummary, summarise
 from ctcovid.scans.window import Window
@@ -41,7 +41,7 @@ class Job:
     """A scan, or a piece of one, to encode. If it is only to be checked, `size` is None, and nothing is compressed."""
 
     scan: Scan
-    bits: int
+    scale: Scale
     size: int | None
     window: Window
 
@@ -49,7 +49,7 @@ class Job:
 def encode_slices(job: Job) -> list[Encoded]:
     """A chunk for each slice, or why it cannot be read."""
     chunks: list[Encoded] = []
-    for one in summarised_slices(job.scan, job.bits, job.window):
+    for one in summarised_slices(job.scan, job.scale, job.window):
         if isinstance(one, Unusable):
             chunks.append(one)
         else:
@@ -58,15 +58,14 @@ def encode_slices(job: Job) -> list[Encoded]:
     return chunks
 
 
-def summarised_slices(scan: Scan, bits: int, window: Window) -> Iterator[tuple[SliceSummary, np.ndarray] | Unusable]:
+def summarised_slices(scan: Scan, scale: Scale, window: Window) -> Iterator[tuple[SliceSummary, np.ndarray] | Unusable]:
     """Summary and pixels, uint8 (H, W) unchanged, of each slice of a scan or of a piece of one; or why it cannot be read."""
     for piece in scan.pieces(1):
         left = len(piece.slices)
-        nan_slices: set[int] = set()
         try:
-            for number, pixels in enumerate(read_slices(piece, bits, window, nan_slices)):
+            for decoded in read_slices(piece, scale, window):
                 left -= 1
-                yield summarise(pixels, number in nan_slices), pixels
+                yield summarise(decoded.pixels, decoded), decoded.pixels
         except InputError as error:
             # In a file that holds all slices, those after the damage are unreadable too.
             for _ in range(left):
@@ -91,7 +90,7 @@ def unusable(path: Path, error: InputError, named: bool = True) -> Unusable:
 
 @dataclass(frozen=True)
 class Probed:
-    """What the headers of a scan say: the size of most slices, the most bits of any, and whether they are in colour.
+    """What the headers of a scan say: the size of most slices, the scale of their values, and whether they are in colour.
 
     The size is 0×0 if no header can be read.
     """
@@ -102,16 +101,21 @@ class Probed:
 
 def probe_scan(scan: Scan) -> Probed:
     """Read the headers of all slices. Decoding finds what is wrong with single ones."""
-    forms: list[ScanFormat] = []
     if scan.stack is not None:
         with contextlib.suppress(InputError):
             return Probed(scan_format(scan), False)
-        return Probed(ScanFormat(0, 0, 8), False)
-    for path in scan.slices:
-        with contextlib.suppress(InputError):
-            forms.append(probe((path,)))
-    if not forms:
-        return Probed(ScanFormat(0, 0, 8), False)
-    sizes = [(form.height, form.width) for form in forms]
+        return Probed(ScanFormat(0, 0, GREY), False)
+    sizes: list[tuple[int, int]] = []
+
+    def counts() -> Iterator[np.ndarray | None]:
+        for path in scan.slices:
+            with contextlib.suppress(InputError):
+                header = read_header(path)
+                sizes.append((header.height, header.width))
+                yield header.counts
+
+    scale = scale_of(counts())
+    if not sizes:
+        return Probed(ScanFormat(0, 0, GREY), False)
     height, width = max(dict.fromkeys(sizes), key=sizes.count)
-    return Probed(ScanFormat(height, width, max(form.bits for form in forms)), in_colour(scan.slices[len(scan.slices) // 2]))
+    return Probed(ScanFormat(height, width, scale), in_colour(scan.slices[len(scan.slices) // 2]))

@@ -11,6 +11,7 @@ from ctcovid.base.errors import InputError, counted
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, Finding
 from ctcovid.scans.kind import SEGMENTED
 from ctcovid.scans.quality import Unusable, Verdict, check, without_repairs
+from ctcovid.scans.scale import GREY
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.slice_summary import SliceSummary
 from ctcovid.volumes.encode import Chunk, Encoded, Probed
@@ -46,7 +47,9 @@ def check_scan(scan: Scan, probed: Probed, slices: list[Encoded], criteria: Crit
         message = f"Only {counted(len(verdict.kept), 'slice')}, too few for a volume of depth {criteria.depth}."
         verdict = replace(verdict, findings=(*verdict.findings, Finding("too-few-slices", INFO, message, KEPT)))
     form = probed.form
-    checks: dict[str, Any] = {"height": form.height, "width": form.width, "bits": form.bits}
+    in_hounsfield = any(one.summary.hounsfield is not None for one in slices if isinstance(one, Chunk))
+    scaling = form.scale.name if scan.stack is None or in_hounsfield else GREY.name
+    checks: dict[str, Any] = {"height": form.height, "width": form.width, "bits": form.scale.bits, "scaling": scaling}
     if scan.geometry is not None:
         checks["slice_spacing"] = scan.geometry.spacing[2]
     if verdict.findings:

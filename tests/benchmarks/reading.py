@@ -112,10 +112,10 @@ def rate(work: Callable[[], object], slices: int, rounds: int) -> float:
 def measure(folder: Path, decoder: Callable[[Path], object], rounds: int) -> tuple[float, float, float]:
     """Slices per second of the decoder alone, read, and packed."""
     (scan,) = find_scans([folder])
-    bits, files = scan_format(scan).bits, dict.fromkeys(scan.slices)
+    scale, files = scan_format(scan).scale, dict.fromkeys(scan.slices)
     decoded = rate(lambda: [decoder(path) for path in files], len(scan.slices), rounds)
     read = rate(lambda: read_scan(scan, SIZE), len(scan.slices), rounds)
-    packed = rate(lambda: [encode_slices(Job(part, bits, SIZE, LUNG)) for part in scan.pieces(BATCH)], len(scan.slices), rounds)
+    packed = rate(lambda: [encode_slices(Job(part, scale, SIZE, LUNG)) for part in scan.pieces(BATCH)], len(scan.slices), rounds)
     return decoded, read, packed
 
 

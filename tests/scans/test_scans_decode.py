@@ -23,6 +23,7 @@ from pydicom.uid import RLELossless
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_dataset, find_scans
 from ctcovid.scans.read import read_scan, scan_format
+from ctcovid.scans.scale import HOUNSFIELD
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG, Window
 from ctcovid.volumes.encode import Job, encode_slices, probe_scan
@@ -142,7 +143,7 @@ def test_what_is_no_number_is_black_and_named_and_the_rest_is_as_without_it(
     SimpleITK.WriteImage(image, str(tmp_path / name))
     scan = only(tmp_path / name)
     assert np.array_equal(read_scan(scan, 24), np.pad(expected, ((0, 0), (0, 0), (2, 2))))
-    row, _ = check_scan(scan, probe_scan(scan), encode_slices(Job(scan, 16, 24, LUNG)), Criteria(4, "all", "repair"))
+    row, _ = check_scan(scan, probe_scan(scan), encode_slices(Job(scan, HOUNSFIELD, 24, LUNG)), Criteria(4, "all", "repair"))
     (said,) = (finding for _, finding in findings_of([row]) if finding.code == "not-a-number")
     assert (said.severity, said.action, said.slices) == ("warning", "kept", (3, 4, 5))
 
@@ -165,7 +166,7 @@ def test_values_that_are_neither_hounsfield_nor_grey_are_refused_with_the_remedy
     scan = only(tmp_path / name)
     with pytest.raises(InputError, match=r"are not Hounsfield units.*less 1024"):
         read_scan(scan, 24)
-    row, chunks = check_scan(scan, probe_scan(scan), encode_slices(Job(scan, 16, 24, LUNG)), Criteria(4, "all", "repair"))
+    row, chunks = check_scan(scan, probe_scan(scan), encode_slices(Job(scan, HOUNSFIELD, 24, LUNG)), Criteria(4, "all", "repair"))
     (said,) = (finding for _, finding in findings_of([row]) if finding.severity == "error")
     assert (said.code, said.action, chunks) == ("not-hounsfield", "scan dropped", [])
     assert said.message.endswith("8-bit grey.")

@@ -16,6 +16,7 @@ from PIL import Image
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.read import ScanFormat, probe, read_scan, read_slice, read_volumes, square
+from ctcovid.scans.scale import GREY, Scale
 from ctcovid.scans.scan import Scan
 
 NCP = "ccccii/NCP/16/1164"
@@ -93,7 +94,7 @@ def test_real_slice_is_the_same_in_every_lossless_file_and_mode(
 ) -> None:
     Image.fromarray(ct).convert(mode).save(tmp_path / name, **options)
     assert np.array_equal(read_slice(tmp_path / name), ct)
-    assert probe([tmp_path / name]) == ScanFormat(512, 512, 8)
+    assert probe([tmp_path / name]) == ScanFormat(512, 512, GREY)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -158,7 +159,7 @@ WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
 def test_all_values_of_16_bits_are_scaled_from_the_full_range(kind: str, tmp_path: Path) -> None:
     values = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     path = WRITERS[kind](tmp_path / f"slice.{kind}", values)
-    assert probe([path]) == ScanFormat(256, 256, 16)
+    assert probe([path]) == ScanFormat(256, 256, Scale(16))
     assert np.array_equal(read_scan(pictures(path), 256)[0], scaled(values, 16))
 
 
@@ -166,22 +167,22 @@ def test_all_values_of_16_bits_are_scaled_from_the_full_range(kind: str, tmp_pat
 def test_12_bits_in_16_are_scaled_from_the_range_that_they_use(kind: str, tmp_path: Path) -> None:
     values = np.arange(1 << 12, dtype=np.uint16).reshape(64, 64)
     path = WRITERS[kind](tmp_path / f"slice.{kind}", values)
-    assert probe([path]) == ScanFormat(64, 64, 12)
+    assert probe([path]) == ScanFormat(64, 64, Scale(12))
     assert np.array_equal(read_scan(pictures(path), 64)[0], scaled(values, 12))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_8_bits_in_16_stay_what_they_are(kind: str, ct: np.ndarray, tmp_path: Path) -> None:
     path = WRITERS[kind](tmp_path / f"slice.{kind}", ct.astype(np.uint16))
-    assert probe([path]) == ScanFormat(512, 512, 8)
+    assert probe([path]) == ScanFormat(512, 512, GREY)
     assert np.array_equal(read_scan(pictures(path), 512)[0], ct)
 
 
-@pytest.mark.parametrize(("highest", "bits"), [(255, 8), (256, 12), (4095, 12), (4096, 16), (65535, 16)])
+@pytest.mark.parametrize(("highest", "bits"), [(255, 8), (1023, 10), (4095, 12), (16383, 14), (65535, 16)])
 def test_range_is_that_of_the_whole_scan_and_not_of_each_slice(highest: int, bits: int, tmp_path: Path) -> None:
     dark = write_png(tmp_path / "0.png", np.full((8, 8), 200, np.uint16))
     bright = write_png(tmp_path / "1.png", np.full((8, 8), highest, np.uint16))
-    assert probe([dark, bright]).bits == bits
+    assert probe([dark, bright]).scale == Scale(bits)
     found = read_scan(pictures(dark, bright), 8)
     assert found[:, 0, 0].tolist() == scaled(np.array([200, highest]), bits).tolist()
 
@@ -341,7 +342,7 @@ def test_damaged_file_is_read_or_refused_and_never_crashes(
         content[position] = value
     path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
     try:
-        found = read_slice(path, probe([path]).bits)
+        found = read_slice(path, probe([path]).scale)
     except InputError as error:
         assert str(path) in str(error)
     else:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctcovid.scans.scale import GREY
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG
 from ctcovid.volumes.encode import Chunk, Job, encode_slices
@@ -48,7 +49,7 @@ def known_scans(tmp_path: Path) -> list[KnownScan]:
         for path, slice_ in zip(paths, pixels, strict=True):
             Image.fromarray(slice_).save(path)
         scan = Scan(source, patient, label, paths[0].parent, paths, source)
-        chunks = encode_slices(Job(scan, 8, 32, LUNG))
+        chunks = encode_slices(Job(scan, GREY, 32, LUNG))
         chunks = [one for one in chunks if isinstance(one, Chunk)]
         row = ScanRow(str(1000 + number), patient, label, split, 0, len(pixels), "complete", source, '{"bits": 8}', 0)
         scans.append(KnownScan(row, chunks, pixels))

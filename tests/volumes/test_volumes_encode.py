@@ -11,6 +11,7 @@ from PIL import Image
 
 from ctcovid.scans.quality import Unusable
 from ctcovid.scans.read import ScanFormat
+from ctcovid.scans.scale import GREY, Scale
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG
 from ctcovid.volumes.encode import Chunk, Job, encode_slices, probe_scan
@@ -32,7 +33,7 @@ def fletcher32(data: bytes) -> int:
 
 def test_chunk_is_gzip_of_the_pixels_with_their_fletcher32(sample_data: Path) -> None:
     path = sample_data / "ccccii/NCP/920/2462/0025.JPG"
-    (chunk,) = encode_slices(Job(pictures(path), 8, 128, LUNG))
+    (chunk,) = encode_slices(Job(pictures(path), GREY, 128, LUNG))
     assert isinstance(chunk, Chunk)
     compressed, checksum = chunk.data[:-4], int.from_bytes(chunk.data[-4:], "little")
     with Image.open(path) as image:
@@ -44,7 +45,7 @@ def test_chunk_is_gzip_of_the_pixels_with_their_fletcher32(sample_data: Path) ->
 
 def test_chunk_knows_whether_the_slice_is_masked(sample_data: Path) -> None:
     complete, masked = (sample_data / name for name in ("ccccii/NCP/16/1164/0070.png", "ccccii-segmented/NCP/96/1328/0058.png"))
-    chunks = encode_slices(Job(pictures(complete, masked), 8, 64, LUNG))
+    chunks = encode_slices(Job(pictures(complete, masked), GREY, 64, LUNG))
     assert [chunk.summary.masked for chunk in chunks if isinstance(chunk, Chunk)] == [False, True]
 
 
@@ -55,14 +56,14 @@ def test_slices_that_cannot_be_read_say_why_and_the_others_are_encoded(make_scan
     slices[3].write_bytes(whole[: len(whole) // 2])
     slices[4].write_bytes(b"")
     slices[5].write_text("503 Service Unavailable")
-    found = encode_slices(Job(pictures(*slices), 8, 32, LUNG))
+    found = encode_slices(Job(pictures(*slices), GREY, 32, LUNG))
     assert [one.code if isinstance(one, Unusable) else "" for one in found] == ["", "", "", "truncated", "empty-file", "unreadable", "", ""]
     assert all(str(path) in one.message for path, one in zip(slices, found, strict=True) if isinstance(one, Unusable))
 
 
 def test_slices_that_are_only_looked_at_are_not_compressed(make_scan: Callable[..., Path], tmp_path: Path) -> None:
     slices = tuple(sorted(make_scan(tmp_path / "scan").iterdir()))
-    packed, seen = encode_slices(Job(pictures(*slices), 8, 32, LUNG)), encode_slices(Job(pictures(*slices), 8, None, LUNG))
+    packed, seen = encode_slices(Job(pictures(*slices), GREY, 32, LUNG)), encode_slices(Job(pictures(*slices), GREY, None, LUNG))
     for one, other in zip(packed, seen, strict=True):
         assert isinstance(one, Chunk) and isinstance(other, Chunk)
         assert (one.summary.digest, other.data) == (other.summary.digest, b"")
@@ -71,9 +72,9 @@ def test_slices_that_are_only_looked_at_are_not_compressed(make_scan: Callable[.
 def test_format_is_that_of_most_slices(make_scan: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_scan(tmp_path / "scan")
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(folder / "0000.png")
-    Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(folder / "0001.png")
+    Image.fromarray(np.full((32, 32), 4095, np.uint16)).save(folder / "0001.png")
     (folder / "0002.png").write_bytes(b"")
-    assert probe_scan(pictures(*sorted(folder.iterdir()))).form == ScanFormat(32, 32, 12)
+    assert probe_scan(pictures(*sorted(folder.iterdir()))).form == ScanFormat(32, 32, Scale(12))
     for path in folder.iterdir():
         path.write_bytes(b"")
-    assert probe_scan(pictures(*sorted(folder.iterdir()))).form == ScanFormat(0, 0, 8)
+    assert probe_scan(pictures(*sorted(folder.iterdir()))).form == ScanFormat(0, 0, GREY)

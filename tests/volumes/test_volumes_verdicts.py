@@ -13,6 +13,7 @@ import SimpleITK
 from ctcovid.phantom.chest import ScanKey, slices_of_chest
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.findings import Finding
+from ctcovid.scans.scale import HOUNSFIELD
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG
 from ctcovid.volumes.encode import Chunk, Job, encode_slices, probe_scan
@@ -20,7 +21,7 @@ from ctcovid.volumes.verdicts import Criteria, check_scan, findings_of
 
 
 def outcome(scan: Scan) -> tuple[list[Finding], list[Chunk]]:
-    slices = [one for part in scan.pieces(8) for one in encode_slices(Job(part, 16, 96, LUNG))]
+    slices = [one for part in scan.pieces(8) for one in encode_slices(Job(part, HOUNSFIELD, 96, LUNG))]
     row, chunks = check_scan(scan, probe_scan(scan), slices, Criteria(4, "all", "repair"))
     return [finding for _, finding in findings_of([row])], chunks
 
@@ -66,7 +67,7 @@ def test_no_finding_of_a_dicom_scan_names_a_file(write_series: Callable[..., lis
     header.PixelData = bytes(header.Rows * header.Columns * 3)
     header.save_as(paths[20])
     paths[10].unlink()
-    slices = [one for part in scan.pieces(8) for one in encode_slices(Job(part, 16, 96, LUNG))]
+    slices = [one for part in scan.pieces(8) for one in encode_slices(Job(part, HOUNSFIELD, 96, LUNG))]
     row, _ = check_scan(scan, probe_scan(scan), slices, Criteria(4, "all", "repair"))
     assert "DOE" not in row.checks and str(tmp_path) not in row.checks
     messages = {finding.message for _, finding in findings_of([row])}

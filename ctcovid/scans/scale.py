@@ -1,0 +1,161 @@
+"""The scale of stored numbers: grey of some bits, Hounsfield units, or one that cannot be told and is refused, never guessed.
+
+Formats declare little of it, and some declare it wrongly. So the distribution of a whole scan decides: never the largest value of one
+slice, which a clip of metal changes. A chest in Hounsfield units shows air and lung from −1000 to −700 and soft tissue around 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NOT_HOUNSFIELD = "are not Hounsfield units"
+# Pixels that belong to no patient have this value in Hounsfield units. It is black in any window.
+PADDING = -32768
+# Values of 16 bits.
+WIDE = 1 << 16
+# Bins of Hounsfield units, which `hounsfield_counts` returns, from LOWEST on; all below in the first, all above in the last.
+BIN, LOWEST, BINS = 50, -1200, 36
+# A windowed picture is white in bone: so large a share of a scan lies in the last hundredth of its range, in a bone window too; and in
+# those that show more of it as white, more than metal does in values that are not windowed.
+LEAST_WHITE, SURELY_WHITE, NEARLY_WHITE = 2e-5, 5e-3, 0.99
+# Of a picture that is stretched from its lowest to its highest value, only a few pixels are white, and the scale is lost.
+FEWEST_WHITE = 20
+# Shares of a scan that are air or lung, and soft tissue, if values differ from Hounsfield units by an offset only.
+LEAST_OF_EACH = 0.06
+# As shares of the values that are neither padding nor cut off: a scan in Hounsfield units has more air and tissue, and less below air.
+LEAST_AIR, LEAST_TISSUE, MOST_BELOW = 0.002, 0.002, 0.2
+# Lungs full of fluid have this many times less air than tissue of half its density.
+AIR_TO_DENSE_LUNG = 0.05
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What the stored numbers of pictures mean.
+
+    Attributes
+    ----------
+    bits : of grey values, of which the highest is white; 16 for Hounsfield units
+    offset : to subtract for Hounsfield units; None for grey
+    signed : whether the numbers are two's complement of 16 bits
+    problem : why the scale cannot be told; empty if it can
+    """
+
+    bits: int = 8
+    offset: int | None = None
+    signed: bool = False
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """For the record of a scan."""
+        if self.offset is None:
+            return f"grey, {self.bits} bits"
+        return "Hounsfield units" + (f" + {self.offset}" if self.offset else ", two's complement" if self.signed else "")
+
+    def hounsfield(self, values: np.ndarray) -> np.ndarray:
+        """Stored numbers as Hounsfield units, int32; only for a scale with an offset."""
+        stored = values.astype(np.int32)
+        return np.where(stored >= WIDE // 2, stored - WIDE, stored) if self.signed else stored - (self.offset or 0)
+
+    def grey(self, values: np.ndarray) -> np.ndarray:
+        """Stored grey values as uint8, rounded to the nearest."""
+        return np.clip(np.rint(values * (255 / ((1 << self.bits) - 1))), 0, 255).astype(np.uint8)
+
+
+GREY = Scale()
+HOUNSFIELD = Scale(16, 0)
+# Offsets that a known data set or writer uses and that nothing else could be: DeepLesion's, and int16 stored as it is.
+KNOWN = (Scale(16, 32768), Scale(16, 0, signed=True))
+
+
+def picture_scale(counts: np.ndarray) -> Scale:
+    """The scale of pictures of more than 8 bits per value.
+
+    Parameters
+    ----------
+    counts : int (65536,), how often each value occurs in the whole scan
+    """
+    used = np.flatnonzero(counts)
+    highest = int(used[-1]) if len(used) else 0
+    if highest < 256:
+        return GREY
+    for known in KNOWN:
+        if _is_chest(np.roll(counts, WIDE // 2) if known.signed else counts, np.array([WIDE // 2])).all():
+            return known
+    bits = highest.bit_length()
+    white, total = int(counts[int(NEARLY_WHITE * ((1 << bits) - 1)) :].sum()), int(counts.sum())
+    # Values of 12 bits may be stored in the upper bits of 16.
+    step = int(np.gcd.reduce(used))
+    offset = _offset(counts[::step]) if white < SURELY_WHITE * total else None
+    if offset is None and white >= max(LEAST_WHITE * total, FEWEST_WHITE):
+        return Scale(bits)
+    what = f"16-bit values from {used[0]:,} to {highest:,} {NOT_HOUNSFIELD}"
+    if offset is None:
+        return Scale(problem=f"{what}, nor grey of a whole range. Export the scan as DICOM or NIfTI, or in a lung window with 8-bit grey.")
+    return Scale(
+        problem=f"{what}, but seem to be such plus about {round(offset, -2):,}, and no file says how much. Export the scan as DICOM or "
+        "NIfTI in Hounsfield units (often these values less 1024), or in a lung window with 8-bit grey."
+    )
+
+
+def _offset(counts: np.ndarray) -> int | None:
+    """What may have been added to Hounsfield units to give these values; None if nothing can have been."""
+    offsets = np.arange(900, len(counts) - 500, 20)
+    found = offsets[_is_chest(counts, offsets)] if len(offsets) else offsets
+    return int(np.median(found)) if len(found) else None
+
+
+def _is_chest(counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """For each offset, whether the values less it are Hounsfield units of a chest: air and lung, soft tissue, little between and beyond."""
+    # What is cut off or padded piles up at the ends, in windowed pictures too. It says nothing about the scale.
+    sums = np.concatenate([[0, 0], np.cumsum(counts[1:-1])])
+    total = max(int(sums[-1]), 1)
+
+    def share(lowest: int, highest: int) -> np.ndarray:
+        first, end = (sums[np.clip(offsets + edge, 0, len(sums) - 1)] for edge in (lowest, highest))
+        return np.asarray((end - first) / total)
+
+    air, tissue = share(-1100, -700), share(-200, 200)
+    beyond = np.maximum(share(-WIDE, -1100), share(600, WIDE))
+    return (np.minimum(air, tissue) >= LEAST_OF_EACH) & (share(-600, -250) < air) & (beyond < LEAST_OF_EACH)
+
+
+def hounsfield_counts(values: np.ndarray) -> np.ndarray:
+    """How many values of a slice lie in each bin of Hounsfield units, int64 (BINS,), without padding and what is cut off below.
+
+    Parameters
+    ----------
+    values : Hounsfield units, (H, W); NaN and PADDING do not count
+    """
+    # A quarter of the pixels tells as much as all of them.
+    some = values[::2, ::2] if min(values.shape) >= 128 else values
+    some = some[some > PADDING]
+    if some.size:
+        lowest = some == some.min()
+        some = some[~lowest] if lowest.mean() > 0.01 else some
+    bins = np.clip(np.floor_divide(some - np.float32(LOWEST), BIN) + 1, 0, BINS - 1).astype(np.int64)
+    return np.bincount(bins, minlength=BINS)
+
+
+def hounsfield_problem(counts: np.ndarray) -> str:
+    """Why a scan with these counts, from `hounsfield_counts`, is not in Hounsfield units; empty if it may be."""
+    total = max(int(counts.sum()), 1)
+
+    def share(lowest: int, highest: int) -> float:
+        first, last = ((edge - LOWEST) // BIN + 1 for edge in (lowest, highest))
+        return float(counts[first:last].sum() / total)
+
+    air, tissue = share(-1100, -600), share(-200, 300)
+    if not counts.any() or (
+        air >= max(LEAST_AIR, AIR_TO_DENSE_LUNG * share(-600, -250))
+        and tissue >= LEAST_TISSUE
+        and counts[0] + share(-1200, -1150) * total <= MOST_BELOW * total
+    ):
+        return ""
+    lacks = "soft tissue, around 0" if tissue < LEAST_TISSUE else "air and lung, from −1000 to −600" if air < LEAST_AIR else "a chest"
+    return (
+        f"its values {NOT_HOUNSFIELD}: they do not show {lacks}. Export the scan in Hounsfield units (often these values less 1024), "
+        "or as 8-bit grey."
+    )

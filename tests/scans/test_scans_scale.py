@@ -1,0 +1,169 @@
+"""Stored numbers become grey by a scale that the whole scan shows, or the scan is refused: never another grey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from ctcovid.scans.discover import find_scans
+from ctcovid.scans.pixels import dicom_frames
+from ctcovid.scans.scale import GREY, WIDE, Scale, hounsfield_counts, hounsfield_problem, picture_scale
+from ctcovid.scans.slice import hounsfield_slice, undeclared_padding
+from ctcovid.scans.window import LUNG, Window
+
+WINDOWS = {"lung": LUNG, "lung, narrower": Window(-500, 1200), "mediastinum": Window(40, 400)}
+SERIES = "dicom/jpeg-lossless-series"
+
+
+@pytest.fixture(scope="module")
+def hounsfield(sample_data: Path) -> np.ndarray:
+    """Every sixth slice of a real series, int32 (10, 512, 512)."""
+    (scan,) = find_scans([sample_data / SERIES])
+    assert scan.stack is not None
+    return np.stack([next(dicom_frames(path, scan.stack.shape)) for path in scan.slices[::6]]).astype(np.int32)
+
+
+def counted(values: np.ndarray) -> np.ndarray:
+    return np.bincount(values.ravel(), minlength=WIDE)
+
+
+def windowed(values: np.ndarray, window: Window, bits: int) -> np.ndarray:
+    share = (values - (window.level - window.width / 2)) / window.width
+    found: np.ndarray = np.rint(np.clip(share, 0, 1) * ((1 << bits) - 1)).astype(np.int64)
+    return found
+
+
+@pytest.mark.parametrize("slices", [slice(None), slice(0, 4), slice(6, 10)])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_whole_range_of_grey_is_told_from_a_few_slices(window: str, bits: int, slices: slice, hounsfield: np.ndarray) -> None:
+    assert picture_scale(counted(windowed(hounsfield[slices], WINDOWS[window], bits))) == Scale(bits)
+
+
+STRANGE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "plus 1000, cut off": lambda hu: np.clip(hu + 1000, 0, 4095),
+    "plus 1024": lambda hu: np.clip(hu + 1024, 0, WIDE - 1),
+    "plus 1024, with metal": lambda hu: np.where(np.arange(hu.size).reshape(hu.shape) % 500 == 0, 4095, np.clip(hu + 1024, 0, 4095)),
+    "plus 2048": lambda hu: np.clip(hu + 2048, 0, WIDE - 1),
+    "plus 8192": lambda hu: hu + 8192,
+    "plus 31744": lambda hu: hu + 31744,
+    "in the upper 12 bits of 16": lambda hu: np.clip(hu + 1024, 0, 4095) * 16,
+    "from its lowest to its highest": lambda hu: (hu - hu.min()) * (WIDE - 1) // np.ptp(hu),
+    "grey up to 1000": lambda hu: windowed(hu, LUNG, 16) * 1000 // (WIDE - 1),
+}
+
+
+@pytest.mark.parametrize("slices", [slice(None), slice(0, 4), slice(6, 10)])
+@pytest.mark.parametrize("kind", STRANGE)
+def test_pictures_of_another_scale_are_refused(kind: str, slices: slice, hounsfield: np.ndarray) -> None:
+    assert "are not Hounsfield units" in picture_scale(counted(STRANGE[kind](hounsfield[slices]))).problem
+
+
+@pytest.mark.parametrize("slices", [slice(None), slice(0, 4), slice(6, 10)])
+@pytest.mark.parametrize("stored", [lambda hu: hu + 32768, lambda hu: hu & 0xFFFF])
+def test_deeplesion_and_int16_as_it_is_are_hounsfield_units(
+    stored: Callable[[np.ndarray], np.ndarray], slices: slice, hounsfield: np.ndarray
+) -> None:
+    values = stored(hounsfield[slices])
+    scale = picture_scale(counted(values))
+    assert not scale.problem and np.array_equal(scale.hounsfield(values), hounsfield[slices])
+
+
+def test_pictures_of_deeplesion_give_the_greys_of_the_series(hounsfield: np.ndarray, tmp_path: Path) -> None:
+    from ctcovid.scans.read import read_scan
+
+    for number, values in enumerate(hounsfield):
+        Image.fromarray((values + 32768).astype(np.uint16)).save(tmp_path / f"{number}.png")
+    assert np.array_equal(read_scan(find_scans([tmp_path])[0], 512), LUNG.grey(hounsfield))
+
+
+def test_values_of_8_bits_are_grey_whatever_they_are(hounsfield: np.ndarray) -> None:
+    assert picture_scale(counted(LUNG.grey(hounsfield).astype(np.int64))) == GREY
+
+
+OTHERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "plus 1024": lambda hu: hu + 1024,
+    "less 1024 twice": lambda hu: hu - 1024,
+    "doubled": lambda hu: hu * 2,
+    "halved": lambda hu: hu / 2,
+    "0 to 1": lambda hu: np.clip((hu + 1350) / 1500, 0, 1),
+    "-1 to 1": lambda hu: np.clip((hu + 1000) / 1400, 0, 1) * 2 - 1,
+    "0 to 100": lambda hu: np.clip((hu + 1350) / 15, 0, 100),
+    "0 to 255": lambda hu: np.clip((hu + 1350) / 1500, 0, 1) * 255,
+    "mean 0 and deviation 1": lambda hu: (hu - hu.mean()) / hu.std(),
+    "cut off at a soft-tissue window": lambda hu: np.clip(hu, -160, 240),
+    "without tissue": lambda hu: np.minimum(hu, -400),
+}
+
+
+@pytest.mark.parametrize("slices", [slice(None), slice(0, 4), slice(6, 10)])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_values_that_are_not_hounsfield_units_are_told_by_their_distribution(kind: str, slices: slice, hounsfield: np.ndarray) -> None:
+    of = np.sum([hounsfield_counts(one) for one in OTHERS[kind](hounsfield[slices])], axis=0)
+    assert "are not Hounsfield units" in hounsfield_problem(of)
+    assert hounsfield_problem(np.sum([hounsfield_counts(one) for one in hounsfield[slices]], axis=0)) == ""
+
+
+@pytest.mark.parametrize("outside", [-1000, -1024, -2000, -3024, 0])
+def test_lungs_alone_in_hounsfield_units_pass(outside: int, sample_data: Path, hounsfield: np.ndarray) -> None:
+    # With the vessels in them.
+    inside = [ndimage.binary_closing((one > -950) & (one < -400), iterations=6) for one in hounsfield]
+    lungs = np.full_like(hounsfield, outside)
+    lungs[:, 40:-40, 40:-40] = np.where(inside, hounsfield, outside)[:, 40:-40, 40:-40]
+    slices = [hounsfield_slice(one, LUNG) for one in lungs]
+    assert hounsfield_problem(np.sum([one.hounsfield for one in slices], axis=0)) == ""
+    assert all(one.pixels[0, 0] <= LUNG.grey(np.array(-1000)) for one in slices)
+
+
+@pytest.mark.parametrize("outside", [0, 500, 3071, 62512])
+def test_bright_corners_of_one_value_become_black(outside: int, hounsfield: np.ndarray) -> None:
+    y, x = np.mgrid[:512, :512]
+    circle = (x - 256) ** 2 + (y - 256) ** 2 > 256**2
+    one = hounsfield_slice(np.where(circle, outside, hounsfield[4]), LUNG)
+    assert one.padded and (one.pixels[circle] == 0).all()
+    assert np.array_equal(one.pixels[~circle], LUNG.grey(hounsfield[4])[~circle])
+
+
+def test_no_real_slice_has_undeclared_padding(hounsfield: np.ndarray) -> None:
+    assert all(undeclared_padding(one) is None for one in hounsfield)
+    # Nor where slices are cut out of the body.
+    assert all(undeclared_padding(one[150:350, 100:400]) is None for one in hounsfield)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("name", "bits"), [("s.png", 8), ("s.png", 16), ("s.jpg", 8), ("s.tif", 8), ("s.tif", 16)])
+def test_pictures_are_turned_as_their_orientation_says(name: str, bits: int, orientation: int, tmp_path: Path) -> None:
+    from ctcovid.scans.read import probe, read_slice
+
+    y, x = np.mgrid[:40, :24]
+    upright = np.where((y < 20) & (x < 12), 0, 255).astype(np.uint8)
+    # EXIF says how a picture has to be turned: it is stored the other way round.
+    stored = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose}
+    stored |= {6: np.rot90, 7: lambda a: np.rot90(a, 2).T, 8: lambda a: np.rot90(a, 3)}
+    pixels = np.ascontiguousarray(stored[orientation](upright))
+    image = Image.fromarray(pixels.astype(np.uint16) * 257 if bits == 16 else pixels)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    image.save(tmp_path / name, **({"tiffinfo": {0x112: orientation}} if name == "s.tif" else {"exif": exif}))
+    form = probe([tmp_path / name])
+    assert (form.height, form.width) == (40, 24)
+    assert np.abs(read_slice(tmp_path / name, form.scale).astype(int) - upright).max() <= (60 if name == "s.jpg" else 0)
+
+
+def test_white_is_zero_is_honoured_at_16_bits(hounsfield: np.ndarray, tmp_path: Path) -> None:
+    from ctcovid.scans.read import read_scan
+
+    for number, values in enumerate(hounsfield[:4]):
+        path = tmp_path / f"{number}.tif"
+        Image.fromarray((WIDE - 1 - windowed(values, LUNG, 16)).astype(np.uint16)).save(path)
+        content = bytearray(path.read_bytes())
+        entry = content.index(b"\x06\x01\x03\x00\x01\x00\x00\x00")
+        content[entry + 8] = 0
+        path.write_bytes(content)
+    found = read_scan(find_scans([tmp_path])[0], 512).astype(int)
+    assert np.abs(found - LUNG.grey(hounsfield[:4])).max() <= 1
