@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.decoded import Decoded, from_hounsfield
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, normalise, pixel_findings
 from ctcovid.scans.nan_mask import nan_masks
@@ -24,7 +25,6 @@ from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.quiet import silenced
 from ctcovid.scans.scale import BINS, hounsfield_problem
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE, Scan, Stack
-from ctcovid.scans.slice import Slice, hounsfield_slice
 from ctcovid.scans.window import Window
 
 # In the order in which endings are tried: .nii.gz before .nii.
@@ -87,23 +87,23 @@ def volume_scan(scan: Scan, path: Path) -> Scan:
     return replace(scan, slices=(path,) * count, stack=stack, findings=tuple(findings))
 
 
-def decode_slice(path: Path, stack: Stack, window: Window) -> Slice:
+def decode_slice(path: Path, stack: Stack, window: Window) -> Decoded:
     """A DICOM file of one slice, in the normal orientation.
 
     Raises InputError if it cannot be decoded.
     """
     (values,) = dicom_frames(path, stack.shape)
-    return hounsfield_slice(stack.turn(values[None])[0], window)
+    return from_hounsfield(stack.turn(values[None])[0], window)
 
 
-def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[Slice]:
+def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[Decoded]:
     """The slices of a file that holds all of them, in the normal orientation, head to feet. NaN and Inf are black.
 
     Raises InputError if it cannot be decoded, or holds neither Hounsfield units nor grey values.
     """
     if stack.frames:
         for values in dicom_frames(path, stack.shape, stack.frames):
-            yield hounsfield_slice(stack.turn(values[None])[0], window)
+            yield from_hounsfield(stack.turn(values[None])[0], window)
         return
     with _damage_named(path):
         read = _greys(path, stack, window)
@@ -118,7 +118,7 @@ def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[Slice]:
     for number, frame in enumerate(stack.turn(read.greys)):
         # The counts are of the whole file: one slice of it carries them.
         counts = None if read.is_grey or number else read.counts
-        yield Slice(np.ascontiguousarray(frame), counts, read.padded, bool(has_nan[number]))
+        yield Decoded(np.ascontiguousarray(frame), counts, read.padded, bool(has_nan[number]))
 
 
 def stored_values(path: Path, stack: Stack) -> np.ndarray:
@@ -142,7 +142,7 @@ class _Read:
     lowest, highest : of its values; if all are NaN or Inf, `lowest` is above `highest`
     whole : whether all values are integers
     counts : see `scale.hounsfield_counts`
-    padded : see `Slice`
+    padded : see `Decoded`
     nans : along each axis, whether values are NaN or Inf
     """
 
@@ -190,7 +190,7 @@ def _greys(path: Path, stack: Stack, window: Window) -> _Read:
             if window is AS_IT_IS:
                 greys[index] = window.grey(frame)
                 continue
-            one = hounsfield_slice(frame, window)
+            one = from_hounsfield(frame, window)
             greys[index], padded = one.pixels, padded or one.padded
             counts = counts + (0 if one.hounsfield is None else one.hounsfield)
     return _Read(greys, lowest, highest, whole, counts, padded, nans)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.decoded import at_edge
 from ctcovid.scans.dicom import DEFLATED_SYNTAX, NATIVE_SYNTAXES, open_dataset
 from ctcovid.scans.quiet import silenced
 from ctcovid.scans.scale import NOT_HOUNSFIELD, PADDING
-from ctcovid.scans.slice import at_edge
 
 TAGS = (
     "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation RescaleSlope RescaleIntercept "

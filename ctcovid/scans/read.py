@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.scans import decode
+from ctcovid.scans.decoded import Decoded, from_hounsfield
 from ctcovid.scans.scale import GREY, HOUNSFIELD, WIDE, Scale, picture_scale
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
-from ctcovid.scans.slice import Slice, hounsfield_slice
 from ctcovid.scans.window import LUNG, Window
 
 # What Pillow raises on damaged files, documented or not.
@@ -134,7 +134,7 @@ def scale_of(counts: Iterable[np.ndarray | None]) -> Scale:
     return picture_scale(total)
 
 
-def read_slices(scan: Scan, scale: Scale = GREY, window: Window = LUNG) -> Iterator[Slice]:
+def read_slices(scan: Scan, scale: Scale = GREY, window: Window = LUNG) -> Iterator[Decoded]:
     """The slices of a scan, or of a piece of one, head to feet.
 
     Parameters
@@ -155,7 +155,7 @@ def read_slices(scan: Scan, scale: Scale = GREY, window: Window = LUNG) -> Itera
         yield from decode.decode_volume(scan.slices[0], stack, window)
 
 
-def read_picture(path: Path, scale: Scale = GREY, window: Window = LUNG) -> Slice:
+def read_picture(path: Path, scale: Scale = GREY, window: Window = LUNG) -> Decoded:
     """One picture as a slice, upright.
 
     Colour becomes luminance (three equal channels are unchanged), transparency is dropped.
@@ -171,14 +171,14 @@ def read_slice(path: Path, scale: Scale = GREY) -> np.ndarray:
     return read_picture(path, scale).pixels
 
 
-def _slice(path: Path, image: Image.Image, scale: Scale, window: Window) -> Slice:
+def _slice(path: Path, image: Image.Image, scale: Scale, window: Window) -> Decoded:
     if image.mode not in _WIDE_MODES:
         with _decoding(path):
-            return Slice(np.asarray(_upright(image if image.mode == "L" else image.convert("L"))))
+            return Decoded(np.asarray(_upright(image if image.mode == "L" else image.convert("L"))))
     if scale.problem:
         raise InputError(f"{path.parent if path.parent.is_dir() else path}: {scale.problem}")
     values = _values(path, image)
-    return Slice(scale.grey(values)) if scale.offset is None else hounsfield_slice(scale.hounsfield(values), window)
+    return Decoded(scale.grey(values)) if scale.offset is None else from_hounsfield(scale.hounsfield(values), window)
 
 
 def square(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -241,7 +241,7 @@ def page_count(path: Path) -> int:
         return 1
 
 
-def _read_pages(path: Path, stack: Stack, scale: Scale, window: Window) -> Iterator[Slice]:
+def _read_pages(path: Path, stack: Stack, scale: Scale, window: Window) -> Iterator[Decoded]:
     with _opened(path, pages=True) as image:
         for page in _pages(path, image):
             if page.size != (stack.shape[2], stack.shape[1]):

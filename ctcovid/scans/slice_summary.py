@@ -9,9 +9,9 @@ import numpy as np
 from isal import isal_zlib
 from PIL import Image
 
+from ctcovid.scans.decoded import Decoded
 from ctcovid.scans.kind import is_masked
 from ctcovid.scans.read import square
-from ctcovid.scans.slice import Slice
 
 SIDE = 64
 
@@ -48,7 +48,7 @@ class SliceSummary:
         return self.digest & 0xFFFFFFFF
 
 
-def summarise(pixels: np.ndarray, decoded: Slice | None = None) -> SliceSummary:
+def summarise(pixels: np.ndarray, decoded: Decoded | None = None) -> SliceSummary:
     """Summary of a slice, uint8 (H, W), with what else is known of it."""
     height, width = pixels.shape
     side = max(height, width)

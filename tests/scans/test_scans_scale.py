@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from ctcovid.scans.decoded import from_hounsfield, undeclared_padding
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.scale import GREY, WIDE, Scale, hounsfield_counts, hounsfield_problem, picture_scale
-from ctcovid.scans.slice import hounsfield_slice, undeclared_padding
 from ctcovid.scans.window import LUNG, Window
 
 WINDOWS = {"lung": LUNG, "lung, narrower": Window(-500, 1200), "mediastinum": Window(40, 400)}
@@ -115,7 +115,7 @@ def test_lungs_alone_in_hounsfield_units_pass(outside: int, sample_data: Path, h
     inside = [ndimage.binary_closing((one > -950) & (one < -400), iterations=6) for one in hounsfield]
     lungs = np.full_like(hounsfield, outside)
     lungs[:, 40:-40, 40:-40] = np.where(inside, hounsfield, outside)[:, 40:-40, 40:-40]
-    slices = [hounsfield_slice(one, LUNG) for one in lungs]
+    slices = [from_hounsfield(one, LUNG) for one in lungs]
     assert hounsfield_problem(np.sum([one.hounsfield for one in slices], axis=0)) == ""
     assert all(one.pixels[0, 0] <= LUNG.grey(np.array(-1000)) for one in slices)
 
@@ -124,7 +124,7 @@ def test_lungs_alone_in_hounsfield_units_pass(outside: int, sample_data: Path, h
 def test_bright_corners_of_one_value_become_black(outside: int, hounsfield: np.ndarray) -> None:
     y, x = np.mgrid[:512, :512]
     circle = (x - 256) ** 2 + (y - 256) ** 2 > 256**2
-    one = hounsfield_slice(np.where(circle, outside, hounsfield[4]), LUNG)
+    one = from_hounsfield(np.where(circle, outside, hounsfield[4]), LUNG)
     assert one.padded and (one.pixels[circle] == 0).all()
     assert np.array_equal(one.pixels[~circle], LUNG.grey(hounsfield[4])[~circle])
 

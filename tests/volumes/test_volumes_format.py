@@ -138,7 +138,7 @@ def test_scans_have_one_row_each_with_all_columns(file: h5py.File) -> None:
     short = ["too-few-slices" if counts[source] < DEPTH else "" for source in ORDER]
     masked = ["segmented" if kind == "segmented" else "" for kind in kinds]
     assert codes == [[code for code in both if code] for both in zip(short, masked, strict=True)]
-    assert checks == [{"height": 512, "width": 512, "bits": 8}] * len(ORDER)
+    assert checks == [{"height": 512, "width": 512, "bits": 8, "scaling": "grey, 8 bits"}] * len(ORDER)
 
 
 def test_no_patient_is_in_two_splits(file: h5py.File) -> None:

@@ -16,7 +16,7 @@ BRIGHT_CORNER = -500
 
 
 @dataclass(frozen=True)
-class Slice:
+class Decoded:
     """Attributes
     ----------
     pixels : uint8 (H, W)
@@ -31,13 +31,13 @@ class Slice:
     has_nan: bool = False
 
 
-def hounsfield_slice(values: np.ndarray, window: Window) -> Slice:
+def from_hounsfield(values: np.ndarray, window: Window) -> Decoded:
     """A slice of Hounsfield units, (H, W), in which declared padding is PADDING, in grey; padding that its corners show becomes black."""
     has_nan = values.dtype.kind == "f" and not np.isfinite(values).all()
     undeclared = undeclared_padding(values)
     if undeclared is not None:
         values = np.where(undeclared, np.float64(PADDING), values)
-    return Slice(window.grey(values), hounsfield_counts(values), undeclared is not None, has_nan)
+    return Decoded(window.grey(values), hounsfield_counts(values), undeclared is not None, has_nan)
 
 
 def undeclared_padding(values: np.ndarray) -> np.ndarray | None:
