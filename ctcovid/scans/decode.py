@@ -9,8 +9,9 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,6 +96,16 @@ def decode_slice(path: Path, stack: Stack, window: Window) -> np.ndarray:
     return np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
 
 
+def decode_frames(slices: Sequence[Path], stack: Stack, window: Window) -> Iterator[np.ndarray]:
+    """Slices of DICOM files with several, of which a stack's `frames` are their numbers, as uint8 (H, W), in the normal orientation.
+
+    Raises InputError if one cannot be decoded.
+    """
+    for path, numbered in groupby(zip(slices, stack.frames, strict=True), key=lambda one: one[0]):
+        for values in dicom_frames(path, stack.shape, [number for _, number in numbered]):
+            yield np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
+
+
 def decode_volume(path: Path, stack: Stack, window: Window, nan_slices: set[int] | None = None) -> Iterator[np.ndarray]:
     """The slices of a file that holds all of them, as uint8 (H, W), in the normal orientation, head to feet.
 
@@ -102,10 +113,6 @@ def decode_volume(path: Path, stack: Stack, window: Window, nan_slices: set[int]
 
     Raises InputError if it cannot be decoded, or holds neither Hounsfield units nor grey values.
     """
-    if stack.frames:
-        for values in dicom_frames(path, stack.shape, stack.frames):
-            yield np.ascontiguousarray(stack.turn(window.grey(values)[None])[0])
-        return
     with _damage_named(path):
         read = _greys(path, stack, window)
         if read.lowest >= 0 and read.highest <= 255:

@@ -109,6 +109,8 @@ def read_slices(scan: Scan, bits: int = 8, window: Window = LUNG, nan_slices: se
     stack = scan.stack
     if stack is None:
         yield from (read_slice(path, bits) for path in scan.slices)
+    elif stack.reader == "dicom" and stack.frames:
+        yield from decode.decode_frames(scan.slices, stack, window)
     elif stack.reader == "dicom":
         yield from (decode.decode_slice(path, stack, window) for path in scan.slices)
     elif stack.reader == "pages":
