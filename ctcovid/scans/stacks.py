@@ -21,16 +21,19 @@ from ctcovid.scans.frames import Frame, Plane
 SAME_POSITION, GAP, UNEVEN = 0.05, 1.5, 0.1
 # Of a stack, distances may differ by this share, or by this many millimetres, as positions are often rounded; so many of them are usual.
 LOOSE, ROUNDED, MOSTLY = 0.25, 0.11, 0.7
-# A stack that is divided from others has this many slices; one that only the order of its numbers divides has more.
-FEWEST, FEWEST_BY_ORDER = 3, 4
+# A stack that is divided from others has this many slices.
+FEWEST = 3
 # Of the extent of the longest stack of a series; a shorter one is not used.
 MOST_OF_IT = 0.75
 # Stacks that follow each other share no more than this part of their extent.
 SEAM = 1 / 3
 # More slices than this share at the position of another cannot be copies by mistake.
 MOST_REPEATED = 0.1
-# Marks of which every slice may have its own, also in one stack, and whose values may interleave by intent.
-OF_SLICES = ("acquisition", "acquisition time", "content time", "order")
+# Marks whose values may be those of slices, in any order, and those that may interleave by intent.
+BY_CHANCE = ("acquisition time", "content time", "folder", "order")
+BY_INTENT = ("acquisition", *BY_CHANCE)
+# By a mark of `BY_CHANCE`, a stack has this share of all positions, unless there are several of `FEWEST`.
+NEARLY_ALL = 0.9
 # Marks whose values would tell of a patient or a time.
 UNTOLD = ("frame of reference", "description", "acquisition time", "content time", "folder", "order")
 
@@ -186,24 +189,23 @@ def _division(slices: Sequence[Slice], places: np.ndarray, kept: np.ndarray) -> 
     labels: dict[str, list[str]] = {}
     for mark in dict.fromkeys(name for one in kept for name in slices[one].frame.marks):
         labels[mark] = [slices[one].frame.marks.get(mark, "") for one in kept]
-    labels["folder"] = [str(slices[one].header.path.parent) for one in kept]
     labels = {mark: values for mark, values in labels.items() if 2 <= len(set(values)) <= max(2, len(kept) // 2)}
     even = is_even(places[kept])
     ways: list[tuple[str, ...]] = [(mark,) for mark in labels]
     if not even:
         ways += [*combinations(labels, 2), *combinations(labels, 3)]
+    grouped = [(by, _groups(list(zip(*(labels[mark] for mark in by), strict=True)), kept)) for by in ways]
+    folders = [(str(slices[one].header.path.parent),) for one in kept]
+    grouped += [(("folder",), _groups(folders, kept))]
+    grouped += [(("order",), _groups(order, kept)) for order in _by_order(slices, places, kept)]
     first = None
-    for by in ways:
-        groups = _groups(list(zip(*(labels[mark] for mark in by), strict=True)), kept)
-        division = _judged(slices, places, by, groups, FEWEST)
+    for by, groups in grouped:
+        division = _judged(slices, places, by, groups)
         if division is not None and division.even:
             return division
-        first = first or division
-    for order in _by_order(slices, places, kept):
-        division = _judged(slices, places, ("order",), _groups(order, kept), FEWEST_BY_ORDER)
-        if division is not None and division.even:
-            return division
-    return first if not even else None
+        if by[0] not in BY_CHANCE:
+            first = first or division
+    return None if even else first
 
 
 def _groups(labels: Sequence[tuple[str, ...]], kept: np.ndarray) -> Groups:
@@ -224,6 +226,8 @@ def _natural(value: str) -> tuple[float, str]:
 def _by_order(slices: Sequence[Slice], places: np.ndarray, kept: np.ndarray) -> Iterator[list[tuple[str, ...]]]:
     """Labels from the order of numbers: passes along the patient, and the rank among slices at one position."""
     numbers = [(*slices[int(one)].header.order, slices[int(one)].number) for one in kept]
+    if len(set(numbers)) < len(numbers):
+        return
     in_order = sorted(range(len(kept)), key=numbers.__getitem__)
     along_order = places[kept][in_order]
     steps = np.diff(along_order)
@@ -237,25 +241,37 @@ def _by_order(slices: Sequence[Slice], places: np.ndarray, kept: np.ndarray) -> 
         yield [(str(number),) for number in ranks[rank_of]]
 
 
-def _judged(slices: Sequence[Slice], places: np.ndarray, by: tuple[str, ...], groups: Groups, fewest: int) -> _Division | None:
+def _judged(slices: Sequence[Slice], places: np.ndarray, by: tuple[str, ...], groups: Groups) -> _Division | None:
     """These groups as a division; None if they do not lie between or upon each other, or none of them is even."""
     every = np.concatenate(list(groups.values()))
     sound = {label: members for label, members in groups.items() if is_even(places[members])}
-    several = {label: members for label, members in sound.items() if len(members) >= min(fewest, len(every))}
+    several = {label: members for label, members in sound.items() if len(members) >= min(FEWEST, len(every))}
     if not several or not any(_intruders(places, members, groups) for members in several.values()):
         return None
-    if by[0] in OF_SLICES and len(by) == 1 and _interleaved_by_intent(slices, places, every, several):
+    most = max(len(members) for members in several.values())
+    if by[0] in BY_CHANCE and len(several) < len(groups) and most < NEARLY_ALL * (len(every) - repeated(places[every])):
+        return None
+    if by[0] in BY_INTENT and _interleaved_by_intent(slices, places, every, several):
+        return None
+    if is_even(places[every]) and not _take_turns(places, every, groups):
         return None
     original = {label: members for label, members in several.items() if not all(slices[one].derived for one in members)} or several
     longest = max(np.ptp(places[members]) for members in original.values())
     wide = {label: members for label, members in original.items() if np.ptp(places[members]) >= MOST_OF_IT * longest}
-    first = max(wide, key=lambda label: len(wide[label]))
+    # Of several as long, the first that was acquired.
+    first = min(wide, key=lambda label: (-len(wide[label]), min(slices[one].header.order for one in wide[label])))
     labels, used = _followed(places, first, original)
     if np.ptp(places[used]) < np.ptp(places[every]) / 2:
         return None
-    all_even = all(label in sound for label, members in groups.items() if len(members) > 1)
-    order_only = by == ("order",) and len(several) < len(groups)
-    return _Division(by, groups, labels, used, all_even and not order_only)
+    return _Division(by, groups, labels, used, all(label in sound for label, members in groups.items() if len(members) > 1))
+
+
+def _take_turns(places: np.ndarray, every: np.ndarray, groups: Groups) -> bool:
+    """Whether of evenly spaced slices every second belongs to one of two groups, every third to one of three, and so on."""
+    distance = len(groups) * usual(places[every])
+    sizes = [len(members) for members in groups.values()]
+    even = all(is_even(places[members]) and abs(usual(places[members]) - distance) <= LOOSE * distance for members in groups.values())
+    return even and min(sizes) >= FEWEST
 
 
 def _intruders(places: np.ndarray, members: np.ndarray, groups: Groups) -> int:
