@@ -130,7 +130,7 @@ def _save_volume(path: Path, found: Explanation) -> None:
     whole = np.zeros((len(found.scan.slices), *stack.slice_size), np.float32)
     whole[list(found.checked.kept[: len(own)])] = own
     # A file that holds all slices gives its own voxel order. DICOM has none, and gets that of the scan, head to feet.
-    in_one = stack.reader == "volume" and not stack.frames
+    in_one = stack.reader == "volume"
     save_nifti(path, *(as_stored(whole, stack.turn, geometry) if in_one else (whole, geometry.affine)))
 
 

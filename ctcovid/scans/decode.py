@@ -9,8 +9,9 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,15 +97,21 @@ def decode_slice(path: Path, stack: Stack, window: Window) -> Decoded:
     return from_hounsfield(stack.turn(values[None])[0], window)
 
 
+def decode_frames(slices: Sequence[Path], stack: Stack, window: Window) -> Iterator[Decoded]:
+    """Slices of DICOM files with several, of which a stack's `frames` are their numbers, in the normal orientation.
+
+    Raises InputError if one cannot be decoded.
+    """
+    for path, numbered in groupby(zip(slices, stack.frames, strict=True), key=lambda one: one[0]):
+        for values in dicom_frames(path, stack.shape, [number for _, number in numbered]):
+            yield from_hounsfield(stack.turn(values[None])[0], window)
+
+
 def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[Decoded]:
     """The slices of a file that holds all of them, in the normal orientation, head to feet. NaN and Inf are black.
 
     Raises InputError if it cannot be decoded, or holds neither Hounsfield units nor grey values.
     """
-    if stack.frames:
-        for values in dicom_frames(path, stack.shape, stack.frames):
-            yield from_hounsfield(stack.turn(values[None])[0], window)
-        return
     with _damage_named(path):
         read = _greys(path, stack, window)
         if read.is_grey:

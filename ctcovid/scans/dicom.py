@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ctcovid.scans import frames
+from ctcovid.scans.frames import Frame
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE
 
 TAGS = (
-    "SOPClassUID SOPInstanceUID Modality ImageType StudyInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription PatientID "
-    "AcquisitionNumber InstanceNumber ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness GantryDetectorTilt "
-    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated PixelRepresentation RescaleIntercept SharedFunctionalGroupsSequence "
-    "PerFrameFunctionalGroupsSequence"
+    "SOPClassUID SOPInstanceUID Modality StudyInstanceUID SeriesInstanceUID PatientID InstanceNumber GantryDetectorTilt "
+    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated PixelRepresentation "
+    f"ConcatenationUID InConcatenationNumber InConcatenationTotalNumber {frames.TAGS}"
 )
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 NATIVE_SYNTAXES = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"})
@@ -31,21 +31,12 @@ NOT_DICOM = "not DICOM despite its name"
 
 
 @dataclass(frozen=True)
-class Plane:
-    """Position of a slice, in LPS millimetres: first pixel, directions of a row and of a column, distances of rows and of columns."""
-
-    position: tuple[float, ...]
-    orientation: tuple[float, ...]
-    spacing: tuple[float, ...]
-
-    @property
-    def normal(self) -> np.ndarray:
-        return np.cross(self.orientation[:3], self.orientation[3:])
-
-
-@dataclass(frozen=True)
 class Header:
-    """The elements of a DICOM header that are used. `planes` has one for each frame, and is empty if the file gives no positions."""
+    """The elements of a DICOM header that are used.
+
+    `details` describes each of its `frames` pictures, or all at once; see `frame`. `part` is the number of a file of a concatenation,
+    and of how many files that consists, 0 if unknown.
+    """
 
     path: Path
     study: str
@@ -57,16 +48,20 @@ class Header:
     order: tuple[int, int]
     modality: str
     sop_class: str
-    image_type: tuple[str, ...]
     rows: int
     columns: int
     frames: int
     samples: int
-    thickness: float
     tilt: float
-    rescaled: bool
     signed: bool
-    planes: tuple[Plane, ...]
+    enhanced: bool
+    concatenation: str
+    part: tuple[int, int]
+    details: tuple[Frame, ...]
+
+    def frame(self, number: int) -> Frame:
+        """What the file says of one of its pictures."""
+        return self.details[number] if len(self.details) > 1 else self.details[0]
 
 
 def is_dicom(path: Path) -> bool:
@@ -161,8 +156,8 @@ def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
 
 
 def _header(path: Path, dataset: Any) -> Header:
-    image_type = dataset.get("ImageType") or ()
-    frames = _integer(dataset, "NumberOfFrames", 1) or 1
+    count = _integer(dataset, "NumberOfFrames", 1) or 1
+    details = frames.frames_of(dataset, count)
     return Header(
         path=path,
         study=_text(dataset, "StudyInstanceUID"),
@@ -174,16 +169,16 @@ def _header(path: Path, dataset: Any) -> Header:
         order=(_integer(dataset, "AcquisitionNumber"), _integer(dataset, "InstanceNumber")),
         modality=_text(dataset, "Modality"),
         sop_class=_text(dataset, "SOPClassUID"),
-        image_type=tuple(str(word).upper() for word in ([image_type] if isinstance(image_type, str) else image_type)),
         rows=_integer(dataset, "Rows"),
         columns=_integer(dataset, "Columns"),
-        frames=frames,
+        frames=count,
         samples=_integer(dataset, "SamplesPerPixel", 1),
-        thickness=_number(dataset, "SliceThickness"),
         tilt=_number(dataset, "GantryDetectorTilt"),
-        rescaled=dataset.get("RescaleIntercept") is not None or "SharedFunctionalGroupsSequence" in dataset,
         signed=_integer(dataset, "PixelRepresentation") == 1,
-        planes=_planes(dataset, frames),
+        enhanced=count > 1 or "PerFrameFunctionalGroupsSequence" in dataset,
+        concatenation=_text(dataset, "ConcatenationUID"),
+        part=(_integer(dataset, "InConcatenationNumber"), _integer(dataset, "InConcatenationTotalNumber")),
+        details=details,
     )
 
 
@@ -205,49 +200,6 @@ def _require_whole(header: Header, dataset: Any, left: int) -> None:
             file.seek(-min(left, TAIL), os.SEEK_END)
             if DELIMITER not in file.read(TAIL):
                 raise DamagedError("cut short", header)
-
-
-def _planes(dataset: Any, frames: int) -> tuple[Plane, ...]:
-    """One plane for each frame, or none if any is missing."""
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or ()
-    if not per_frame:
-        plane = _plane((dataset,), (dataset,), (dataset,))
-        return (plane,) if plane and frames == 1 else ()
-    if len(per_frame) != frames:
-        return ()
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
-    planes = []
-    for group in per_frame:
-        named = [
-            [source[name][0] for source in (group, shared) if source is not None and source.get(name)]
-            for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-        ]
-        plane = _plane(*named)
-        if plane is None:
-            return ()
-        planes.append(plane)
-    return tuple(planes)
-
-
-def _plane(positions: Sequence[Any], orientations: Sequence[Any], measures: Sequence[Any]) -> Plane | None:
-    try:
-        plane = Plane(
-            _floats(positions[0], "ImagePositionPatient", 3),
-            _floats(orientations[0], "ImageOrientationPatient", 6),
-            _floats(measures[0], "PixelSpacing", 2),
-        )
-    except (IndexError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-    if abs(np.linalg.norm(plane.normal) - 1) > 0.05 or min(plane.spacing) <= 0:
-        return None
-    return plane
-
-
-def _floats(dataset: Any, name: str, count: int) -> tuple[float, ...]:
-    values = tuple(float(value) for value in dataset[name].value)
-    if len(values) != count or not np.isfinite(values).all():
-        raise ValueError
-    return values
 
 
 def _text(dataset: Any, name: str) -> str:

@@ -39,13 +39,16 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
 
     Pixels that the file declares as padding are PADDING.
 
-    Raises InputError if they cannot be decoded, or do not have the `shape` (frames, rows, columns) that the header declared.
+    Raises InputError if they cannot be decoded, or do not have the `shape` (frames, rows, columns) that the header declared. With
+    `frames`, the file need only hold these.
     """
     packed = ""
     try:
         dataset, _ = open_dataset(path, TAGS)
         declared = (int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows), int(dataset.Columns))
-        if declared != shape or int(dataset.get("SamplesPerPixel") or 1) != 1:
+        # Files of one scan may hold different numbers of frames.
+        enough = declared[0] > max(frames) if frames else declared[0] == shape[0]
+        if declared[1:] != shape[1:] or not enough or int(dataset.get("SamplesPerPixel") or 1) != 1:
             raise ValueError("other pixels than before")
         syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) or "1.2.840.10008.1.2"
         wanted = frames or range(shape[0])

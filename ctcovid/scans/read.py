@@ -147,6 +147,8 @@ def read_slices(scan: Scan, scale: Scale = GREY, window: Window = LUNG) -> Itera
     stack = scan.stack
     if stack is None:
         yield from (read_picture(path, scale, window) for path in scan.slices)
+    elif stack.reader == "dicom" and stack.frames:
+        yield from decode.decode_frames(scan.slices, stack, window)
     elif stack.reader == "dicom":
         yield from (decode.decode_slice(path, stack, window) for path in scan.slices)
     elif stack.reader == "pages":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from ctcovid.base.errors import InputError
@@ -25,10 +26,10 @@ class Stack:
 
     Attributes
     ----------
-    reader : "dicom" for a file per slice, "volume" for all slices in one file of DICOM, NIfTI, NRRD or MetaImage, "pages" for one TIFF
-    shape : slices, rows and columns of a file
+    reader : "dicom" for files of one slice or several, "volume" for one file of NIfTI, NRRD or MetaImage, "pages" for one TIFF
+    shape : slices, rows and columns of a file; of DICOM files with several slices, the first gives their number
     turn : from the file to the normal orientation
-    frames : the frames of a file with several that are used, in order
+    frames : for DICOM files with several slices, the number of each slice in its file
     geometry : of the turned stack; None if the file has none
     assumed : whether the orientation is assumed, because the file does not give it
     """
@@ -88,10 +89,16 @@ class Scan:
         return self.geometry is not None and not (self.stack and self.stack.assumed)
 
     def pieces(self, count: int) -> list[Scan]:
-        """The scan in pieces of `count` slices that can be read separately; in one piece if one file holds all."""
+        """The scan in pieces of `count` slices that can be read separately; a file that holds several slices is not divided."""
         if self.stack and self.stack.reader != "dicom":
             return [self]
+        if self.stack and self.stack.frames:
+            starts = [0, *(one for one in range(1, len(self.slices)) if self.slices[one] != self.slices[one - 1]), len(self.slices)]
+            return [self._piece(first, last, self.stack) for first, last in pairwise(starts)]
         return [replace(self, slices=self.slices[first : first + count], findings=()) for first in range(0, len(self.slices), count)]
+
+    def _piece(self, first: int, last: int, stack: Stack) -> Scan:
+        return replace(self, slices=self.slices[first:last], stack=replace(stack, frames=stack.frames[first:last]), findings=())
 
     def refused(self, code: str, message: str) -> Scan:
         """The scan without slices and with an error that says why, in place of earlier findings."""

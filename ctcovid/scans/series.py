@@ -1,4 +1,4 @@
-"""From the DICOM files of a study to one scan: which series, the order of its slices, and findings."""
+"""From the DICOM files of a study to one scan: which series, and which stack of it."""
 
 from __future__ import annotations
 
@@ -10,63 +10,96 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import counted
-from ctcovid.scans.dicom import NOT_DICOM, SECONDARY_CAPTURE, Header, Plane
+from ctcovid.scans.dicom import NOT_DICOM, SECONDARY_CAPTURE, Header
 from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
-from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, pixel_findings
-from ctcovid.scans.scan import Scan, Stack
+from ctcovid.scans.frames import Plane
+from ctcovid.scans.geometry import MOST_OBLIQUE
+from ctcovid.scans.lone import direction_number, joined, missing_parts, with_joined_studies
+from ctcovid.scans.placed import ordered
+from ctcovid.scans.scan import Scan
+from ctcovid.scans.stacks import FEWEST, Chosen, Slice, along, choose, usual
 from ctcovid.scans.unreadable import Unread, file_findings, missing_slices, of_series, reasons, slice_findings, usable_without
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
-DERIVED_WORDS = {"DERIVED", "MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
-# As shares of the usual distance: nearer slices have the same position, a larger distance is a gap, and by this much it is uneven.
-SAME_POSITION, GAP, UNEVEN = 0.05, 1.5, 0.1
-# Largest angle in degrees between the rows, or columns, of one series.
-ONE_DIRECTION = 5.0
+REFORMAT_WORDS = {"MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
 # A series that covers less than this share of the longest one is a detail or a test, however thin.
 LEAST_COVER = 0.25
+NO_PICTURE = "no picture"
+# What a RescaleType, or value 4 of an image type, stands for (PS3.3 C.11.1.1.2 and C.8.15.2.1.1.5).
+UNITS = {
+    "MGML": "mg/ml",
+    "ED": "electron density",
+    "EDW": "electron density relative to water",
+    "ELECTRON_DENSITY": "electron density",
+    "Z_EFF": "effective atomic number",
+    "EFF_ATOMIC_NUM": "effective atomic number",
+    "HU_MOD": "modified Hounsfield units",
+    "OD": "optical density",
+    "PCT": "per cent",
+}
 
 
 @dataclass(frozen=True)
 class Series:
-    """Slices of one series that are alike. `unfit` says why it is not axial CT, `derived` that it was computed from another.
+    """Slices of one series that are alike. `unfit` says why it is not axial CT, `unit` what its values are if not Hounsfield units.
 
     `number` is its SeriesNumber, or its rank among the others, as ``#2``, if it has none: a UID could lead back to the patient.
+    `lone` is whether each of its files has a series of its own. `chosen` is set once the stack to use has been chosen.
     """
 
-    uid: str
     number: str
     description: str
-    headers: tuple[Header, ...]
+    slices: tuple[Slice, ...]
     unfit: str
-    derived: bool
+    unit: str
+    lone: bool = False
+    chosen: Chosen | None = None
 
     @property
-    def slices(self) -> int:
-        return sum(header.frames for header in self.headers)
+    def used(self) -> tuple[Slice, ...]:
+        return self.chosen.slices if self.chosen else self.slices
+
+    @property
+    def headers(self) -> tuple[Header, ...]:
+        """Each file of the slices that are used, once."""
+        return tuple({id(one.header): one.header for one in self.used}.values())
+
+    @property
+    def uids(self) -> set[str]:
+        return {one.header.series for one in self.slices}
+
+    @property
+    def derived(self) -> bool:
+        """Whether it was computed from another series."""
+        return all(one.derived or REFORMAT_WORDS & set(one.frame.image_type) for one in self.used)
 
     @property
     def name(self) -> str:
         return f"series {self.number}"
 
     @property
+    def places(self) -> np.ndarray:
+        """Of the slices that are used, in mm; empty if unknown."""
+        places, measured = along(self.used)
+        return places if measured else np.empty(0)
+
+    @property
     def spacing(self) -> float:
         """The usual distance of two slices in mm; infinite if there are no two positions."""
-        gaps = np.diff(np.sort(_positions(_planes(self.headers))))
-        gaps = gaps[gaps > 0.01]
-        return float(np.median(gaps)) if len(gaps) else float("inf")
+        return usual(self.places)
 
     @property
     def cover(self) -> float:
         """From the first to the last slice in mm."""
-        positions = _positions(_planes(self.headers))
-        return float(np.ptp(positions)) if len(positions) else 0.0
+        return float(np.ptp(self.places)) if len(self.places) else 0.0
 
 
 def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], wanted: str | None) -> Scan:
     """`scan` with the slices of the best series, or of the `wanted` one; without slices if none can be used.
 
-    The best is the axial one with the thinnest spacing, of several such the one with most slices; a series computed from another is
-    used only if there is no other. `unread` are files that cannot be read; if too many belong to the series, the study is not used.
+    The best is the axial one in Hounsfield units with the thinnest spacing, of several such the one with most slices; a series computed
+    from another is used only if there is no other. `unread` are files that cannot be read; if too many belong to the series, the study is
+    not used.
     """
     everything = group(headers)
     if not everything and unread and all(one.reason == NOT_DICOM for one in unread):
@@ -74,205 +107,126 @@ def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], 
         return scan.refused("not-dicom", f"{count} named as DICOM, but not DICOM")
     if not everything:
         return scan.refused("unreadable", f"no readable DICOM slices: {reasons(unread)}" if unread else "no DICOM slices")
-    if wanted is not None:
-        fitting = [series for series in everything if matches(series, wanted)]
-        if not fitting:
-            return scan.refused("no-such-series", f"no series {wanted} in the study; it has {'; '.join(map(_described, everything))}")
-    else:
-        fitting = everything
-    candidates = [series for series in fitting if not series.unfit]
+    fitting = everything if wanted is None else [series for series in everything if matches(series, wanted)]
+    if not fitting:
+        return scan.refused("no-such-series", f"no series {wanted} in the study; it has {'; '.join(map(_described, everything))}")
+    candidates = [replace(series, chosen=choose(series.slices)) for series in fitting if not series.unfit and not series.unit]
     if not candidates:
-        return scan.refused("no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
+        return _none_fits(scan, fitting)
     chosen = best(candidates)
-    missing, beside = of_series(chosen.headers, unread)
-    if missing and not usable_without(missing, chosen.slices, _positions(_planes(chosen.headers)), chosen.spacing):
-        return scan.refused("unreadable-slice", missing_slices(missing, chosen.slices))
-    notes = slice_findings(missing, chosen.slices) + file_findings(beside)
-    if others := [series for series in everything if series is not chosen]:
-        unused = ", ".join(map(_described, others))
-        notes.append(Finding("several-series", INFO, f"used {_described(chosen)}; not used: {unused}", KEPT))
+    missing, beside = of_series(chosen.headers, unread, chosen.chosen.marks if chosen.chosen else (), chosen.lone)
+    if missing and not usable_without(missing, len(chosen.used), chosen.places, chosen.spacing):
+        return scan.refused("unreadable-slice", missing_slices(missing, len(chosen.used)))
+    if problem := _problem(chosen, candidates, headers):
+        return scan.refused("inconsistent-stack", problem)
+    others = [series for series in everything if series.slices != chosen.slices]
+    notes = slice_findings(missing, len(chosen.used)) + file_findings(beside) + _choices(chosen, others)
+    return ordered(scan, chosen.used, notes)
+
+
+def _none_fits(scan: Scan, fitting: Sequence[Series]) -> Scan:
+    """The refusal of a study without axial CT in Hounsfield units."""
+    other = [series for series in fitting if series.unit and not series.unfit]
+    if not other:
+        return scan.refused("no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
+    units = " and ".join(dict.fromkeys(f"{series.name} is in {_unit(series)}" for series in other))
+    return scan.refused("not-hounsfield", f"{units}, not in Hounsfield units; give the CT that it was computed from")
+
+
+def _problem(series: Series, candidates: Sequence[Series], headers: Sequence[Header]) -> str:
+    """Why the chosen series is not one scan; empty if it is."""
+    assert series.chosen is not None
+    if series.chosen.problem:
+        return f"{series.name}: {series.chosen.problem}"
+    if missing := missing_parts([header for header in headers if header.series in series.uids]):
+        return f"{series.name}: {missing}"
+    alone = sum(len(one.slices) == 1 for one in candidates)
+    if len(series.slices) == 1 and alone >= FEWEST:
+        return f"each of its {alone:,} files has a series UID of its own, and their positions do not continue each other"
+    return ""
+
+
+def _choices(chosen: Series, others: Sequence[Series]) -> list[Finding]:
+    """Findings about what is used, and what is not."""
+    assert chosen.chosen is not None
+    notes = []
+    if chosen.lone or len({header.study for header in chosen.headers}) > 1:
+        what = "study" if len({header.study for header in chosen.headers}) > 1 else "series"
+        text = f"each of its {len(chosen.headers):,} files has a {what} UID of its own; joined, as their positions continue each other"
+        notes.append(Finding("joined-series", WARNING, text, KEPT))
+    beside = [series for series in others if series.uids & chosen.uids and series.unfit != NO_PICTURE]
+    if chosen.chosen.said or beside:
+        text = f"{chosen.name} is not one stack: {chosen.chosen.said or 'used ' + _counted(chosen)}"
+        text += f"; not used: {', '.join(map(_counted, beside))}" if beside else ""
+        notes.append(Finding("several-acquisitions", WARNING, text, SLICE_DROPPED))
+    if chosen.chosen.copies:
+        text = f"{counted(chosen.chosen.copies, 'slice')} there twice; one copy of each is kept"
+        notes.append(Finding("duplicate-position", WARNING, text, SLICE_DROPPED))
+    if unused := [series for series in others if not series.uids & chosen.uids]:
+        text = f"used {_described(chosen)}; not used: {', '.join(map(_described, unused))}"
+        notes.append(Finding("several-series", INFO, text, KEPT))
     if chosen.derived:
         notes.append(Finding("derived-series", WARNING, f"{chosen.name} was computed from another series, which is absent", KEPT))
-    return ordered(scan, chosen, notes)
+    return notes
 
 
 def best(candidates: Sequence[Series]) -> Series:
     """The best series, see `study_scan`."""
-    original = [series for series in candidates if not series.derived] or list(candidates)
+    sound = [series for series in candidates if not (series.chosen and series.chosen.problem)] or list(candidates)
+    original = [series for series in sound if not series.derived] or sound
     long = [series for series in original if series.cover >= LEAST_COVER * max(one.cover for one in original)]
-    thinnest = min(series.spacing for series in long)
-    thin = [series for series in long if series.spacing <= 1.05 * thinnest]
-    return max(thin, key=lambda series: (series.slices, -_order(series.number)))
+    own = [series for series in long if not series.lone] or long
+    thinnest = min(series.spacing for series in own)
+    thin = [series for series in own if series.spacing <= 1.05 * thinnest]
+    return max(thin, key=lambda series: (len(series.used), -_order(series.number)))
 
 
 def group(headers: Sequence[Header]) -> list[Series]:
-    """Series of slices that are alike: of one UID, size, direction and kind, with one slice per file or several."""
-    alike: dict[tuple[object, ...], list[Header]] = defaultdict(list)
+    """Series of slices that are alike: of one UID, size, direction and kind. Lone slices that continue each other are one series."""
+    alike: dict[tuple[object, ...], list[Slice]] = defaultdict(list)
     directions: dict[str, list[Plane]] = defaultdict(list)
-    for header in headers:
-        direction = _number_of(header.planes[0], directions[header.series]) if header.planes else -1
-        kind = _unfit(header), _derived(header), header.frames > 1
-        alike[(header.series, *kind, header.rows, header.columns, direction)].append(header)
-    found = []
-    for (_, unfit, derived, *_), members in alike.items():
-        first = members[0]
-        found.append(Series(first.series, first.number, first.description, tuple(members), str(unfit), bool(derived)))
-    found.sort(key=lambda series: (_order(series.number), series.uid, -series.slices))
+    slices = [Slice(header, number) for header in headers for number in range(header.frames if header.rows else 1)]
+    for one in slices:
+        header, plane = one.header, one.frame.plane
+        direction = direction_number(plane, directions[header.series]) if plane else -1
+        kind = _unfit(one), one.frame.unit, bool(REFORMAT_WORDS & set(one.frame.image_type)), header.enhanced
+        alike[(header.series, *kind, header.rows, header.columns, direction)].append(one)
+    found = [_series(members, str(unfit), str(unit)) for (_, unfit, unit, *_), members in alike.items()]
+    counts = Counter(one.header.series for one in slices)
+    lone = [one for one in found if counts[one.slices[0].header.series] == 1 and not one.unfit and not one.unit]
+    for stack in joined([one.slices[0] for one in lone]):
+        taken = set(map(id, stack))
+        found = [series for series in found if id(series.slices[0]) not in taken]
+        found.append(replace(_series(stack, "", ""), lone=True))
+    found.sort(key=lambda series: (_order(series.number), min(series.uids), -len(series.slices)))
     return [series if series.number else replace(series, number=f"#{rank}") for rank, series in enumerate(found, start=1)]
+
+
+def _series(slices: Sequence[Slice], unfit: str, unit: str) -> Series:
+    first = slices[0].header
+    return Series(first.number, first.description, tuple(slices), unfit, unit)
 
 
 def matches(series: Series, wanted: str) -> bool:
     """Whether `wanted` is the UID, number or description of a series."""
     text = wanted.strip().casefold()
-    return text in (series.uid.casefold(), series.number.casefold(), series.description.casefold())
+    return text in (series.number.casefold(), series.description.casefold(), *(uid.casefold() for uid in series.uids))
 
 
-def ordered(scan: Scan, series: Series, notes: list[Finding]) -> Scan:
-    """`scan` with the slices of `series` from head to feet, with `notes` and further findings."""
-    raw = [header for header in series.headers if not header.rescaled]
-    if any(not header.signed for header in raw):
-        text = "no RescaleIntercept, and unsigned values are not Hounsfield units; export the series with its rescale"
-        return scan.refused("not-hounsfield", text)
-    if raw:
-        notes.append(Finding("no-rescale", WARNING, "no RescaleIntercept; stored values are taken for Hounsfield units", KEPT))
-    first = max(series.headers, key=lambda header: header.frames)
-    frames = [(header, number) for header in series.headers for number in range(header.frames)]
-    if first.frames > 1:
-        if len(series.headers) > 1:
-            notes.append(
-                Finding("several-stacks", WARNING, f"{len(series.headers)} files of many slices; the one with most is used", SLICE_DROPPED)
-            )
-        frames = [(first, number) for number in range(first.frames)]
-    planes = _planes((first,) if first.frames > 1 else series.headers)
-    if len(frames) > 1 and np.ptp(_positions(planes) if planes else np.zeros(1)) < 0.01:
-        frames.sort(key=lambda one: (one[0].order, one[0].path.name, one[1]))
-        said = "give all slices the same position" if planes else "give no positions of slices"
-        notes.append(Finding("no-positions", WARNING, f"its files {said}; slices are in the order of their numbers", KEPT))
-        return _with_frames(scan, frames, Turn(), None, notes)
-    if not planes:
-        return _with_frames(scan, frames, Turn(), None, notes)
-    positions = _positions(planes)
-    # Along the normal, but starting at the head, where z is largest.
-    if _normal(planes)[2] > 0:
-        positions = -positions
-    order = sorted(range(len(frames)), key=lambda one: (positions[one], frames[one][0].order, frames[one][0].instance, one))
-    kept = _without_repeats(order, positions, notes)
-    _check_distances(positions[kept], notes)
-    planes = [planes[one] for one in kept]
-    try:
-        turn, geometry, angle = normalise(_affine(planes, first.thickness), (len(kept), first.rows, first.columns))
-    except ValueError as error:
-        return scan.refused("no-geometry", str(error))
-    _check_tilt(planes, first.tilt, angle, notes)
-    notes += pixel_findings(geometry)
-    return _with_frames(scan, [frames[one] for one in kept], replace(turn, axes=(0, *turn.axes[1:])), geometry, notes)
-
-
-def _with_frames(scan: Scan, frames: list[tuple[Header, int]], turn: Turn, geometry: Geometry | None, notes: list[Finding]) -> Scan:
-    first = frames[0][0]
-    several = first.frames > 1
-    stack = Stack(
-        "volume" if several else "dicom",
-        (first.frames, first.rows, first.columns),
-        turn,
-        tuple(number for _, number in frames) if several else (),
-        geometry,
-    )
-    return replace(scan, slices=tuple(header.path for header, _ in frames), stack=stack, findings=tuple(notes))
-
-
-def _without_repeats(order: list[int], positions: np.ndarray, notes: list[Finding]) -> list[int]:
-    """The first of slices at the same position, which is that of the first acquisition."""
-    gaps = np.diff(positions[order])
-    usual = float(np.median(gaps[gaps > 0.01])) if (gaps > 0.01).any() else 1.0
-    kept = [order[0]]
-    repeated = []
-    for rank, one in enumerate(order[1:], start=1):
-        if positions[one] - positions[kept[-1]] < max(SAME_POSITION * usual, 0.01):
-            repeated.append(rank)
-        else:
-            kept.append(one)
-    if repeated:
-        text = f"{counted(len(repeated), 'slice')} at the position of another; the first of each is kept"
-        notes.append(Finding("duplicate-position", WARNING, text, SLICE_DROPPED, tuple(repeated)))
-    return kept
-
-
-def _check_distances(positions: np.ndarray, notes: list[Finding]) -> None:
-    gaps = np.diff(positions)
-    if len(gaps) < 2:
-        return
-    usual = float(np.median(gaps))
-    wide = np.flatnonzero(gaps > GAP * usual)
-    if len(wide):
-        missing = int(sum(max(round(gap / usual) - 1, 1) for gap in gaps[wide]))
-        count = f"a gap of {gaps.max():.4g} mm" if len(wide) == 1 else f"{len(wide):,} gaps of up to {gaps.max():.4g} mm"
-        text = f"about {counted(missing, 'slice')} {'is' if missing == 1 else 'are'} missing: {count}, where {usual:.4g} mm is usual"
-        notes.append(Finding("gap", WARNING, text, KEPT, tuple(int(index) for index in wide)))
-    uneven = np.flatnonzero((np.abs(gaps - usual) > UNEVEN * usual) & (gaps <= GAP * usual))
-    if len(uneven):
-        text = f"slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart"
-        notes.append(Finding("uneven-spacing", WARNING, text, KEPT, tuple(int(index) for index in uneven)))
-
-
-def _check_tilt(planes: Sequence[Plane], stated: float, angle: float, notes: list[Finding]) -> None:
-    sheared = 0.0
-    if len(planes) > 1:
-        along = np.subtract(planes[-1].position, planes[0].position)
-        cosine = abs(float(along @ planes[0].normal)) / max(float(np.linalg.norm(along)), 1e-9)
-        sheared = float(np.degrees(np.arccos(min(cosine, 1.0))))
-    if max(abs(stated), sheared) > 0.5:
-        text = f"the gantry was tilted by {max(abs(stated), sheared):.1f}°; slices are used unchanged"
-        notes.append(Finding("gantry-tilt", WARNING, text, KEPT))
-    elif angle > OBLIQUE:
-        notes.append(Finding("oblique", WARNING, f"slices are {angle:.0f}° off the patient's axes; used unchanged", KEPT))
-
-
-def _affine(planes: Sequence[Plane], thickness: float) -> np.ndarray:
-    """From (column, row, slice) to RAS+ millimetres, with the mean step along slices, which includes a tilt."""
-    first = planes[0]
-    affine = np.eye(4)
-    affine[:3, 0] = np.multiply(first.orientation[:3], first.spacing[1])
-    affine[:3, 1] = np.multiply(first.orientation[3:], first.spacing[0])
-    if len(planes) > 1:
-        affine[:3, 2] = np.subtract(planes[-1].position, first.position) / (len(planes) - 1)
-    else:
-        affine[:3, 2] = first.normal * (-1 if first.normal[2] > 0 else 1) * (thickness or 1.0)
-    affine[:3, 3] = first.position
-    return LPS_TO_RAS @ affine
-
-
-def _planes(headers: Sequence[Header]) -> list[Plane]:
-    """The planes of all frames, or none if one is missing."""
-    planes = [plane for header in headers for plane in header.planes]
-    return planes if len(planes) == sum(header.frames for header in headers) else []
-
-
-def _positions(planes: Sequence[Plane]) -> np.ndarray:
-    """Millimetres along the common normal."""
-    return np.array([plane.position for plane in planes]) @ _normal(planes) if planes else np.empty(0)
-
-
-def _normal(planes: Sequence[Plane]) -> np.ndarray:
-    """The common normal, of length 1."""
-    mean = np.mean([plane.orientation for plane in planes], axis=0)
-    normal = np.cross(mean[:3], mean[3:])
-    return normal / np.linalg.norm(normal)
-
-
-def _unfit(header: Header) -> str:
-    """Why a file is not a slice of axial CT; empty if it is one."""
+def _unfit(one: Slice) -> str:
+    """Why a picture is not a slice of axial CT; empty if it is one."""
+    header, plane = one.header, one.frame.plane
     if not header.rows or not header.columns:
-        return "no picture"
+        return NO_PICTURE
     if header.modality not in ("CT", ""):
         return f"modality {header.modality}"
-    if SCOUT_WORDS & set(header.image_type):
+    if SCOUT_WORDS & set(one.frame.image_type):
         return "scout"
     if header.sop_class.startswith(SECONDARY_CAPTURE):
         return "secondary capture"
     if header.samples != 1:
         return "colour"
-    return _direction(header.planes[0]) if header.planes else ""
+    return _direction(plane) if plane else ""
 
 
 def _direction(plane: Plane) -> str:
@@ -282,24 +236,21 @@ def _direction(plane: Plane) -> str:
     return "oblique" if np.abs(plane.orientation[:3]).max() < np.cos(np.radians(MOST_OBLIQUE)) else ""
 
 
-def _number_of(plane: Plane, known: list[Plane]) -> int:
-    """The index of the `known` plane with the same direction; if there is none, `plane` is added."""
-    axes = np.reshape(plane.orientation, (2, 3))
-    for number, other in enumerate(known):
-        if np.einsum("ij,ij->i", axes, np.reshape(other.orientation, (2, 3))).min() >= np.cos(np.radians(ONE_DIRECTION)):
-            return number
-    known.append(plane)
-    return len(known) - 1
-
-
-def _derived(header: Header) -> bool:
-    return bool(DERIVED_WORDS & set(header.image_type))
-
-
 def _described(series: Series) -> str:
+    return f"{series.name} ({_counted(series)})"
+
+
+def _counted(series: Series) -> str:
     spacing = series.spacing
-    what = series.unfit or ("derived" if series.derived else f"{spacing:.4g} mm" if np.isfinite(spacing) else "no spacing")
-    return f"{series.name} ({counted(series.slices, 'slice')}, {what})"
+    usable = "derived" if series.derived else f"{spacing:.4g} mm" if np.isfinite(spacing) else "no spacing"
+    what = series.unfit or (f"in {_unit(series)}" if series.unit else usable)
+    return f"{counted(len(series.used), 'slice')}, {what}"
+
+
+def _unit(series: Series) -> str:
+    """The unit of a series in words, and as the file gives it."""
+    said = "".join(letter if letter.isprintable() else "?" for letter in series.unit)
+    return f"{UNITS[said]} ({said})" if said in UNITS else said
 
 
 def _order(number: str) -> int:
@@ -307,11 +258,14 @@ def _order(number: str) -> int:
 
 
 def studies(headers: Sequence[Header]) -> list[list[Header]]:
-    """Headers by study, in the order of their first file; those without a study are grouped by folder."""
+    """Headers by study, in the order of their first file; those without a study are grouped by folder.
+
+    Studies of one slice that continue each other are one study.
+    """
     found: dict[tuple[str, str], list[Header]] = defaultdict(list)
     for header in headers:
         found[(header.patient, header.study) if header.study else ("", str(header.path.parent))].append(header)
-    return list(found.values())
+    return with_joined_studies(list(found.values()))
 
 
 def common_folder(headers: Sequence[Header]) -> Path:

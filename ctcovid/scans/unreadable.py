@@ -45,15 +45,31 @@ def near(headers: Sequence[Header], unread: Sequence[Unread], studies: set[str])
     return [one for one, name in named if (name == study if name else one.path.parent in folders)]
 
 
-def of_series(members: Sequence[Header], unread: Sequence[Unread]) -> tuple[list[Unread], list[Unread]]:
+def of_series(
+    members: Sequence[Header], unread: Sequence[Unread], marks: Sequence[tuple[str, frozenset[str]]] = (), lone: bool = False
+) -> tuple[list[Unread], list[Unread]]:
     """Unreadable files that belong to a series, by its UID or else by their folder, and the others.
 
-    A file that is not DICOM at all, such as a report, does not belong to it.
+    A file that is not DICOM at all, such as a report, does not belong to it, nor one whose header has none of the values of `marks` that
+    the slices used have. If files are `lone`, with a series of their own, only the folder tells.
     """
-    uid, folders = members[0].series, {header.path.parent for header in members}
-    damaged = [one for one in unread if one.reason != NOT_DICOM]
-    own = [one for one in damaged if (one.header.series == uid if one.header and one.header.series else one.path.parent in folders)]
+    uids, folders = {header.series for header in members}, {header.path.parent for header in members}
+
+    def belongs(one: Unread) -> bool:
+        if one.reason == NOT_DICOM:
+            return False
+        if one.header is None or not one.header.series or lone:
+            return one.path.parent in folders
+        said = one.header.frame(0).marks
+        return one.header.series in uids and all(mark not in said or said[mark] in values for mark, values in marks)
+
+    own = [one for one in unread if belongs(one)]
     return own, [one for one in unread if one not in own]
+
+
+def count_slices(missing: Sequence[Unread]) -> int:
+    """Slices that files would hold, one in each of which nothing can be read."""
+    return sum(len(one.header.details) if one.header else 1 for one in missing)
 
 
 def usable_without(missing: Sequence[Unread], slices: int, positions: np.ndarray, spacing: float) -> bool:
@@ -68,7 +84,9 @@ def usable_without(missing: Sequence[Unread], slices: int, positions: np.ndarray
     gaps = np.diff(np.sort(positions))
     # The gaps between readable slices show where the missing ones belong.
     in_a_row = max(round(float(gaps.max()) / spacing) - 1, 1) if len(gaps) and np.isfinite(spacing) else 1
-    return can_lose(len(missing), min(in_a_row, len(missing)), slices + len(missing))
+    lost = count_slices(missing)
+    longest = max(count_slices([one]) for one in missing)
+    return can_lose(lost, max(min(in_a_row, lost), longest), slices + lost)
 
 
 def slice_findings(missing: Sequence[Unread], slices: int) -> list[Finding]:
@@ -86,7 +104,8 @@ def file_findings(others: Sequence[Unread]) -> list[Finding]:
 
 def missing_slices(missing: Sequence[Unread], slices: int) -> str:
     """How many slices of a series are missing, and why."""
-    return f"{len(missing):,} of its {slices + len(missing):,} slices cannot be read: {reasons(missing)}"
+    lost = count_slices(missing)
+    return f"{lost:,} of its {slices + lost:,} slices cannot be read: {reasons(missing)}"
 
 
 def reasons(unread: Sequence[Unread]) -> str:

@@ -98,11 +98,13 @@ def test_a_single_missing_slice_is_said_to_be_one(write_series: WriteSeries, che
     assert gap.message == "about 1 slice is missing: a gap of 4 mm, where 2 mm is usual"
 
 
-def test_of_slices_at_one_position_the_first_is_kept(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
+def test_of_acquisitions_at_one_position_the_whole_one_is_used(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", chest, series="1.5", AcquisitionNumber=1)
     write_series(tmp_path / "scan" / "again", chest[:4] + 100, series="1.5", AcquisitionNumber=2)
     scan = only(tmp_path / "scan")
-    assert codes(scan) == {"duplicate-position"}
+    (said,) = scan.findings
+    assert (said.code, said.severity) == ("several-acquisitions", "warning")
+    assert said.message == "series 1 is not one stack: used acquisition 1 (9 slices, 2 mm); not used: acquisition 2 (4 slices)"
     assert np.array_equal(read_scan(scan, 24), squared(chest))
 
 
@@ -377,20 +379,14 @@ def test_frames_of_one_file_come_by_position(chest: np.ndarray, tmp_path: Path) 
     assert scan.geometry is not None and np.allclose(scan.geometry.spacing, (0.75, 0.75, 2))
 
 
-def test_of_several_files_of_many_slices_the_longest_is_used(chest: np.ndarray, tmp_path: Path) -> None:
-    write_enhanced(tmp_path / "1.dcm", chest[:4], SOPInstanceUID="1.2.8")
-    write_enhanced(tmp_path / "2.dcm", chest)
-    scan = only(tmp_path)
-    assert codes(scan) == {"several-stacks"}
-    assert np.array_equal(read_scan(scan, 24), squared(chest))
-
-
 def test_files_of_one_slice_and_of_many_are_not_mixed(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_enhanced(tmp_path / "0.dcm", chest[:4], PatientID="P-17")
     write_series(tmp_path, chest, study="1.1", series="1.2", number=1)
     scan = only(tmp_path)
     assert np.array_equal(read_scan(scan, 24), squared(chest))
-    assert scan.findings[0].message == "used series 1 (9 slices, 2 mm); not used: series 1 (4 slices, 2 mm)"
+    assert [(one.code, one.message) for one in scan.findings] == [
+        ("several-acquisitions", "series 1 is not one stack: used 9 slices, 2 mm; not used: 4 slices, 2 mm")
+    ]
 
 
 def test_series_whose_direction_varies_a_little_is_one(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
@@ -410,7 +406,7 @@ def test_directions_that_differ_are_series_of_their_own(write_series: WriteSerie
     cosine, sine = float(np.cos(np.radians(8))), float(np.sin(np.radians(8)))
     write_series(tmp_path / "scan" / "again", chest[:5], series="1.5", number=1, orientation=(cosine, sine, 0, -sine, cosine, 0))
     scan = only(tmp_path / "scan")
-    assert codes(scan) == {"several-series"}
+    assert codes(scan) == {"several-acquisitions"}
     assert len(scan.slices) == 9
 
 
