@@ -130,22 +130,34 @@ def test_measures_of_faithfulness_and_of_the_mask_are_in_the_manifest_and_the_pa
     assert "deletion, area" in page and "saliency inside lesions" in page and "medically right" in page
 
 
+@pytest.fixture
+def mask(scan: Path) -> Path:
+    """Lesions in one corner of each slice of the scan, written as 1."""
+    masks = scan.parent / "lesions"
+    masks.mkdir()
+    for path in scan.iterdir():
+        Image.fromarray(np.pad(np.ones((9, 9), np.uint8), (0, 23))).save(masks / path.name)
+    return masks
+
+
 def test_a_flat_map_is_reported_and_gets_no_measures(
-    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scan: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seer = registered(tmp_path / "seer", brightness("r3d18", monkeypatch).module)
     # Nothing speaks for this class: its weights are 0.
-    manifest, folder = explained(seer, scan, method="gradcam", target="CP", faithfulness=True, mask=scan)
+    manifest, folder = explained(seer, scan, method="gradcam", target="CP", faithfulness=True, mask=mask)
     assert manifest["maximum"] == 0 and manifest["faithfulness"] is None and manifest["pointing"] is None
-    assert "The map of CP is the same everywhere" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "The map of CP is the same everywhere" in said and "scan |\n" not in said
     assert "The map of CP is the same everywhere" in (folder / "viewer.html").read_text()
 
 
-def test_measures_of_all_scans_are_printed(runs: Path, scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", method="gradcam", faithfulness=True, mask=scan)
+def test_measures_of_all_scans_are_printed(runs: Path, scan: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", method="gradcam", faithfulness=True, mask=mask)
     explain.run(asked, Console(results=False))
     said = capsys.readouterr().err
     assert "deletion area" in said and "randomised correlation" in said and " hits " in said
+    assert "The mask has lesions on 10 of 10 slices: all values but 0." in said
 
 
 def test_what_explain_cannot_use_is_refused_before_work(runs: Path, scan: Path) -> None:
@@ -189,6 +201,15 @@ def test_a_mask_of_one_scan_is_refused_for_several(runs: Path, scan: Path, make_
     asked = explain.Options((scan, scan.parent / "other"), runs=runs, output=scan.parent / "out", mask=scan)
     with pytest.raises(UsageError, match="--mask belongs to one scan, but 2"):
         explain.run(asked, Console(quiet=True, results=False))
+
+
+def test_a_mask_without_lesions_on_the_slices_of_the_map_is_an_error_and_never_an_empty_table(runs: Path, scan: Path, mask: Path) -> None:
+    for path in mask.iterdir():
+        pixels = np.asarray(Image.open(path))
+        # Ten slices are two volumes of 4, and the last two have no map.
+        Image.fromarray(pixels * (path.stem > "0007")).save(path)
+    with pytest.raises(InputError, match="No scan could be explained"):
+        explained(runs, scan, mask=mask)
 
 
 def test_a_mask_that_does_not_fit_leaves_nothing_behind(runs: Path, scan: Path, make_scan: Callable[..., Path]) -> None:

@@ -12,6 +12,16 @@ from PIL import Image
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.masks import read_mask
+from ctcovid.scans.scan import Scan
+
+
+def of_slices(count: int, size: int = 16, first: int = 0) -> Scan:
+    """A scan of pictures that only has names."""
+    return Scan("", "", "", Path("scan"), tuple(Path(f"scan/{number:04d}.png") for number in range(first, first + count)), "")
+
+
+def mask_of(path: Path, scan: Scan, size: int = 16) -> np.ndarray:
+    return read_mask(path, scan, size).inside
 
 
 @pytest.fixture
@@ -26,8 +36,8 @@ def inside() -> np.ndarray:
 def test_pictures_are_taken_in_the_order_of_their_numbers(inside: np.ndarray, tmp_path: Path) -> None:
     for number, one in enumerate(inside):
         Image.fromarray(one.astype(np.uint8) * 255).save(tmp_path / f"{number + 6}.png")
-    assert np.array_equal(read_mask(tmp_path, 6, 16), inside)
-    larger = read_mask(tmp_path, 6, 32)
+    assert np.array_equal(mask_of(tmp_path, of_slices(6), 16), inside)
+    larger = mask_of(tmp_path, of_slices(6), 32)
     assert larger.shape == (6, 32, 32) and np.array_equal(larger[:, ::2, ::2], inside)
 
 
@@ -35,7 +45,7 @@ def test_a_folder_may_hold_any_picture_and_what_is_hidden_is_none(inside: np.nda
     for number, pixels in enumerate(inside):
         Image.fromarray(pixels.astype(np.uint8) * 255).save(tmp_path / f"{number}.jpg", quality=100)
         (tmp_path / f"._{number}.jpg").write_bytes(b"\0\5\x16\7")
-    assert np.array_equal(read_mask(tmp_path, 6, 16), inside)
+    assert np.array_equal(mask_of(tmp_path, of_slices(6), 16), inside)
 
 
 @pytest.mark.parametrize("head_first", [True, False])
@@ -44,18 +54,18 @@ def test_a_volume_is_turned_whichever_way_it_is_stored(inside: np.ndarray, tmp_p
     image.SetSpacing((0.7, 0.7, 5.0))
     image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1 if head_first else 1))
     SimpleITK.WriteImage(image, str(tmp_path / "mask.nii.gz"))
-    assert np.array_equal(read_mask(tmp_path / "mask.nii.gz", 6, 16), inside)
+    assert np.array_equal(mask_of(tmp_path / "mask.nii.gz", of_slices(6), 16), inside)
 
 
 def test_a_mask_of_another_scan_or_none_is_refused_with_the_reason(inside: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such mask"):
-        read_mask(tmp_path / "absent.nii", 6, 16)
+        mask_of(tmp_path / "absent.nii", of_slices(6), 16)
     (tmp_path / "odd.nii").write_text("no volume")
     with pytest.raises(InputError, match="not a readable volume"):
-        read_mask(tmp_path / "odd.nii", 6, 16)
+        mask_of(tmp_path / "odd.nii", of_slices(6), 16)
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(inside.astype(np.uint8)), str(tmp_path / "mask.nii"))
     with pytest.raises(InputError, match="6 slices, but the scan has 7"):
-        read_mask(tmp_path / "mask.nii", 7, 16)
+        mask_of(tmp_path / "mask.nii", of_slices(7), 16)
 
 
 def test_a_volume_that_lies_elsewhere_than_the_scan_is_refused(inside: np.ndarray, tmp_path: Path) -> None:
@@ -69,8 +79,8 @@ def test_a_volume_that_lies_elsewhere_than_the_scan_is_refused(inside: np.ndarra
         return tmp_path / name
 
     (scan,) = find_scans([stored("scan.nii", inside, 0.7, 0.0)])
-    assert read_mask(stored("same.nii", inside, 0.7, 0.3), 6, 16, scan.stack).any()
+    assert mask_of(stored("same.nii", inside, 0.7, 0.3), scan).any()
     others = {"moved.nii": (inside, 0.7, 5.0), "coarse.nii": (inside[:, ::2, ::2], 1.4, 0.0), "spread.nii": (inside, 0.8, 0.0)}
     for name, (pixels, spacing, origin) in others.items():
         with pytest.raises(InputError, match=f"{name}: .* mm away from the scan's 16×16. Resample the mask"):
-            read_mask(stored(name, pixels, spacing, origin), 6, 16, scan.stack)
+            mask_of(stored(name, pixels, spacing, origin), scan)
