@@ -182,6 +182,11 @@ def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
         end = file.tell()
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
         raise DamagedError(NOT_DICOM if not len(dataset) and any(head) and not begins_as_dicom(path) else "damaged")
+    dataset.ensure_file_meta()
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        # A file without the part that says it: pixels have the byte order that pydicom found in the elements.
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(f"1.2.840.10008.1.2{'' if implicit else '.1' if little else '.2'}")
     return dataset, end
 
 
