@@ -104,10 +104,13 @@ def _lesions(path: Path, values: np.ndarray, lossy: bool) -> tuple[np.ndarray, s
     values = np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0) if values.dtype.kind == "f" else values
     if lossy:
         inside, rule = values > HALF, f"values above {HALF} of 255, as lossy pictures have no exact 0"
-    elif values.dtype.kind != "f" or np.abs(values - np.rint(values)).max() <= ROUNDED:
-        inside, rule = (np.rint(values) if values.dtype.kind == "f" else values) != 0, ALL_BUT_0
+    elif values.dtype.kind != "f":
+        inside, rule = values != 0, ALL_BUT_0
     else:
-        inside, rule = _soft(values)
+        whole = np.rint(values)
+        # Not of tiny numbers, which would all be rounded to 0.
+        labels = np.abs(values - whole).max() <= ROUNDED and (whole.any() or not values.any())
+        inside, rule = (whole != 0, ALL_BUT_0) if labels else _soft(values)
     least, most = float(values.min()), float(values.max())
     held = f"all its values are {least:g}" if least == most else f"its values go from {least:g} to {most:g}"
     if rule != ALL_BUT_0 and -least > most / 2:

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 import torch
@@ -49,9 +51,9 @@ def scan(tmp_path: Path, make_scan: Callable[..., Path]) -> Path:
 
 
 def explained(runs: Path, scan: Path, **options: object) -> tuple[dict[str, object], Path]:
-    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", workers=1, samples=2, **options)  # type: ignore[arg-type]
-    summary = explain.run(asked, Console(quiet=True, results=False))
-    folder = scan.parent / "out" / "scan"
+    given = {"output": scan.parent / "out", "device": "cpu", "workers": 1, "samples": 2, **options}
+    summary = explain.run(explain.Options((scan,), runs=runs, **given), Console(quiet=True, results=False))  # type: ignore[arg-type]
+    folder = given["output"] / scan.name.split(".")[0]  # type: ignore[operator]
     assert summary.explained == [json.loads((folder / "manifest.json").read_text())]
     return summary.explained[0], folder
 
@@ -186,6 +188,48 @@ def test_the_map_has_the_voxels_of_the_volume_file_in_its_order(runs: Path, tmp_
     # The slice that fills no volume has no map, and keeps its position in the file: at the feet.
     values = SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(found, "LPI"))
     assert values.any((1, 2)).tolist() == [True] * 8 + [False]
+
+
+def test_maps_of_a_nifti_scan_have_both_of_its_affines_and_are_read_again_as_a_mask(runs: Path, tmp_path: Path) -> None:
+    """Whichever of the two a viewer takes for the scan, it takes for the map; both differ here, and one is sheared."""
+    pixels = np.random.default_rng(0).normal(-600, 60, (8, 30, 24)).astype(np.int16)
+    affine = np.array([[-0.0008, 0, 0, 0.02], [0, -0.0008, 0.0006, 0.03], [0, 0, -0.003, 0.4], [0, 0, 0, 1]])
+    scan = nibabel.Nifti2Image(pixels.T, None)
+    scan.set_sform(affine, 2)
+    scan.set_qform(np.diag([0.0008, 0.0008, 0.003, 1]), 1)
+    scan.header.set_xyzt_units("meter")
+    scan.header["descrip"] = b"Mustermann"
+    nibabel.save(scan, tmp_path / "scan.nii")
+    _, folder = explained(runs, tmp_path / "scan.nii", method="gradcam", layer="layer1")
+    made = nibabel.load(folder / "saliency.nii.gz")
+    for form in ("get_sform", "get_qform"):
+        (one, code), (other, other_code) = (getattr(image, form)(coded=True) for image in (made, scan))
+        assert code == other_code and np.allclose(one, other, atol=1e-7)
+    assert made.header.get_xyzt_units()[0] == "meter" and made.header["descrip"].item() == b""
+    manifest, _ = explained(runs, tmp_path / "scan.nii", method="gradcam", mask=folder / "saliency.nii.gz", output=tmp_path / "again")
+    assert manifest["pointing"]["slices"] == 8 and 0 < manifest["pointing"]["chance"] < 1
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha", "dicom"])
+def test_maps_of_a_sheared_scan_are_read_again_as_its_mask(
+    name: str, runs: Path, write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path
+) -> None:
+    if name == "dicom":
+        written = write_series(tmp_path / name, chest)
+        for path in written:
+            header = pydicom.dcmread(path)
+            header.ImageOrientationPatient = [1, 0, 0, 0, float(np.cos(0.26)), -float(np.sin(0.26))]
+            header.save_as(path)
+    else:
+        image = SimpleITK.GetImageFromArray(chest)
+        image.SetDirection((1, 0, 0, 0, 1, 0.26, 0, 0, -0.97))
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+    manifest, folder = explained(runs, tmp_path / name, method="gradcam", layer="layer1")
+    assert "gantry-tilt" in manifest["flags"]
+    manifest, _ = explained(runs, tmp_path / name, method="gradcam", mask=folder / "saliency.nii.gz", output=tmp_path / "again")
+    assert manifest["pointing"]["slices"] == 8
+    # ITK, which cannot use a sheared sform, opens it by the qform.
+    assert SimpleITK.ReadImage(str(folder / "saliency.nii.gz")).GetSize() == (20, 24, 9)
 
 
 def test_the_same_seed_gives_the_same_maps(runs: Path, scan: Path) -> None:
