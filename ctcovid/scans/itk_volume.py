@@ -145,7 +145,7 @@ def _data_file(path: Path, head: bytes) -> Path | None:
     Raises UnreadableError if it is not a plain file beside it: a header must not make us read other files.
     """
     for named in DATA_FILE.findall(head):
-        name = os.fsdecode(named.strip())
+        name = os.fsdecode(named.strip()).removeprefix("./")
         if name.upper() == "LOCAL":
             return None
         if name.upper().startswith("LIST") or "%" in name:

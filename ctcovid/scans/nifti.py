@@ -41,6 +41,16 @@ class _Source:
     offset: int
 
 
+def is_header(path: Path) -> bool:
+    """Whether a file begins as NIfTI or Analyze does: other programs have files that end in .hdr, too. True if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError:
+        return True
+    return head[:2] == GZIP or int.from_bytes(head, "little") in CLASSES or int.from_bytes(head, "big") in CLASSES
+
+
 def nifti_header(path: Path) -> VolumeHeader:
     """The header of a NIfTI file.
 

@@ -157,6 +157,12 @@ def test_values_in_a_file_beside_the_header(name: str, chest: np.ndarray, tmp_pa
         assert "which is not a file beside it" in refusal(tmp_path / name) and "damaged" not in refusal(tmp_path / name)
 
 
+def test_other_files_that_end_in_hdr_are_no_scans(chest: np.ndarray, tmp_path: Path) -> None:
+    nibabel.save(image(chest), tmp_path / "scan.nii")
+    (tmp_path / "map.hdr").write_text("ENVI\nsamples = 4\n")
+    assert only(tmp_path).slices[0].name == "scan.nii"
+
+
 def nrrd(chest: np.ndarray, encoding: str, values: bytes, space: str = "space: left-posterior-superior") -> bytes:
     lines = [
         "NRRD0005", "type: short", "dimension: 3", space, f"sizes: {' '.join(map(str, chest.shape[::-1]))}",
