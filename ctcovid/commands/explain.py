@@ -87,7 +87,7 @@ def run(options: Options, console: Console) -> Summary:
         raise InputError("No scan could be explained; the reasons are above.")
     summary = Summary(model.name, explained, failed)
     console.result(summary.table(), summary.document())
-    if options.faithfulness or options.mask:
+    if any(made[group] for made in explained for group, _ in MEASURES):
         console.say(_measures_table(explained).text())
     if method.uses_layer:
         _say_resolution(explained, model, console)
@@ -149,7 +149,7 @@ def _explanation(scan: Scan, model: TrainedModel, method: Method, options: Optio
     with ThreadPoolExecutor(options.workers or cpus.allowed()) as pool:
         checked = read_checked(scan, model.size, model.window, pool, model.depth)
     volumes = checked.volumes(model.depth)
-    lesions = None if options.mask is None else _lesions(options.mask, scan, checked, model.size)
+    lesions = None if options.mask is None else _lesions(options.mask, scan, checked, model, console)
     raw, features = probabilities_and_features(model.network, volumes)
     each = calibrated(raw, model.temperature)
     probabilities = scan_probabilities(each)
@@ -164,15 +164,25 @@ def _explanation(scan: Scan, model: TrainedModel, method: Method, options: Optio
         console.warn(f"Scan {scan.id}: {notes[-1]}")
     else:
         # Measures of a flat map would be the best possible ones.
-        pointed = None if lesions is None else pointing(maps.saliency, lesions[: len(maps.saliency)])
+        pointed = None if lesions is None else pointing(maps.saliency, lesions)
         faithful = _faithfulness(model, volumes, maps, method, console) if options.faithfulness else None
     codes = [flag.code for flag in flags]
     return Explanation(scan, checked, model, method, maps, each, probabilities, codes, notes, faithful, pointed)
 
 
-def _lesions(mask: Path, scan: Scan, checked: CheckedScan, size: int) -> np.ndarray:
-    """The lesions on the slices that stay, bool (S, size, size)."""
-    return read_mask(mask, len(scan.slices), size, scan.stack)[list(checked.kept)]
+def _lesions(path: Path, scan: Scan, checked: CheckedScan, model: TrainedModel, console: Console) -> np.ndarray:
+    """The lesions on the slices that have a map, bool (S, size, size).
+
+    Raises InputError if no lesion is on them: there would be nothing to measure.
+    """
+    mask = read_mask(path, scan, model.size, checked.own_size)
+    console.say(str(mask))
+    mapped = len(checked.slices) // model.depth * model.depth
+    lesions = mask.inside[list(checked.kept[:mapped])]
+    if not lesions.any():
+        left = f"{len(scan.slices) - mapped} of its {counted(len(scan.slices), 'slice')} have no map"
+        raise InputError(f"{path}: its lesions are on slices without a map ({left}). Nothing can be measured; omit --mask.")
+    return lesions
 
 
 def _class_maps(network: Network, volumes: np.ndarray, method: Method, task: str, console: Console) -> np.ndarray:

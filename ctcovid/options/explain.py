@@ -27,7 +27,9 @@ class Options(shared.Options):
     samples: Annotated[int, typer.Option(min=1, help="Noisy copies of each volume.")] = 10
     noise_std: Annotated[float, typer.Option(min=0, help="Standard deviation of the noise, as a share of the grey range.")] = 0.1
     faithfulness: Annotated[bool, typer.Option(help="Measure whether the maps are faithful to the model. Takes minutes.")] = False
-    mask: Annotated[Path | None, typer.Option(help="Lesion mask of the scan to compare the maps with: NIfTI, or a folder of PNG.")] = None
+    mask: Annotated[Path | None, typer.Option(help="Lesion mask of the scan to compare the maps with: a volume, or a folder of PNG.")] = (
+        None
+    )
     output: Annotated[Path, shared.output_option("Folder to write a folder per scan into.")] = Path("explanations")
     runs: shared.Runs = Path("runs")
     device: shared.Device = "auto"

@@ -20,7 +20,9 @@ from ctcovid.models.registry import TrainedModel
 from ctcovid.reports.nifti import save_nifti
 from ctcovid.reports.overlays import montage, save_overlay
 from ctcovid.reports.viewer import MAP_SIDE, Viewed, save_viewer
+from ctcovid.scans.decode import ending
 from ctcovid.scans.geometry import as_stored
+from ctcovid.scans.nifti import NIFTI_ENDINGS, placement
 from ctcovid.scans.scan import Scan
 
 MONTAGE_SLICES = 4
@@ -126,12 +128,14 @@ def _save_volume(path: Path, found: Explanation) -> None:
     """Saliency as NIfTI: 0 on slices without a map."""
     stack, geometry = found.scan.stack, found.scan.geometry
     assert stack is not None and geometry is not None
-    own = found.maps.on_scan(*stack.slice_size)
+    mapped = found.maps.on_scan(*stack.slice_size)
     whole = np.zeros((len(found.scan.slices), *stack.slice_size), np.float32)
-    whole[list(found.checked.kept[: len(own)])] = own
+    whole[list(found.checked.kept[: len(mapped)])] = mapped
     # A file that holds all slices gives its own voxel order. DICOM has none, and gets that of the scan, head to feet.
     in_one = stack.reader == "volume"
-    save_nifti(path, *(as_stored(whole, stack.turn, geometry) if in_one else (whole, geometry.affine)))
+    values, affine = as_stored(whole, stack.turn, geometry) if in_one else (whole, geometry.affine)
+    own = placement(found.scan.slices[0]) if in_one and ending(found.scan.slices[0].name) in NIFTI_ENDINGS else None
+    save_nifti(path, values, affine, own)
 
 
 def _viewed(found: Explanation) -> Viewed:

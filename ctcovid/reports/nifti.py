@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ctcovid.base.files import atomic
 
-HEADER_BYTES, OFFSET = 348, 352
-FLOAT32, MILLIMETRES, SCANNER = 16, 2, 1
+SCANNER = 1
 
 
-def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
+def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray, placement: Any = None) -> None:
     """Write values as ``.nii.gz``, whole or not at all, and to the same bytes each time.
 
     Parameters
     ----------
     values : float (S, H, W)
-    affine : float (4, 4), from (column, row, slice) to millimetres in RAS+; it is stored as it is, sheared or not (sform)
+    affine : float (4, 4), from (column, row, slice) to millimetres in RAS+. The sform is this affine, sheared or not; the qform, which
+        cannot be sheared, is the nearest one. Programs that cannot use a sheared sform, such as ITK's, then still open the file
+    placement : header of the scan's own NIfTI file (`ctcovid.scans.nifti.placement`), used instead of `affine`: whichever of its qform
+        and sform a program takes for the scan, it takes for the map
     """
-    slices, height, width = values.shape
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    header = bytearray(OFFSET)
-    struct.pack_into("<i", header, 0, HEADER_BYTES)
-    struct.pack_into("<8h", header, 40, 3, width, height, slices, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, FLOAT32, 32)
-    struct.pack_into("<8f", header, 76, 1.0, *spacing, 1, 1, 1, 1)
-    struct.pack_into("<3f", header, 108, OFFSET, 1.0, 0.0)
-    struct.pack_into("<b", header, 123, MILLIMETRES)
-    struct.pack_into("<2h", header, 252, 0, SCANNER)
-    struct.pack_into("<12f", header, 280, *affine[:3].reshape(-1))
-    struct.pack_into("<4s", header, 344, b"n+1\0")
+    import nibabel
+
+    header = nibabel.Nifti1Header() if placement is None else placement
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(values.shape[::-1])
+    image = nibabel.Nifti1Image(np.asarray(values, np.float32).T, None, header)
+    if placement is None:
+        image.set_sform(affine, SCANNER)
+        image.set_qform(affine, SCANNER)
+        image.header.set_xyzt_units("mm")
     with atomic(path) as temporary, temporary.open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-        packed.write(header)
-        for one in values:
-            packed.write(np.ascontiguousarray(one, dtype="<f4").tobytes())
+        image.file_map["image"].fileobj = packed
+        image.to_file_map()

@@ -11,6 +11,7 @@ from pathlib import Path
 from ctcovid.base.errors import InputError
 from ctcovid.scans.decode import ending
 from ctcovid.scans.dicom import begins_as_dicom, is_dicom
+from ctcovid.scans.nifti import is_header
 from ctcovid.scans.read import page_count
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
@@ -53,7 +54,8 @@ def contents_of(folder: Path) -> Contents:
         if suffix in PICTURES:
             pictures.append(folder / name)
         elif ending(name):
-            volumes.append(folder / name)
+            if suffix != ".hdr" or is_header(folder / name):
+                volumes.append(folder / name)
         # Names of DICOM files often have no ending, or are UIDs.
         elif suffix in DICOM or (name.upper() != INDEX and is_dicom(folder / name)):
             dicom.append(folder / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,36 @@ class Header:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the file has DICOM's magic bytes, whatever its name."""
+    """Whether the file is DICOM, whatever its name: by its magic bytes, or because it begins with elements, as files without them do."""
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            head = file.read(1024)
     except OSError:
         return False
+    return head[128:132] == b"DICM" or _begins_with_elements(head)
+
+
+def _begins_with_elements(head: bytes) -> bool:
+    """Whether two elements follow each other, of group 2 or 8, in ascending order: without the magic bytes, one could be chance."""
+    for order in ("<", ">"):
+        at, last = 0, (0, 0)
+        for _ in range(2):
+            if len(head) < at + 8:
+                return False
+            tag = struct.unpack_from(f"{order}2H", head, at)
+            if tag <= last or tag[0] not in (2, 8):
+                break
+            kind = head[at + 4 : at + 6]
+            if kind in (b"OB", b"OW", b"SQ", b"UN", b"UT"):
+                at += 12 + int.from_bytes(head[at + 8 : at + 12], "little" if order == "<" else "big")
+            elif kind.isalpha() and kind.isupper():
+                at += 8 + struct.unpack_from(f"{order}H", head, at + 6)[0]
+            else:
+                at += 8 + struct.unpack_from(f"{order}I", head, at + 4)[0]
+            last = tag
+        else:
+            return True
+    return False
 
 
 def begins_as_dicom(path: Path) -> bool:
@@ -152,6 +177,11 @@ def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
         end = file.tell()
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
         raise DamagedError(NOT_DICOM if not len(dataset) and any(head) and not begins_as_dicom(path) else "damaged")
+    dataset.ensure_file_meta()
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        # A file without the part that says it: pixels have the byte order that pydicom found in the elements.
+        implicit, little = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(f"1.2.840.10008.1.2{'' if implicit else '.1' if little else '.2'}")
     return dataset, end
 
 

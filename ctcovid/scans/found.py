@@ -89,8 +89,9 @@ def stem(path: Path) -> str:
 
 def _in_file(path: Path, series: str | None) -> list[Found]:
     if not is_scan_file(path):
+        hint = " Of a pair of .hdr and .img, give the .hdr file." if ".img" in path.name.lower() else ""
         raise InputError(
-            f"{path} is a file. Give the folder that holds the scans, or a file of DICOM, NIfTI, NRRD, MetaImage or TIFF pages."
+            f"{path} is a file. Give the folder that holds the scans, or a file of DICOM, NIfTI, NRRD, MetaImage or TIFF pages.{hint}"
         )
     if ending(path.name) or path.suffix.lower() in TIFF:
         return [Found(_without_series(_volume(path), series))]

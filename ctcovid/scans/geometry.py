@@ -16,6 +16,8 @@ _WANTED = np.diag([-1.0, -1.0, -1.0])
 # Degrees. Beyond MOST_OBLIQUE the nearest axis of the patient is ambiguous; beyond OBLIQUE there is a warning.
 MOST_OBLIQUE = 40.0
 OBLIQUE = 10.0
+# Degrees between axes that should be at right angles; less is rounding, or does no harm.
+SHEARED = 0.5
 # Share by which width and height of a pixel may differ.
 NOT_SQUARE = 0.02
 
@@ -91,6 +93,24 @@ def normalise(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[Turn, Ge
     columns, rows, slices = (2 - axis for axis in order)
     turn = Turn((slices, rows, columns), (flips[2], flips[1], flips[0]))
     return turn, Geometry(affine @ change), float(np.degrees(np.arccos(min(worst, 1.0))))
+
+
+def shear_findings(geometry: Geometry, angle: float) -> list[Finding]:
+    """Findings if slices or pixels are sheared, or oblique; `angle` is that of `normalise`, which a tilt contributes to."""
+    across, down, along = (geometry.affine[:3, :3] / geometry.spacing).T
+    normal = np.cross(across, down)
+    tilt = float(np.degrees(np.arccos(min(abs(along @ normal) / np.linalg.norm(normal), 1.0))))
+    skew = float(np.degrees(np.arcsin(min(abs(across @ down), 1.0))))
+    findings = []
+    if tilt > SHEARED:
+        text = f"its slices are shifted against each other, as by a gantry that is tilted by {tilt:.1f}°; they are used unchanged"
+        findings.append(Finding("gantry-tilt", WARNING, text, KEPT))
+    if skew > SHEARED:
+        text = f"its rows and columns meet at {90 - skew:.1f}° instead of 90°; slices are used unchanged"
+        findings.append(Finding("sheared-pixels", WARNING, text, KEPT))
+    if angle - (tilt if tilt > SHEARED else 0) > OBLIQUE:
+        findings.append(Finding("oblique", WARNING, f"slices are {angle:.0f}° off the patient's axes; used unchanged", KEPT))
+    return findings
 
 
 def pixel_findings(geometry: Geometry) -> list[Finding]:

@@ -32,6 +32,7 @@ class Stack:
     frames : for DICOM files with several slices, the number of each slice in its file
     geometry : of the turned stack; None if the file has none
     assumed : whether the orientation is assumed, because the file does not give it
+    beside : the file with the values, if the scan's own file is only a header
     """
 
     reader: str
@@ -40,6 +41,7 @@ class Stack:
     frames: tuple[int, ...] = ()
     geometry: Geometry | None = None
     assumed: bool = False
+    beside: Path | None = None
 
     @property
     def slice_size(self) -> tuple[int, int]:
@@ -106,6 +108,8 @@ class Scan:
 
     def sha256(self) -> str | None:
         """SHA-256 of the file that holds it, or of its own slices, since a folder may hold many studies; None if it has neither."""
+        if self.stack and self.stack.beside:
+            return sha256_of((self.folder, self.stack.beside))
         if self.folder.is_file():
             return sha256(self.folder)
         return sha256_of(self.slices) if self.slices else None

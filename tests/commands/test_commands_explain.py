@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 import torch
@@ -49,9 +51,9 @@ def scan(tmp_path: Path, make_scan: Callable[..., Path]) -> Path:
 
 
 def explained(runs: Path, scan: Path, **options: object) -> tuple[dict[str, object], Path]:
-    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", workers=1, samples=2, **options)  # type: ignore[arg-type]
-    summary = explain.run(asked, Console(quiet=True, results=False))
-    folder = scan.parent / "out" / "scan"
+    given = {"output": scan.parent / "out", "device": "cpu", "workers": 1, "samples": 2, **options}
+    summary = explain.run(explain.Options((scan,), runs=runs, **given), Console(quiet=True, results=False))  # type: ignore[arg-type]
+    folder = given["output"] / scan.name.split(".")[0]  # type: ignore[operator]
     assert summary.explained == [json.loads((folder / "manifest.json").read_text())]
     return summary.explained[0], folder
 
@@ -130,22 +132,34 @@ def test_measures_of_faithfulness_and_of_the_mask_are_in_the_manifest_and_the_pa
     assert "deletion, area" in page and "saliency inside lesions" in page and "medically right" in page
 
 
+@pytest.fixture
+def mask(scan: Path) -> Path:
+    """Lesions in one corner of each slice of the scan, written as 1."""
+    masks = scan.parent / "lesions"
+    masks.mkdir()
+    for path in scan.iterdir():
+        Image.fromarray(np.pad(np.ones((9, 9), np.uint8), (0, 23))).save(masks / path.name)
+    return masks
+
+
 def test_a_flat_map_is_reported_and_gets_no_measures(
-    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scan: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seer = registered(tmp_path / "seer", brightness("r3d18", monkeypatch).module)
     # Nothing speaks for this class: its weights are 0.
-    manifest, folder = explained(seer, scan, method="gradcam", target="CP", faithfulness=True, mask=scan)
+    manifest, folder = explained(seer, scan, method="gradcam", target="CP", faithfulness=True, mask=mask)
     assert manifest["maximum"] == 0 and manifest["faithfulness"] is None and manifest["pointing"] is None
-    assert "The map of CP is the same everywhere" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "The map of CP is the same everywhere" in said and "scan |\n" not in said
     assert "The map of CP is the same everywhere" in (folder / "viewer.html").read_text()
 
 
-def test_measures_of_all_scans_are_printed(runs: Path, scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", method="gradcam", faithfulness=True, mask=scan)
+def test_measures_of_all_scans_are_printed(runs: Path, scan: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = explain.Options((scan,), runs=runs, output=scan.parent / "out", device="cpu", method="gradcam", faithfulness=True, mask=mask)
     explain.run(asked, Console(results=False))
     said = capsys.readouterr().err
     assert "deletion area" in said and "randomised correlation" in said and " hits " in said
+    assert "The mask has lesions on 10 of 10 slices: all values but 0." in said
 
 
 def test_what_explain_cannot_use_is_refused_before_work(runs: Path, scan: Path) -> None:
@@ -176,6 +190,48 @@ def test_the_map_has_the_voxels_of_the_volume_file_in_its_order(runs: Path, tmp_
     assert values.any((1, 2)).tolist() == [True] * 8 + [False]
 
 
+def test_maps_of_a_nifti_scan_have_both_of_its_affines_and_are_read_again_as_a_mask(runs: Path, tmp_path: Path) -> None:
+    """Whichever of the two a viewer takes for the scan, it takes for the map; both differ here, and one is sheared."""
+    pixels = np.random.default_rng(0).normal(-600, 60, (8, 30, 24)).astype(np.int16)
+    affine = np.array([[-0.0008, 0, 0, 0.02], [0, -0.0008, 0.0006, 0.03], [0, 0, -0.003, 0.4], [0, 0, 0, 1]])
+    scan = nibabel.Nifti2Image(pixels.T, None)
+    scan.set_sform(affine, 2)
+    scan.set_qform(np.diag([0.0008, 0.0008, 0.003, 1]), 1)
+    scan.header.set_xyzt_units("meter")
+    scan.header["descrip"] = b"Mustermann"
+    nibabel.save(scan, tmp_path / "scan.nii")
+    _, folder = explained(runs, tmp_path / "scan.nii", method="gradcam", layer="layer1")
+    made = nibabel.load(folder / "saliency.nii.gz")
+    for form in ("get_sform", "get_qform"):
+        (one, code), (other, other_code) = (getattr(image, form)(coded=True) for image in (made, scan))
+        assert code == other_code and np.allclose(one, other, atol=1e-7)
+    assert made.header.get_xyzt_units()[0] == "meter" and made.header["descrip"].item() == b""
+    manifest, _ = explained(runs, tmp_path / "scan.nii", method="gradcam", mask=folder / "saliency.nii.gz", output=tmp_path / "again")
+    assert manifest["pointing"]["slices"] == 8 and 0 < manifest["pointing"]["chance"] < 1
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha", "dicom"])
+def test_maps_of_a_sheared_scan_are_read_again_as_its_mask(
+    name: str, runs: Path, write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path
+) -> None:
+    if name == "dicom":
+        written = write_series(tmp_path / name, chest)
+        for path in written:
+            header = pydicom.dcmread(path)
+            header.ImageOrientationPatient = [1, 0, 0, 0, float(np.cos(0.26)), -float(np.sin(0.26))]
+            header.save_as(path)
+    else:
+        image = SimpleITK.GetImageFromArray(chest)
+        image.SetDirection((1, 0, 0, 0, 1, 0.26, 0, 0, -0.97))
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+    manifest, folder = explained(runs, tmp_path / name, method="gradcam", layer="layer1")
+    assert "gantry-tilt" in manifest["flags"]
+    manifest, _ = explained(runs, tmp_path / name, method="gradcam", mask=folder / "saliency.nii.gz", output=tmp_path / "again")
+    assert manifest["pointing"]["slices"] == 8
+    # ITK, which cannot use a sheared sform, opens it by the qform.
+    assert SimpleITK.ReadImage(str(folder / "saliency.nii.gz")).GetSize() == (20, 24, 9)
+
+
 def test_the_same_seed_gives_the_same_maps(runs: Path, scan: Path) -> None:
     found = []
     for _ in range(2):
@@ -189,6 +245,15 @@ def test_a_mask_of_one_scan_is_refused_for_several(runs: Path, scan: Path, make_
     asked = explain.Options((scan, scan.parent / "other"), runs=runs, output=scan.parent / "out", mask=scan)
     with pytest.raises(UsageError, match="--mask belongs to one scan, but 2"):
         explain.run(asked, Console(quiet=True, results=False))
+
+
+def test_a_mask_without_lesions_on_the_slices_of_the_map_is_an_error_and_never_an_empty_table(runs: Path, scan: Path, mask: Path) -> None:
+    for path in mask.iterdir():
+        pixels = np.asarray(Image.open(path))
+        # Ten slices are two volumes of 4, and the last two have no map.
+        Image.fromarray(pixels * (path.stem > "0007")).save(path)
+    with pytest.raises(InputError, match="No scan could be explained"):
+        explained(runs, scan, mask=mask)
 
 
 def test_a_mask_that_does_not_fit_leaves_nothing_behind(runs: Path, scan: Path, make_scan: Callable[..., Path]) -> None:

@@ -398,6 +398,6 @@ def test_pictures_are_read_without_the_libraries_for_volumes(make_scan: Callable
     code = (
         "import sys; from pathlib import Path; from ctcovid.scans.discover import find_scans; from ctcovid.scans.read import read_scan\n"
         "[read_scan(scan, 32) for scan in find_scans([Path(sys.argv[1])])]\n"
-        "sys.exit(bool({'SimpleITK', 'pydicom'} & set(sys.modules)))"
+        "sys.exit(bool({'SimpleITK', 'nibabel', 'pydicom'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(make_scan(tmp_path / "scan"))], check=False, env=os.environ).returncode == 0
