@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ctcovid.base.faults import machine_fault
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE
 
 TAGS = (
@@ -74,8 +75,9 @@ def is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    except OSError as error:
+        # Until it can be read.
+        return machine_fault(error) is not None
 
 
 def begins_as_dicom(path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, listing
+from ctcovid.base.files import resolved
 from ctcovid.scans.found import found_at, stem
 from ctcovid.scans.scan import Scan
 
@@ -49,7 +50,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
     first_of: dict[str, int] = {}
     first_named: dict[tuple[str, str, str], int] = {}
     unnamed = Counter(_own_name(row, labelled) for row in rows if not row.scan)
-    listed = {(path.parent / row.path).resolve() for row in rows}
+    listed = {resolved(path.parent / row.path) for row in rows}
     for row in rows:
         problem, scan = "", None
         try:
@@ -58,7 +59,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
             problem = str(error)
         else:
             # The line of a folder does not mean a file in it that has its own line, such as a NIfTI beside DICOM.
-            others = [one for one in found if not one.scan.folder.is_file() or one.scan.folder.resolve() not in listed]
+            others = [one for one in found if not one.scan.folder.is_file() or resolved(one.scan.folder) not in listed]
             found = others if len(others) == 1 else found
             if len(found) == 1:
                 scan = _scan(found[0].scan, row, labelled, unnamed[_own_name(row, labelled)] > 1)

@@ -14,7 +14,7 @@ from ctcovid.scans.dicom import NOT_DICOM, SECONDARY_CAPTURE, Header, Plane
 from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, pixel_findings
 from ctcovid.scans.scan import Scan, Stack
-from ctcovid.scans.unreadable import Unread, file_findings, missing_slices, of_series, reasons, slice_findings, usable_without
+from ctcovid.scans.unreadable import Unread, code_of, file_findings, missing_slices, of_series, reasons, slice_findings, usable_without
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 DERIVED_WORDS = {"DERIVED", "MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
@@ -73,7 +73,8 @@ def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], 
         count = counted(len(unread), "file")
         return scan.refused("not-dicom", f"{count} named as DICOM, but not DICOM")
     if not everything:
-        return scan.refused("unreadable", f"no readable DICOM slices: {reasons(unread)}" if unread else "no DICOM slices")
+        text = f"no readable DICOM slices: {reasons(unread)}" if unread else "no DICOM slices"
+        return scan.refused(code_of(unread, "unreadable"), text)
     if wanted is not None:
         fitting = [series for series in everything if matches(series, wanted)]
         if not fitting:
@@ -85,8 +86,8 @@ def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], 
         return scan.refused("no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
     chosen = best(candidates)
     missing, beside = of_series(chosen.headers, unread)
-    if missing and not usable_without(missing, chosen.slices, _positions(_planes(chosen.headers)), chosen.spacing):
-        return scan.refused("unreadable-slice", missing_slices(missing, chosen.slices))
+    if missing and not usable_without(missing, chosen.headers, _positions(_planes(chosen.headers)), chosen.spacing):
+        return scan.refused(code_of(missing, "unreadable-slice"), missing_slices(missing, chosen.slices))
     notes = slice_findings(missing, chosen.slices) + file_findings(beside)
     if others := [series for series in everything if series is not chosen]:
         unused = ", ".join(map(_described, others))
