@@ -30,7 +30,7 @@ def why_absent(path: Path, error: BaseException | None = None) -> str:
     try:
         with path.open("rb") as file:
             if file.read(max(map(len, STAND_INS))).startswith(STAND_INS):
-                return "a placeholder of git-annex or Git LFS; fetch the file, as with datalad get or git lfs pull"
+                return "replaced by a placeholder of git-annex or Git LFS; fetch it, as with datalad get or git lfs pull"
         if error is not None and is_absent(error):
             return "not there when it was read; run the same command again"
     except OSError as failure:
@@ -51,11 +51,11 @@ def fault_of(path: Path, error: BaseException) -> Fault | None:
 
 def _reason(path: Path, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "no permission to read it; fix its permissions"
+        return "without permission to read; fix its permissions"
     if error.errno == errno.ELOOP:
-        return "a link that leads to itself; fix the link"
+        return "linked to itself; fix the link"
     if error.errno == errno.ENAMETOOLONG:
-        return "its name is too long; shorten it"
+        return "named too long; shorten the name"
     if os.path.islink(path):  # noqa: PTH114
-        return "a link to a file that is not there; fetch it, as with datalad get"
+        return "linked to a file that is not there; fetch it, as with datalad get"
     return "removed since the folder was listed; run the same command again"

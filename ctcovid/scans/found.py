@@ -18,7 +18,7 @@ from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.read import page_count, pages_scan
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.series import common_folder, studies, study_scan
-from ctcovid.scans.unreadable import Unread, near, read_headers, reasons
+from ctcovid.scans.unreadable import Unread, near, read_headers
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ def in_studies(files: Sequence[Path], series: str | None) -> list[Found]:
     taken = {one.path for files in damaged for one in files}
     left = [one for one in unread if one.path not in taken]
     for folder in dict.fromkeys(one.path.parent for one in left):
-        found.append(Found(study_scan(_unnamed(folder), (), [one for one in left if one.path.parent == folder], series)))
+        here = [one for one in left if one.path.parent == folder]
+        faults = [one for one in here if one.code == MACHINE_FAULT]
+        scan = _unnamed(folder)
+        found.append(Found(scan.refused(MACHINE_FAULT, faults[0].reason) if faults else study_scan(scan, (), here, series)))
     folders = [one.scan.folder for one in found]
     order = {study: number for number, study in enumerate(sorted({one.study for one in found}), start=1)}
     return [replace(one, number=order[one.study]) if folders.count(one.scan.folder) > 1 else one for one in found]
@@ -114,7 +117,7 @@ def _study(headers: Sequence[Header], unread: Sequence[Unread], series: str | No
     scan = _unnamed(common_folder(headers))
     if faults := [one for one in unread if one.code == MACHINE_FAULT]:
         # Not even which study and series such a file belongs to is known.
-        return Found(scan.refused(MACHINE_FAULT, reasons(faults)), headers[0].study, headers[0].patient)
+        return Found(scan.refused(MACHINE_FAULT, faults[0].reason), headers[0].study, headers[0].patient)
     scan = study_scan(scan, headers, unread, series)
     used = set(scan.slices)
     if used:

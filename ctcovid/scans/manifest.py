@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, listing
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.base.files import resolved
 from ctcovid.scans.found import found_at, stem
 from ctcovid.scans.scan import Scan
@@ -110,6 +111,7 @@ def read_manifest(path: Path, labelled: bool = True) -> list[Row]:
     except FileNotFoundError as error:
         raise InputError(f"No such manifest: {path}. Check the path.") from error
     except (OSError, ValueError, csv.Error) as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be read as CSV: {error}. It needs the columns {COLUMNS}.") from error
     needed = ("path", "label", "patient") if labelled else ("path",)
     if not rows:
