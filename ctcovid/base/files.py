@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
-from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.faults import MachineFaultError, raise_machine_fault
 from ctcovid.base.temporaries import clear_dead, temporary
 
 try:
@@ -116,6 +116,13 @@ def require_there(path: Path, what: str = "file or folder") -> None:
             where = f"links to {path.readlink()}, which is not there" if error.errno == errno.ENOENT else "is a link that leads to itself"
             raise InputError(f"{path} {where}. Fetch what it links to, as with datalad get, or fix the link.") from error
         raise InputError(f"No such {what}: {path}. Check the path.") from error
+
+
+def require_named(path: Path) -> None:
+    """`require_there` for a scan among others: a link to what is absent, or a fault of the machine, concerns that scan only."""
+    if not path.is_symlink():
+        with contextlib.suppress(MachineFaultError):
+            require_there(path)
 
 
 def claim_file(path: Path, overwrite: bool) -> None:

@@ -42,7 +42,7 @@ def records(table: Table) -> list[dict[str, Any]]:
 
 def failed_scans(rows: list[ScanRow], dataset: Path) -> list[str]:
     """A sentence for each scan that is left out because something is wrong with it."""
-    return [reason if str(dataset) in reason else f"{dataset / source}: {reason}" for source, reason in reasons_of(rows).items()]
+    return [reason if str(dataset / source) in reason else f"{dataset / source}: {reason}" for source, reason in reasons_of(rows).items()]
 
 
 def write_quality(rows: list[ScanRow], path: Path) -> Table:

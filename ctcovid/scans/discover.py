@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError, listing
-from ctcovid.base.faults import is_folder
+from ctcovid.base.faults import is_folder, second_look
 from ctcovid.base.files import printable, require_there, resolved
 from ctcovid.scans.absent import why_absent
 from ctcovid.scans.contents import Contents, contents_of, folders, natural_key, walk
@@ -42,7 +43,7 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
         before = len(scans)
         earlier = len(problems)
         direct = contents_of(class_folder)
-        problems += _absent(direct)
+        scans += [_patient_not_there(path, root) for path in direct.unknown]
         loose = [] if direct.pictures else found_in([(class_folder, replace(direct, unknown=()))], series)
         for found in loose:
             if not is_folder(found.scan.folder):
@@ -60,7 +61,7 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
             try:
                 scan_folders = folders(patient_folder)
             except InputError as error:
-                problems.append(str(error))
+                scans.append(_patient_not_there(patient_folder, root, error))
                 continue
             if not scan_folders and not direct and not absent:
                 problems.append(f"{patient_folder}: no scans; add folders of slices or remove it")
@@ -124,6 +125,12 @@ def _certain(found: list[Found], sources: list[tuple[Path, Contents]]) -> list[F
     if failed is None:
         return found
     return [replace(one, scan=one.scan.refused(failed.findings[0].code, failed.findings[0].message)) if one.study else one for one in found]
+
+
+def _patient_not_there(path: Path, root: Path, error: InputError | None = None) -> Scan:
+    """What stands for the scans of a patient whose folder is a link to nothing, or cannot be listed for `error`."""
+    scan = Scan(path.name, path.name, path.parent.name, path, (), path.relative_to(root).as_posix())
+    return refused_for(scan, path, error or second_look(path) or FileNotFoundError(errno.ENOENT, "not there", str(path)))
 
 
 def _absent(contents: Contents) -> list[str]:

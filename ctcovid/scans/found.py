@@ -44,10 +44,10 @@ def found_at(path: Path, series: str | None = None) -> list[Found]:
         require_there(path)
     except MachineFaultError as error:
         return [Found(refused_for(_unnamed(path), path, error))]
-    except InputError:
-        # A link to an absent volume file is a scan that cannot be read.
-        if ending(path.name) and path.is_symlink():
-            return [Found(_volume(path))]
+    except InputError as error:
+        # A link to what is absent is a scan that cannot be read.
+        if path.is_symlink():
+            return [Found(refused_for(_unnamed(path), path, error))]
         raise
     if path.is_file():
         return _in_file(path, series)

@@ -22,6 +22,7 @@ REMEDIES = {
     "no-such-series": "Name another --series, or none.",
     "machine-fault": "The scan itself may be sound: it is read again by the next run.",
     "missing-file": "Then run the same command again.",
+    "empty-file": "Copy it again.",
 }
 
 
