@@ -83,6 +83,18 @@ def contents_of(folder: Path) -> Contents:
     return Contents(pictures=tuple(pictures), unknown=tuple(unknown))
 
 
+def listed(folder: Path) -> Contents:
+    """`contents_of` a folder without which there is nothing to do.
+
+    Raises InputError if it cannot be listed.
+    """
+    contents = contents_of(folder)
+    if contents.unlisted:
+        raise_machine_fault(contents.unlisted, folder)
+        raise no_permission(contents.unlisted) from contents.unlisted
+    return contents
+
+
 def folders(path: Path) -> list[Path]:
     """The visible folders in a folder.
 

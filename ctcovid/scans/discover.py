@@ -11,7 +11,7 @@ from ctcovid.base.errors import InputError, listing
 from ctcovid.base.faults import is_folder, second_look
 from ctcovid.base.files import printable, require_there, resolved
 from ctcovid.scans.absent import why_absent
-from ctcovid.scans.contents import Contents, contents_of, folders, natural_key, walk
+from ctcovid.scans.contents import Contents, contents_of, folders, listed, natural_key, walk
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.found import Found, found_at, found_in, refused_for, stem
 from ctcovid.scans.manifest import is_manifest, manifest_scans
@@ -38,11 +38,11 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
     _require_folder(root)
     scans: list[Scan] = []
     problems: list[str] = []
-    problems += _absent(contents_of(root))
+    problems += _absent(listed(root))
     for class_folder in (folder for folder in folders(root) if folder.name != TRUTH):
         before = len(scans)
         earlier = len(problems)
-        direct = contents_of(class_folder)
+        direct = listed(class_folder)
         scans += [_patient_not_there(path, root) for path in direct.unknown]
         loose = [] if direct.pictures else found_in([(class_folder, replace(direct, unknown=()))], series)
         for found in loose:
@@ -52,17 +52,16 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
                 found, patient = _with_patient(found), pseudonyms(found.patient or found.study or str(found.scan.folder.relative_to(root)))
             scans.append(_named(found, root, class_folder.name, patient, pseudonyms))
         for patient_folder in folders(class_folder):
-            direct = contents_of(patient_folder)
+            try:
+                direct, scan_folders = listed(patient_folder), folders(patient_folder)
+            except InputError as error:
+                scans.append(_patient_not_there(patient_folder, root, error))
+                continue
             if direct.pictures:
                 problems.append(f"{patient_folder}: slices are directly in the patient's folder; move them into a folder per scan")
             absent = _absent(direct)
             problems += absent
             sources = [] if direct.pictures else [(patient_folder, replace(direct, unknown=()))]
-            try:
-                scan_folders = folders(patient_folder)
-            except InputError as error:
-                scans.append(_patient_not_there(patient_folder, root, error))
-                continue
             if not scan_folders and not direct and not absent:
                 problems.append(f"{patient_folder}: no scans; add folders of slices or remove it")
             for scan_folder in scan_folders:
@@ -94,7 +93,7 @@ def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
     for path in given:
         if is_manifest(path):
             for scan in manifest_scans(path, series, labelled=False):
-                scans.setdefault((resolved(scan.folder), scan.id), scan)
+                scans.setdefault((_place(scan.folder), scan.id), scan)
             continue
         below = _found_below(path, series)
         for found in below:
@@ -104,8 +103,13 @@ def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
                     scan, id=(scan.folder.with_name(stem(scan.folder)) if not is_folder(scan.folder) else scan.folder).as_posix()
                 )
                 scan = replace(scan, id=scan.id + found.suffix)
-            scans.setdefault((resolved(found.scan.folder), found.suffix), scan)
+            scans.setdefault((_place(found.scan.folder), found.suffix), scan)
     return with_unique_names([replace(scan, id=printable(scan.id)) for scan in scans.values()], lambda scan: scan.id)
+
+
+def _place(path: Path) -> Path:
+    """What tells the places of scans apart. Files that link to one file, as equal ones do under git-annex, are several scans."""
+    return resolved(path) if is_folder(path) else resolved(path.parent) / path.name
 
 
 def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms: Pseudonyms) -> list[Scan]:

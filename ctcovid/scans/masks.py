@@ -8,7 +8,7 @@ import numpy as np
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.files import require_there
-from ctcovid.scans.contents import contents_of
+from ctcovid.scans.contents import listed
 from ctcovid.scans.decode import stored_values, volume_scan
 from ctcovid.scans.read import read_slice, square
 from ctcovid.scans.scan import Scan, Stack
@@ -24,7 +24,7 @@ def read_mask(path: Path, slices: int, size: int, stack: Stack | None = None) ->
     """
     require_there(path, "mask")
     if path.is_dir():
-        inside = [read_slice(file) > 127 for file in contents_of(path).pictures]
+        inside = [read_slice(file) > 127 for file in listed(path).pictures]
     else:
         inside = list(_volume(path, stack, slices) != 0)
     if len(inside) != slices:
