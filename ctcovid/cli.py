@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -16,6 +15,7 @@ import typer
 from ctcovid import __version__
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
+from ctcovid.base.faults import MachineFaultError, machine_fault
 from ctcovid.base.process_info import process_info, require_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.options.commands import COMMANDS
@@ -68,9 +68,11 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
         summary = importlib.import_module(f"ctcovid.commands.{name}").run(options, console)
     except ToldError as error:
         raise typer.Exit(error.exit_code) from error
-    except (CtcovidError, StoppedError) as error:
+    except StoppedError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
+    except CtcovidError as error:
+        raise _refused(error) from error
     except KeyboardInterrupt as error:
         print("Stopped by Ctrl-C.", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from error
@@ -78,22 +80,26 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
         # The reader of a pipe, such as head, has ended. Without this, Python would print an error when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_UNEXPECTED) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise _unexpected(error, console.verbose) from error
-        where = error.filename or "an output"
-        print(f"Error: no space left on the disk of {where}. Free some space and run the same command again.", file=sys.stderr)
-        raise typer.Exit(EXIT_UNEXPECTED) from error
     except Exception as error:
         raise _unexpected(error, console.verbose) from error
     if getattr(summary, "failed", None):
         raise typer.Exit(EXIT_PARTIAL)
 
 
+def _refused(error: CtcovidError) -> typer.Exit:
+    """Report an error that the user can fix. If the machine failed while an input was read, that says more than that it is unusable."""
+    fault = None if isinstance(error, MachineFaultError) else machine_fault(error)
+    print(f"Error: {f'{fault.told()} {error}' if fault else error}", file=sys.stderr)
+    return typer.Exit(EXIT_UNEXPECTED if fault else error.exit_code)
+
+
 def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
     """Report an error that is not the user's."""
     if verbose:
         traceback.print_exception(error)
+    if fault := machine_fault(error):
+        print(f"Error: {fault.told()}", file=sys.stderr)
+        return typer.Exit(EXIT_UNEXPECTED)
     hint = "" if verbose else " Run the same command again with --verbose for the traceback."
     print(f"Error: unexpected {type(error).__name__}: {error}.{hint}", file=sys.stderr)
     return typer.Exit(EXIT_UNEXPECTED)

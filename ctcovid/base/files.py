@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.faults import MachineFaultError, raise_machine_fault
 from ctcovid.base.temporaries import clear_dead, temporary
 
 try:
@@ -53,6 +54,11 @@ def atomic(path: Path) -> Iterator[Path]:
 def behind_links(path: Path) -> Path:
     """The target of a link, whether it exists or not; any other path unchanged."""
     return path.resolve() if path.is_symlink() else path
+
+
+def resolved(path: Path) -> Path:
+    """The path without links, also where these lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _sync(path: Path) -> None:
@@ -100,8 +106,23 @@ def _strict(value: Any) -> Any:
 
 def require_there(path: Path, what: str = "file or folder") -> None:
     """Raises InputError if nothing exists at `path`; `what` names what is expected, for the user."""
-    if not path.exists():
-        raise InputError(f"No such {what}: {path}. Check the path.")
+    try:
+        path.stat()
+    except OSError as error:
+        raise_machine_fault(error, path)
+        if isinstance(error, PermissionError):
+            raise InputError(f"{path} cannot be read: {error.strerror}. Fix its permissions.") from error
+        if path.is_symlink():
+            where = f"links to {path.readlink()}, which is not there" if error.errno == errno.ENOENT else "is a link that leads to itself"
+            raise InputError(f"{path} {where}. Fetch what it links to, as with datalad get, or fix the link.") from error
+        raise InputError(f"No such {what}: {path}. Check the path.") from error
+
+
+def require_named(path: Path) -> None:
+    """`require_there` for a scan among others: a link to what is absent, or a fault of the machine, concerns that scan only."""
+    if not path.is_symlink():
+        with contextlib.suppress(MachineFaultError):
+            require_there(path)
 
 
 def claim_file(path: Path, overwrite: bool) -> None:

@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ctcovid.base.errors import StoppedError
-from ctcovid.base.files import write_json
+from ctcovid.base.errors import InputError, StoppedError
+from ctcovid.base.files import resolved, write_json
 
 PACKAGES = ("ctcovid", "torch", "torchvision", "numpy", "h5py", "pillow", "scipy", "scikit-learn", "pandas", "safetensors")
 
@@ -67,9 +67,9 @@ class RunCard:
             raise
         finally:
             self.content["ended"] = now()
-            # A command that replaces its whole folder may have removed the card's folder before it failed. If it failed, its own
-            # reason, such as a full disk, says more than that the card cannot be written either.
-            with contextlib.suppress(OSError) if self.content["status"] == "failed" else contextlib.nullcontext():
+            # A command that replaces its whole folder may have removed the card's folder before it failed. If it failed or was stopped,
+            # its own reason, such as a full disk, says more than that the card cannot be written either.
+            with contextlib.nullcontext() if self.content["status"] == "done" else contextlib.suppress(OSError, InputError):
                 if self.path.parent.is_dir():
                     self.write()
 
@@ -80,7 +80,7 @@ class RunCard:
     def input(self, path: Path, fingerprint: str | None = None) -> None:
         """Add an input with its hash: `fingerprint`, or the SHA-256 of a file or of all files of a folder."""
         digest = fingerprint or f"sha256:{sha256(path)}"
-        self.content["inputs"].append({"path": str(path.resolve()), "hash": digest})
+        self.content["inputs"].append({"path": str(resolved(path)), "hash": digest})
 
     def output(self, path: Path) -> None:
         """Add an output."""

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import re
 import shutil
+import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+LONGEST = 200
 
 
 def temporary(path: Path) -> Path:
     """The temporary path to which this process writes what becomes `path`."""
-    return path.with_name(f".{path.name}.{_realm()}-{os.getpid()}.tmp")
+    return path.with_name(f".{_short(path.name)}.{_realm()}-{os.getpid()}.tmp")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for what is added to it: file systems allow 255 bytes."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONGEST else hashlib.sha256(encoded).hexdigest()
+
+
+@contextlib.contextmanager
+def scratch_file() -> Iterator[Path]:
+    """A file for a library that reads only files: in memory where the system allows it, so that a full TMPDIR matters to nobody."""
+    if not hasattr(os, "memfd_create") or not Path("/proc/self/fd").is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "scratch"
+        return
+    handle = os.memfd_create("ctcovid")
+    try:
+        yield Path(f"/proc/self/fd/{handle}")
+    finally:
+        os.close(handle)
 
 
 def clear_dead(path: Path) -> None:
@@ -34,7 +58,7 @@ def clear_all(folder: Path, names: Iterable[str]) -> None:
 
 def _left(path: Path) -> list[tuple[Path, str, int]]:
     """Temporaries of `path`, each with its system and process. Earlier versions did not name the system."""
-    form = re.compile(rf"\.{re.escape(path.name)}\.(?:([0-9a-f]{{12}})-)?(\d+)\.tmp")
+    form = re.compile(rf"\.{re.escape(_short(path.name))}\.(?:([0-9a-f]{{12}})-)?(\d+)\.tmp")
     try:
         names = os.listdir(path.parent)  # noqa: PTH208
     except OSError:

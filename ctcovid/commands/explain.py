@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError, counted, did_you_mean, listing
+from ctcovid.base.faults import MachineFaultError, machine_fault
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.levels import scan_probabilities
@@ -32,6 +34,7 @@ from ctcovid.models.registry import TrainedModel
 from ctcovid.options.explain import Options
 from ctcovid.reports.explanation_files import Explanation, write_explanation
 from ctcovid.reports.tables import Table
+from ctcovid.scans.absent import MACHINE_FAULT
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.findings import warn_of
 from ctcovid.scans.masks import read_mask
@@ -40,6 +43,8 @@ from ctcovid.scans.scan import Scan
 # What --faithfulness and --mask measure, in the order of the table's columns.
 MEASURES = [("faithfulness", f"{name}_area") for name in ("deletion", "deletion_random", "insertion", "insertion_random")]
 MEASURES += [("faithfulness", "randomised_correlation"), ("pointing", "hits"), ("pointing", "energy"), ("pointing", "chance")]
+# In bytes. File systems allow 255, which must also hold what temporary folders add.
+LONGEST_NAME = 180
 
 
 @dataclass(frozen=True)
@@ -75,16 +80,22 @@ def run(options: Options, console: Console) -> Summary:
     _require_fit(options, model, scans)
     console.say(f"Model {model.name} ({model.folder}), {method.described}, {device_name(model.network.device)}.")
     warn_of(scans, console)
-    explained, failed = [], []
+    explained, failed, faults = [], [], False
     for scan, folder in zip(scans, folders, strict=True):
         try:
             explained.append(_explain(scan, folder, model, method, options, console))
         except InputError as error:
             failed.append(str(error))
+            faults |= MACHINE_FAULT in getattr(error, "codes", ())
+        except (OSError, MemoryError) as error:
+            # Too long a name, as that of a slice on a file system for short ones, or a fault of the machine: the next scan may fare better.
+            fault = machine_fault(error)
+            faults |= fault is not None
+            failed.append(f"{scan.folder}: {fault.told(folder) if fault else error}")
     if failed:
         console.warn(f"{len(failed):,} of {counted(len(scans), 'scan')} could not be explained:\n{listing(failed)}")
     if not explained:
-        raise InputError("No scan could be explained; the reasons are above.")
+        raise (MachineFaultError if faults else InputError)("No scan could be explained; the reasons are above.")
     summary = Summary(model.name, explained, failed)
     console.result(summary.table(), summary.document())
     if any(made[group] for made in explained for group, _ in MEASURES):
@@ -96,8 +107,12 @@ def run(options: Options, console: Console) -> Summary:
 
 
 def folder_name(scan: str) -> str:
-    """A scan's name as the name of a single folder."""
-    return re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan"
+    """A scan's name as the name of a single folder; a hash shortens one that file systems do not allow."""
+    name = re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan"
+    encoded = name.encode()
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    return f"{encoded[: LONGEST_NAME - 11].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:10]}"
 
 
 def _folders(scans: list[Scan], output: Path) -> list[Path]:

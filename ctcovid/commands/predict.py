@@ -14,6 +14,7 @@ from typing import Any
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, counted, listing
+from ctcovid.base.faults import MachineFaultError
 from ctcovid.base.files import claim_file
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
@@ -27,6 +28,7 @@ from ctcovid.options.predict import STDOUT, Options
 from ctcovid.reports.prediction_rows import prediction_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
 from ctcovid.reports.rows import Row, RowFile, read_rows
 from ctcovid.reports.tables import CsvText
+from ctcovid.scans.absent import MACHINE_FAULT
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.findings import warn_of
 from ctcovid.scans.scan import Scan
@@ -114,7 +116,8 @@ def run(options: Options, console: Console) -> Summary:
     console.notice()
     rows = [*summary.kept, *summary.rows]
     if rows and not any(row["predicted"] for row in rows):
-        raise InputError("No scan could be classified; the reasons are above.")
+        faults = any(MACHINE_FAULT in row["flags"] for row in rows)
+        raise (MachineFaultError if faults else InputError)("No scan could be classified; the reasons are above.")
     return summary
 
 

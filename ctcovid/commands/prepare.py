@@ -9,16 +9,18 @@ from ctcovid.base import cpus
 from ctcovid.base.cluster import PROCESSES, cluster_workers
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, counted, listing
+from ctcovid.base.faults import MachineFaultError
 from ctcovid.base.files import claim_file, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.base.workers import Workers
-from ctcovid.commands.prepare_discover import Discovered, ProbedScans, Scheme, discover, report_plan, scheme_for, settings_of
+from ctcovid.commands.prepare_discover import Discovered, ProbedScans, Scheme, discover, listings_of, report_plan, scheme_for, settings_of
 from ctcovid.commands.prepare_summary import Summary, failed_scans, report_check, report_nothing_new, write_quality
 from ctcovid.options.prepare import Options
 from ctcovid.reports.dataset_table import dataset_table
 from ctcovid.reports.preparation import say_choice, say_what_was_packed, warn_of_several_classes
 from ctcovid.reports.tables import Table
+from ctcovid.scans.absent import MACHINE_FAULT, read_again
 from ctcovid.scans.findings import SCAN_DROPPED, warn_of
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import parse_window
@@ -26,8 +28,8 @@ from ctcovid.volumes.appending import carried_over, require_same_salt
 from ctcovid.volumes.encode import BATCH, Chunk, Job, encode_slices, probe_scan
 from ctcovid.volumes.layout import FileInfo, ScanRow
 from ctcovid.volumes.reader import VolumesFile
-from ctcovid.volumes.selection import choose
-from ctcovid.volumes.verdicts import check_scan
+from ctcovid.volumes.selection import choose_awaiting
+from ctcovid.volumes.verdicts import check_scan, findings_of, is_read_again
 from ctcovid.volumes.writer import VolumesWriter
 
 
@@ -60,8 +62,8 @@ def run(options: Options, console: Console) -> Summary:
     _claim_output(options)
     window = parse_window(options.window)
     found = discover(options, base, console)
-    if base and not found.scans:
-        return report_nothing_new(base, console)
+    if base and all(read_again(scan.findings) for scan in found.scans):
+        return report_nothing_new(base, [*found.problems, *(scan.refusal for scan in found.scans)], console)
     scheme = scheme_for(found, options, window, base)
     _say_found(found.scans, scheme.classes, console)
     if options.check:
@@ -127,7 +129,8 @@ def _require_long_enough(scans: list[Scan], options: Options) -> None:
     longest = max(len(scan.slices) for scan in scans)
     if not longest:
         reasons = [f"{scan.folder}: {one.message}" for scan in scans for one in scan.findings if one.action == SCAN_DROPPED]
-        raise InputError(f"No scan under {options.dataset} can be used:\n{listing(reasons)}")
+        faults = any(one.code == MACHINE_FAULT for scan in scans for one in scan.findings)
+        raise (MachineFaultError if faults else InputError)(f"No scan under {options.dataset} can be used:\n{listing(reasons)}")
     if longest < options.depth:
         raise InputError(
             f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
@@ -151,20 +154,23 @@ def _pack(found: Discovered, scheme: Scheme, options: Options, base: VolumesFile
     probed = _probe(found.scans, session)
     settings = settings_of(probed, found, scheme, options, base)
     info = FileInfo(options.depth, options.size, scheme.classes, scheme.positive, settings)
-    with VolumesWriter(options.output, info, base) as writer:
-        _write_scans(probed, scheme, writer, session)
-        new = writer.rows[len(base.rows) if base else 0 :]
+    with VolumesWriter(options.output, info, base, listings_of(probed)) as writer:
+        again = _write_scans(probed, scheme, writer, session)
+        new = [*writer.rows[len(base.rows) if base else 0 :], *again]
         failed = failed_scans(new, options.dataset)
-        quality = write_quality([*writer.rows, *(base.left_out if base else ())], options.quality)
+        quality = write_quality([*writer.rows, *again, *writer.left_out_before], options.quality)
         card.output(options.quality)
-        usable = [row for row in writer.rows if row.slice_count]
+        order = {scan.source: number for number, (scan, _) in enumerate(probed)}
+        # After a fault of the machine, a resumed run has read some scans later than others.
+        usable = sorted((row for row in writer.rows if row.slice_count), key=lambda row: order.get(row.source, -1))
         if not usable:
-            raise InputError(_none_usable(options, writer.rows, failed))
+            faults = any(one.code == MACHINE_FAULT for _, one in findings_of(again))
+            raise (MachineFaultError if faults else InputError)(_none_usable(options, new, failed))
         warn_of_several_classes(usable, scheme.classes, options.depth, session.console)
-        chosen = choose(usable, scheme.classes, options.depth, scheme.split)
+        chosen, awaited = choose_awaiting(usable, again, scheme.classes, options.depth, scheme.split)
         if not chosen:
             raise InputError(f"No scan has a class of {options.same_as}. Give a data set of the same classes.")
-        writer.finish(chosen)
+        writer.finish(chosen, awaited)
     file = VolumesFile(options.output)
     card.input(options.dataset, f"listing:{settings['listing']}")
     card.output(options.output)
@@ -193,16 +199,24 @@ def _probe(scans: list[Scan], session: Session) -> ProbedScans:
     return probed
 
 
-def _write_scans(probed: ProbedScans, scheme: Scheme, writer: VolumesWriter, session: Session) -> None:
-    """Write every scan that the file does not hold yet. One that is left out gets a row without slices until the file is finished."""
+def _write_scans(probed: ProbedScans, scheme: Scheme, writer: VolumesWriter, session: Session) -> list[ScanRow]:
+    """Write every scan that the file does not hold yet. One that is left out gets a row without slices until the file is finished.
+
+    Returns rows of scans that are not written, because the next run is to read them again.
+    """
+    again = []
     written = {row.source for row in writer.rows} & {scan.source for scan, _ in probed}
     if written:
         session.console.say(f"Resuming {writer.partial}, which has {len(written):,} of {counted(len(probed), 'scan')}.")
     todo = [(scan, headers) for scan, headers in probed if scan.source not in written]
     for row, chunks in _checked(todo, writer.info.size, scheme, session):
-        writer.add(row, chunks)
+        if is_read_again(row):
+            again.append(row)
+        else:
+            writer.add(row, chunks)
         if session.stop.received:
             raise session.stop.error(f"{counted(len(writer.rows), 'scan')} packed. Run the same command again to resume.")
+    return again
 
 
 def _checked(todo: ProbedScans, size: int | None, scheme: Scheme, session: Session) -> Iterator[tuple[ScanRow, list[Chunk]]]:

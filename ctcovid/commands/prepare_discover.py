@@ -114,14 +114,8 @@ def scheme_for(found: Discovered, options: Options, window: Window, base: Volume
 
 
 def settings_of(probed: ProbedScans, found: Discovered, scheme: Scheme, options: Options, base: VolumesFile | None) -> dict[str, Any]:
-    """All that the file's content depends on: a killed run is resumed only if none of it has changed."""
-    listing_hash = hashlib.sha256()
-    for scan, headers in probed:
-        turned = (scan.stack.turn, scan.stack.frames) if scan.stack else None
-        listing_hash.update(repr((scan.source, scan.id, scan.patient, scan.label, turned, headers)).encode())
-        for path in dict.fromkeys(scan.slices):
-            state = path.stat()
-            listing_hash.update(repr((path.name, state.st_size, state.st_mtime_ns)).encode())
+    """All that the file's content depends on. A killed run is resumed only if none of it but the listing has changed."""
+    listing_hash = hashlib.sha256(repr(sorted(listings_of(probed).items())).encode())
     given = sorted((scheme.split.parts or {}).items()), sorted((scheme.split.sizes or {}).items())
     settings: dict[str, Any] = {
         "depth": options.depth,
@@ -144,6 +138,22 @@ def settings_of(probed: ProbedScans, found: Discovered, scheme: Scheme, options:
     if base:
         settings["listing"] = joined_listing(base, settings["listing"])
     return {**base.settings, **settings} if base else settings
+
+
+def listings_of(probed: ProbedScans) -> dict[str, str]:
+    """By source, a hash of the scan's names, headers and files: a resumed run keeps scans whose hash has not changed."""
+    listings = {}
+    for scan, headers in probed:
+        turned = (scan.stack.turn, scan.stack.frames) if scan.stack else None
+        digest = hashlib.sha256(repr((scan.source, scan.id, scan.patient, scan.label, turned, headers)).encode())
+        for path in dict.fromkeys(scan.slices):
+            try:
+                state = path.stat()
+                digest.update(repr((path.name, state.st_size, state.st_mtime_ns)).encode())
+            except OSError as error:
+                digest.update(repr((path.name, error.errno)).encode())
+        listings[scan.source] = digest.hexdigest()
+    return listings
 
 
 def report_plan(options: Options, console: Console) -> Summary:

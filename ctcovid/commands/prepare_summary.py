@@ -42,7 +42,7 @@ def records(table: Table) -> list[dict[str, Any]]:
 
 def failed_scans(rows: list[ScanRow], dataset: Path) -> list[str]:
     """A sentence for each scan that is left out because something is wrong with it."""
-    return [reason if str(dataset) in reason else f"{dataset / source}: {reason}" for source, reason in reasons_of(rows).items()]
+    return [reason if str(dataset / source) in reason else f"{dataset / source}: {reason}" for source, reason in reasons_of(rows).items()]
 
 
 def write_quality(rows: list[ScanRow], path: Path) -> Table:
@@ -63,10 +63,12 @@ def report_check(rows: list[ScanRow], problems: list[str], options: Options, con
     return Summary(None, summary_table([]), failed, quality)
 
 
-def report_nothing_new(base: VolumesFile, console: Console) -> Summary:
-    """The result of --append without a new scan."""
+def report_nothing_new(base: VolumesFile, problems: list[str], console: Console) -> Summary:
+    """The result of --append without a new scan that can be read; `problems` are sentences about the others."""
     quality = summary_table(findings_of([*base.rows, *base.left_out]))
-    summary = Summary(base.path, dataset_table(base.rows, base.classes, base.depth), [], quality)
+    summary = Summary(base.path, dataset_table(base.rows, base.classes, base.depth), problems, quality)
+    if problems:
+        console.warn(f"{counted(len(problems), 'scan')} cannot be used:\n{listing(problems)}")
     console.result(summary.table, summary.document())
     console.say(f"There is nothing to add. {base.path} is unchanged.")
     return summary

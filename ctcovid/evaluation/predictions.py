@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import raise_machine_fault
 
 COLUMNS, PREFIX = ("patient", "scan", "volume", "label"), "p_"
 NEEDED = "It needs the columns patient,scan,volume,label,p_<class>…."
@@ -129,6 +130,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
     except FileNotFoundError as error:
         raise InputError(f"No such predictions file: {path}. Check the path.") from error
     except (OSError, ValueError, csv.Error) as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be read as CSV: {error}. {NEEDED}") from error
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(heading):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.evaluation.levels import row_keys
 from ctcovid.evaluation.predictions import Predictions
 
@@ -48,6 +49,7 @@ def read_attributes(path: Path) -> dict[str, dict[str, list[str]]]:
     except FileNotFoundError as error:
         raise InputError(f"No such file of subgroups: {path}. Check the path.") from error
     except (OSError, ValueError, csv.Error) as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be read as CSV: {error}. It needs a column patient and others to group by.") from error
     heading = lines[0] if lines else []
     found = [number for number, name in enumerate(heading) if name.lower() in PATIENT_COLUMNS]

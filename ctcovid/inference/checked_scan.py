@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctcovid.base.errors import InputError, counted
+from ctcovid.scans.absent import MACHINE_FAULT
 from ctcovid.scans.anatomy import cut_off
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import COMPLETE
@@ -66,6 +67,8 @@ def read_checked(scan: Scan, size: int, window: Window, pool: Executor, fewest: 
     if len(scan.slices) < fewest:
         raise _too_few(scan, len(scan.slices), fewest)
     probed = probe_scan(scan)
+    if probed.fault:
+        raise RefusedScanError(probed.fault, (MACHINE_FAULT,))
     if probed.colour:
         raise _refused(scan, verdict_of(scan, True, []).findings)
     scale = probed.form.scale

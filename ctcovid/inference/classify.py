@@ -10,11 +10,13 @@ from itertools import islice
 
 import numpy as np
 
+from ctcovid.base.faults import machine_fault
 from ctcovid.inference.batcher import Batcher, Outputs
 from ctcovid.inference.checked_scan import CheckedScan, RefusedScanError, read_checked
 from ctcovid.inference.flags import flags_of
 from ctcovid.inference.temperature import calibrated
 from ctcovid.models.registry import TrainedModel
+from ctcovid.scans.absent import MACHINE_FAULT
 from ctcovid.scans.findings import Finding
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import Window
@@ -119,6 +121,10 @@ def classify(
                 return {form: read_checked(scan, *form, slices, fewest) for form in forms}
             except RefusedScanError as error:
                 return error
+            except (OSError, MemoryError, RuntimeError) as error:
+                if fault := machine_fault(error):
+                    return RefusedScanError(fault.told(scan.folder), (MACHINE_FAULT,))
+                raise
             finally:
                 done(scan)
 

@@ -46,8 +46,9 @@ def flags_of(scan: Scan, checked: CheckedScan, model: TrainedModel, features: np
 
 
 def sentence(finding: Finding) -> str:
-    """A finding as a sentence for the reader of the result."""
-    text = finding.message[:1].upper() + finding.message[1:].rstrip(".")
+    """A finding as a sentence for the reader of the result. A path stays as it is."""
+    first = finding.message[:1] if "/" in finding.message.split(" ")[0] else finding.message[:1].upper()
+    text = first + finding.message[1:].rstrip(".")
     return f"{text}." if finding.action == "kept" else f"{text} ({finding.action})."
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctcovid.base.errors import ModelRefusedError, OutputExistsError
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.base.files import atomic, write_json
 from ctcovid.base.runcard import now, sha256
 
@@ -72,6 +73,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        raise_machine_fault(error, path)
         raise ModelRefusedError(f"{path} cannot be read ({error}). Restore it, or train the model again.") from error
     if not isinstance(card, dict):
         raise ModelRefusedError(f"{path} is not a model card. Restore it, or train the model again.")
@@ -137,6 +139,7 @@ def read_tensors(path: Path) -> Any:
     except PermissionError as error:
         raise ValueError("it may not be read") from error
     except Exception as error:
+        raise_machine_fault(error, path)
         # A damaged pickle can end in almost any exception.
         raise ValueError(_reason(str(error))) from error
 
@@ -172,6 +175,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
+        raise_machine_fault(error, path)
         if _is_pickle(path):
             raise ModelRefusedError(
                 f"{path} is a Python pickle, which could run any code, so it was not opened. Weights must be a safetensors file."

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ctcovid.base.errors import InputError, ModelRefusedError
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.models.store import WEIGHTS, read_tensors
 
 # Under which a checkpoint keeps the weights.
@@ -63,7 +64,8 @@ def _content(path: Path) -> object:
         is_safetensors = file.read(9)[8:] == b"{"
     try:
         return load_file(path) if is_safetensors else read_tensors(path)
-    except (SafetensorError, OSError, LookupError):
+    except (SafetensorError, OSError, LookupError) as error:
+        raise_machine_fault(error, path)
         reason = "it is a damaged safetensors file"
     except ValueError as error:
         reason = str(error)

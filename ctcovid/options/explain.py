@@ -10,7 +10,7 @@ import typer
 
 from ctcovid.base import choices
 from ctcovid.base.errors import UsageError
-from ctcovid.base.files import require_there
+from ctcovid.base.files import require_named, require_there
 from ctcovid.options import shared
 
 
@@ -44,7 +44,7 @@ class Options(shared.Options):
         if self.layer and self.method == choices.OCCLUSION:
             raise UsageError("--method occlusion does not use a layer. Omit --layer, or choose another method.")
         for path in self.scans:
-            require_there(path)
+            require_named(path)
         if self.mask is not None:
             require_there(self.mask, "mask")
         find(self.model, self.runs)

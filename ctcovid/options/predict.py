@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from ctcovid.base.errors import UsageError
-from ctcovid.base.files import require_there
+from ctcovid.base.files import require_named
 from ctcovid.options import shared
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class Options(shared.Options):
             raise UsageError("--volumes and --output name the same file. Rows of volumes and of scans need a file each.")
         self.own_shard(())
         for path in self.scans:
-            require_there(path)
+            require_named(path)
         for name in self.models:
             find(name, self.runs)
         shared.require_device(self.device)

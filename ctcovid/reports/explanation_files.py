@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base.choices import SMOOTH
-from ctcovid.base.files import atomic, write_json
+from ctcovid.base.files import atomic, resolved, write_json
 from ctcovid.explanation.faithfulness import CAUTION, Faithfulness
 from ctcovid.explanation.methods import Method
 from ctcovid.explanation.pointing import Pointing
@@ -82,7 +82,7 @@ def _manifest(found: Explanation, folder: Path) -> dict[str, Any]:
     smooth = method.name == SMOOTH
     return {
         "scan": found.scan.id,
-        "source": str(found.scan.folder.resolve()),
+        "source": str(resolved(found.scan.folder)),
         "folder": str(folder),
         "model": model.name,
         "method": method.title,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ctcovid.base.files import printable
+from ctcovid.base.files import printable, resolved
 from ctcovid.inference.classify import Refused, ScanPrediction
 from ctcovid.inference.flags import sentence
 from ctcovid.reports.rows import BETWEEN, Row
@@ -52,7 +52,7 @@ def scan_row(checked: ScanPrediction | Refused, classes: Sequence[str], models: 
 
 def source_of(scan: Scan) -> str:
     """Where a scan was read from, whole, since its name depends on what it was found under."""
-    return printable(str(scan.folder.resolve()))
+    return printable(str(resolved(scan.folder)))
 
 
 def typed_row(row: Row) -> Row:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.base.files import json_text, write_text
 from ctcovid.options.predict import STDOUT
 
@@ -65,7 +66,13 @@ class RowFile:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.file is None:
             # Whatever ends the run, what is done is kept, as in the other forms.
-            write_text(self.path, json_text(self.document(self.rows)) + "\n")
+            text = json_text(self.document(self.rows)) + "\n"
+            try:
+                write_text(self.path, text)
+            except OSError:
+                # All rows are lost unless a second try succeeds.
+                with self._named():
+                    write_text(self.path, text)
         elif self.path != STDOUT:
             # What a full disk did not take is tried once more.
             with self._named():
@@ -77,7 +84,7 @@ class RowFile:
         try:
             yield
         except OSError as error:
-            error.filename = error.filename or str(self.path)
+            raise_machine_fault(error, self.path)
             raise
 
     def _line(self, row: Row) -> str:
@@ -121,6 +128,7 @@ def read_rows(path: Path, columns: Sequence[str], rows_in: Callable[[Any], list[
         if any(list(row) != list(columns) for row in rows):
             raise ValueError(f"not all rows have the columns {','.join(columns)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be continued: {error}. Name another output, or pass --overwrite without --resume.") from error
     return rows
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ctcovid.base.faults import machine_fault
 from ctcovid.scans import frames
 from ctcovid.scans.frames import Frame
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE
@@ -70,8 +71,9 @@ def is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-    except OSError:
-        return False
+    except OSError as error:
+        # Until it can be read.
+        return machine_fault(error) is not None
     return head[128:132] == b"DICM" or _begins_with_elements(head)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError, listing
-from ctcovid.base.files import printable, require_there
-from ctcovid.scans.contents import Contents, contents_of, folders, natural_key, walk
+from ctcovid.base.faults import is_folder, second_look
+from ctcovid.base.files import printable, require_there, resolved
+from ctcovid.scans.absent import why_absent
+from ctcovid.scans.contents import Contents, contents_of, folders, listed, natural_key, walk
 from ctcovid.scans.findings import KEPT, WARNING, Finding
-from ctcovid.scans.found import Found, found_at, found_in, stem
+from ctcovid.scans.found import Found, found_at, found_in, refused_for, stem
 from ctcovid.scans.manifest import is_manifest, manifest_scans
 from ctcovid.scans.naming import with_unique_names
 from ctcovid.scans.privacy import Pseudonyms
@@ -35,31 +38,39 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
     _require_folder(root)
     scans: list[Scan] = []
     problems: list[str] = []
+    problems += _absent(listed(root))
     for class_folder in (folder for folder in folders(root) if folder.name != TRUTH):
         before = len(scans)
         earlier = len(problems)
-        loose = [] if contents_of(class_folder).pictures else found_in([(class_folder, contents_of(class_folder))], series)
+        direct = listed(class_folder)
+        scans += [_patient_not_there(path, root) for path in direct.unknown]
+        loose = [] if direct.pictures else found_in([(class_folder, replace(direct, unknown=()))], series)
         for found in loose:
-            if found.scan.folder.is_file():
+            if not is_folder(found.scan.folder):
                 patient = stem(found.scan.folder)
             else:
                 found, patient = _with_patient(found), pseudonyms(found.patient or found.study or str(found.scan.folder.relative_to(root)))
             scans.append(_named(found, root, class_folder.name, patient, pseudonyms))
         for patient_folder in folders(class_folder):
-            direct = contents_of(patient_folder)
+            try:
+                direct, scan_folders = listed(patient_folder), folders(patient_folder)
+            except InputError as error:
+                scans.append(_patient_not_there(patient_folder, root, error))
+                continue
             if direct.pictures:
                 problems.append(f"{patient_folder}: slices are directly in the patient's folder; move them into a folder per scan")
-            sources = [] if direct.pictures else [(patient_folder, direct)]
-            scan_folders = folders(patient_folder)
-            if not scan_folders and not direct:
+            absent = _absent(direct)
+            problems += absent
+            sources = [] if direct.pictures else [(patient_folder, replace(direct, unknown=()))]
+            if not scan_folders and not direct and not absent:
                 problems.append(f"{patient_folder}: no scans; add folders of slices or remove it")
             for scan_folder in scan_folders:
                 inside = _of_scan(scan_folder)
                 if not inside:
                     problems.append(f"{scan_folder}: no slices; add {KINDS}, or remove it")
                 sources += inside
-            scans += _of_patient(found_in(sources, series), root, patient_folder, pseudonyms)
-        if len(scans) == before and not any(folders(folder) or contents_of(folder) for folder in folders(class_folder)):
+            scans += _of_patient(_certain(found_in(sources, series), sources), root, patient_folder, pseudonyms)
+        if len(scans) == before and not any(contents_of(folder) or folders(folder) for folder in folders(class_folder)):
             del problems[earlier:]
             problems.append(f"{class_folder}: not a class folder, as nothing in it has the layout patient/scan/slices; move it elsewhere")
     if not scans:
@@ -82,16 +93,23 @@ def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
     for path in given:
         if is_manifest(path):
             for scan in manifest_scans(path, series, labelled=False):
-                scans.setdefault((scan.folder.resolve(), scan.id), scan)
+                scans.setdefault((_place(scan.folder), scan.id), scan)
             continue
         below = _found_below(path, series)
         for found in below:
             scan = _below(found, path, len(below) == 1)
             if len(given) > 1:
-                scan = replace(scan, id=(scan.folder.with_name(stem(scan.folder)) if scan.folder.is_file() else scan.folder).as_posix())
+                scan = replace(
+                    scan, id=(scan.folder.with_name(stem(scan.folder)) if not is_folder(scan.folder) else scan.folder).as_posix()
+                )
                 scan = replace(scan, id=scan.id + found.suffix)
-            scans.setdefault((found.scan.folder.resolve(), found.suffix), scan)
+            scans.setdefault((_place(found.scan.folder), found.suffix), scan)
     return with_unique_names([replace(scan, id=printable(scan.id)) for scan in scans.values()], lambda scan: scan.id)
+
+
+def _place(path: Path) -> Path:
+    """What tells the places of scans apart. Files that link to one file, as equal ones do under git-annex, are several scans."""
+    return resolved(path) if is_folder(path) else resolved(path.parent) / path.name
 
 
 def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms: Pseudonyms) -> list[Scan]:
@@ -103,6 +121,25 @@ def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms
         alone = first and firsts.count(first) == 1 and (patient_folder / first[0]).is_dir()
         scans.append(replace(scan, id=first[0]) if alone else scan)
     return scans
+
+
+def _certain(found: list[Found], sources: list[tuple[Path, Contents]]) -> list[Found]:
+    """The scans of a patient; if a folder cannot be listed, without those that may have files in it: DICOM, of any folder."""
+    failed = next((refused_for(found[0].scan, folder, inside.unlisted) for folder, inside in sources if inside.unlisted), None)
+    if failed is None:
+        return found
+    return [replace(one, scan=one.scan.refused(failed.findings[0].code, failed.findings[0].message)) if one.study else one for one in found]
+
+
+def _patient_not_there(path: Path, root: Path, error: InputError | None = None) -> Scan:
+    """What stands for the scans of a patient whose folder is a link to nothing, or cannot be listed for `error`."""
+    scan = Scan(path.name, path.name, path.parent.name, path, (), path.relative_to(root).as_posix())
+    return refused_for(scan, path, error or second_look(path) or FileNotFoundError(errno.ENOENT, "not there", str(path)))
+
+
+def _absent(contents: Contents) -> list[str]:
+    """A sentence for each link to an absent file or folder, whose name does not say what it is."""
+    return [f"{path}: {why_absent(path) or 'cannot be read; run the same command again'}" for path in contents.unknown]
 
 
 def _with_patient(found: Found) -> Found:
@@ -120,7 +157,7 @@ def _named(found: Found, root: Path, label: str, patient: str, pseudonyms: Pseud
     source = folder.relative_to(root)
     # Numbers of studies would shift as soon as a study is added.
     suffix = f"-{pseudonyms(found.study)}" if found.number else ""
-    if folder.is_file():
+    if not is_folder(folder):
         name = "/".join((*source.parts[2:-1], stem(folder)))
     elif len(source.parts) > 2:
         name = "/".join(source.parts[2:]) + suffix
@@ -133,10 +170,10 @@ def _below(found: Found, path: Path, alone: bool) -> Scan:
     """A scan named after its path below `path`, or after `path` itself if it is `alone` there and not a folder of pictures."""
     folder = found.scan.folder
     if folder == path or (alone and found.scan.stack is not None):
-        source, name = folder.relative_to(path).as_posix(), stem(path.resolve()) if path.is_file() else path.resolve().name
+        source, name = folder.relative_to(path).as_posix(), path.resolve().name if is_folder(path) else stem(path)
     else:
         source = folder.relative_to(path).as_posix()
-        name = folder.relative_to(path).with_name(stem(folder)).as_posix() if folder.is_file() else source
+        name = folder.relative_to(path).with_name(stem(folder)).as_posix() if not is_folder(folder) else source
     return replace(found.scan, id=name + found.suffix, source=source + found.suffix)
 
 
@@ -150,10 +187,10 @@ def _found_below(path: Path, series: str | None) -> list[Found]:
 def _of_scan(folder: Path) -> list[tuple[Path, Contents]]:
     """What a scan's folder holds: pictures directly in it, all other files also in folders below."""
     direct = contents_of(folder)
-    if direct.pictures:
+    if direct.pictures or direct.unlisted:
         return [(folder, direct)]
     below = ((inner, contents_of(inner)) for inner in walk(folder))
-    return [(inner, inside) for inner, inside in below if inside.volumes or inside.dicom]
+    return [(inner, inside) for inner, inside in below if replace(inside, pictures=())]
 
 
 def _require_folder(path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import MachineFaultError, is_folder, machine_fault, second_look
 from ctcovid.base.files import require_there
+from ctcovid.scans.absent import EMPTY, MACHINE_FAULT, MISSING, why_absent
 from ctcovid.scans.contents import DICOM, TIFF, Contents, contents_of, natural_key, walk
 from ctcovid.scans.decode import ending, volume_scan
 from ctcovid.scans.dicom import NOT_DICOM, Header, is_dicom
@@ -37,10 +40,18 @@ def found_at(path: Path, series: str | None = None) -> list[Found]:
 
     Raises InputError if the path is absent, cannot be read, or is a file of another kind.
     """
-    require_there(path)
+    try:
+        require_there(path)
+    except MachineFaultError as error:
+        return [Found(refused_for(_unnamed(path), path, error))]
+    except InputError as error:
+        # A link to what is absent is a scan that cannot be read.
+        if path.is_symlink():
+            return [Found(refused_for(_unnamed(path), path, error))]
+        raise
     if path.is_file():
         return _in_file(path, series)
-    if not path.is_dir():
+    if not is_folder(path):
         raise InputError(f"{path} is neither a folder nor a file. Check the path.")
     return found_in(((folder, contents_of(folder)) for folder in walk(path)), series)
 
@@ -50,6 +61,8 @@ def found_in(sources: Iterable[tuple[Path, Contents]], series: str | None) -> li
     found: list[Found] = []
     dicom: list[Path] = []
     for folder, contents in sources:
+        if contents.unlisted or contents.unknown:
+            found.append(Found(_not_there(folder, contents)))
         if contents.pictures:
             found.append(Found(_without_series(_unnamed(folder, contents.pictures), series)))
         found += [Found(_without_series(_volume(path), series)) for path in contents.volumes]
@@ -64,12 +77,15 @@ def in_studies(files: Sequence[Path], series: str | None) -> list[Found]:
     pictured = [study for study in every if any(header.rows for header in study)]
     names = {study[0].study for study in pictured}
     damaged = [_around(study, unread) if len(pictured) == 1 else near(study, unread, names) for study in pictured or every]
-    found = [_study(study, files, series) for study, files in zip(pictured or every, damaged, strict=True)]
+    found = [_study(study, beside, series) for study, beside in zip(pictured or every, damaged, strict=True)]
     # Studies without a readable file.
     taken = {one.path for files in damaged for one in files}
     left = [one for one in unread if one.path not in taken]
     for folder in dict.fromkeys(one.path.parent for one in left):
-        found.append(Found(study_scan(_unnamed(folder), (), [one for one in left if one.path.parent == folder], series)))
+        here = [one for one in left if one.path.parent == folder]
+        faults = [one for one in here if one.code == MACHINE_FAULT]
+        scan = _unnamed(folder)
+        found.append(Found(scan.refused(MACHINE_FAULT, faults[0].reason) if faults else study_scan(scan, (), here, series)))
     folders = [one.scan.folder for one in found]
     order = {study: number for number, study in enumerate(sorted({one.study for one in found}), start=1)}
     return [replace(one, number=order[one.study]) if folders.count(one.scan.folder) > 1 else one for one in found]
@@ -99,7 +115,11 @@ def _in_file(path: Path, series: str | None) -> list[Found]:
 
 
 def _study(headers: Sequence[Header], unread: Sequence[Unread], series: str | None) -> Found:
-    scan = study_scan(_unnamed(common_folder(headers)), headers, unread, series)
+    scan = _unnamed(common_folder(headers))
+    if faults := [one for one in unread if one.code == MACHINE_FAULT]:
+        # Not even which study and series such a file belongs to is known.
+        return Found(scan.refused(MACHINE_FAULT, faults[0].reason), headers[0].study, headers[0].patient)
+    scan = study_scan(scan, headers, unread, series)
     used = set(scan.slices)
     if used:
         scan = replace(scan, folder=common_folder([header for header in headers if header.path in used]))
@@ -113,9 +133,41 @@ def _around(study: Sequence[Header], unread: Sequence[Unread]) -> list[Unread]:
 
 
 def _volume(path: Path) -> Scan:
-    if not ending(path.name):
-        return pages_scan(_unnamed(path), path)
-    return volume_scan(_unnamed(path), path)
+    """The scan in a file. A library does not say whether the file or the machine was at fault, so it is asked twice."""
+    scan = _try_volume(path)
+    if scan.slices or scan.findings[0].code != "unreadable":
+        return scan
+    if again := second_look(path):
+        return refused_for(scan, path, again)
+    if why := why_absent(path):
+        return scan.refused(MISSING, why)
+    return scan.refused(EMPTY, "the file is empty") if not path.stat().st_size else _try_volume(path)
+
+
+def _try_volume(path: Path) -> Scan:
+    scan = _unnamed(path)
+    try:
+        return volume_scan(scan, path) if ending(path.name) else pages_scan(scan, path)
+    except (InputError, OSError, MemoryError) as error:
+        if machine_fault(error):
+            return refused_for(scan, path, error)
+        return scan.refused("unreadable", str(error).removeprefix(f"{path}: "))
+
+
+def refused_for(scan: Scan, path: Path, error: BaseException) -> Scan:
+    """`scan` without slices, because `path` cannot be read: the machine failed, or there is nothing to read."""
+    if fault := machine_fault(error):
+        return scan.refused(MACHINE_FAULT, fault.told(path).rstrip("."))
+    return scan.refused(MISSING, why_absent(path, error) or str(error))
+
+
+def _not_there(folder: Path, contents: Contents) -> Scan:
+    """What stands for a folder that cannot be listed, or for files in it that are not there and whose names tell nothing."""
+    if contents.unlisted:
+        return refused_for(_unnamed(folder), folder, contents.unlisted)
+    path = contents.unknown[0]
+    scan = _unnamed(path if len(contents.unknown) == 1 else folder)
+    return refused_for(scan, path, second_look(path) or FileNotFoundError(errno.ENOENT, "not there", str(path)))
 
 
 def _without_series(scan: Scan, series: str | None) -> Scan:

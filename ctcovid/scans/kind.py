@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.scans.read import UNDECODABLE, pillow_silenced
 
 COMPLETE, SEGMENTED = "complete", "segmented"
@@ -33,7 +34,8 @@ def in_colour(path: Path) -> bool:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LAB", "HSV"):
                 return False
             channels = np.asarray(picture.convert("RGB").reduce(4) if min(picture.size) >= 8 else picture.convert("RGB"), np.int16)
-    except UNDECODABLE:
+    except UNDECODABLE as error:
+        raise_machine_fault(error, path)
         # Reading the slice reports what is wrong with the file.
         return False
     return float(np.ptp(channels, axis=2).mean()) > 12

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, listing
+from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.files import resolved
 from ctcovid.scans.found import found_at, stem
 from ctcovid.scans.scan import Scan
 
@@ -49,7 +51,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
     first_of: dict[str, int] = {}
     first_named: dict[tuple[str, str, str], int] = {}
     unnamed = Counter(_own_name(row, labelled) for row in rows if not row.scan)
-    listed = {(path.parent / row.path).resolve() for row in rows}
+    listed = {resolved(path.parent / row.path) for row in rows}
     for row in rows:
         problem, scan = "", None
         try:
@@ -58,7 +60,7 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
             problem = str(error)
         else:
             # The line of a folder does not mean a file in it that has its own line, such as a NIfTI beside DICOM.
-            others = [one for one in found if not one.scan.folder.is_file() or one.scan.folder.resolve() not in listed]
+            others = [one for one in found if not one.scan.folder.is_file() or resolved(one.scan.folder) not in listed]
             found = others if len(others) == 1 else found
             if len(found) == 1:
                 scan = _scan(found[0].scan, row, labelled, unnamed[_own_name(row, labelled)] > 1)
@@ -109,6 +111,7 @@ def read_manifest(path: Path, labelled: bool = True) -> list[Row]:
     except FileNotFoundError as error:
         raise InputError(f"No such manifest: {path}. Check the path.") from error
     except (OSError, ValueError, csv.Error) as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be read as CSV: {error}. It needs the columns {COLUMNS}.") from error
     needed = ("path", "label", "patient") if labelled else ("path",)
     if not rows:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.base.files import require_there
-from ctcovid.scans.contents import PICTURES, contents_of
+from ctcovid.scans.contents import PICTURES, listed
 from ctcovid.scans.decode import ending, stored_values, volume_scan
 from ctcovid.scans.mask_pictures import mask_values
 from ctcovid.scans.read import square
@@ -66,7 +66,7 @@ def read_mask(path: Path, scan: Scan, size: int, own_size: tuple[int, int] | Non
 def _values(path: Path) -> tuple[np.ndarray, list[str], Stack | None, bool]:
     """All values, (slices, rows, columns); the names of the slices, for pictures; the stack, for a volume; and whether they are lossy."""
     if path.is_dir():
-        contents = contents_of(path)
+        contents = listed(path)
         files = contents.pictures or contents.volumes
         if not contents.pictures and len(files) != 1:
             found = f"{len(files)} volume files" if files else "DICOM" if contents.dicom else "no picture"

@@ -5,7 +5,6 @@ GDCM gets the bare picture instead of the file: damaged files can make it reserv
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.temporaries import scratch_file
 from ctcovid.scans.decoded import at_edge
 from ctcovid.scans.dicom import DEFLATED_SYNTAX, NATIVE_SYNTAXES, open_dataset
 from ctcovid.scans.quiet import silenced
@@ -118,8 +118,7 @@ def _by_gdcm(dataset: Any, syntax: str, frame: bytes) -> np.ndarray:
     bare.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
     bare.PixelData = encapsulate([frame])
     bare["PixelData"].VR = "OB"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "frame.dcm"
+    with scratch_file() as path:
         pydicom.dcmwrite(path, bare, enforce_file_format=True)
         with silenced(f"frame of {syntax}"):
             values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path), imageIO="GDCMImageIO"))

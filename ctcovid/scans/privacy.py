@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import raise_machine_fault
 
 SALT_BYTES = 32
 
@@ -53,10 +54,19 @@ def _salt(path: Path, lasting: bool) -> bytes:
             return secrets.token_bytes(SALT_BYTES)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(SALT_BYTES))
+            try:
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(secrets.token_bytes(SALT_BYTES))
+            except FileExistsError:
+                # Another process has just made it.
+                pass
+            except OSError:
+                # A file that a full disk cut short would be no salt.
+                path.unlink(missing_ok=True)
+                raise
         salt = path.read_bytes()
     except OSError as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path}, the salt of the pseudonyms, cannot be used: {error.strerror}. Fix its permissions.") from error
     if len(salt) != SALT_BYTES:
         raise InputError(f"{path} is not a salt of {SALT_BYTES} bytes. Restore it, or remove it for new pseudonyms.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,13 @@ MOST_BYTES = 640 << 20
 MOST_PIXELS_PER_SIDE = 8192
 # What to do about an unusable scan, in general and by the code of the finding.
 REMEDY = "Repair it or remove the scan."
-REMEDIES = {"not-dicom": "Rename or remove files that are not DICOM.", "no-such-series": "Name another --series, or none."}
+REMEDIES = {
+    "not-dicom": "Rename or remove files that are not DICOM.",
+    "no-such-series": "Name another --series, or none.",
+    "machine-fault": "The scan itself may be sound: it is read again by the next run.",
+    "missing-file": "Then run the same command again.",
+    "empty-file": "Copy it again.",
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,8 @@ class Scan:
             return sha256_of((self.folder, self.stack.beside))
         if self.folder.is_file():
             return sha256(self.folder)
-        return sha256_of(self.slices) if self.slices else None
+        # Slices that are absent or forbidden were not read either.
+        return sha256_of(path for path in self.slices if os.access(path, os.R_OK)) if self.slices else None
 
     @property
     def refusal(self) -> str:

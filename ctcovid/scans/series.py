@@ -18,7 +18,7 @@ from ctcovid.scans.lone import direction_number, joined, missing_parts, with_joi
 from ctcovid.scans.placed import ordered
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.stacks import FEWEST, Chosen, Slice, along, choose, usual
-from ctcovid.scans.unreadable import Unread, file_findings, missing_slices, of_series, reasons, slice_findings, usable_without
+from ctcovid.scans.unreadable import Unread, code_of, file_findings, missing_slices, of_series, reasons, slice_findings, usable_without
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 REFORMAT_WORDS = {"MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
@@ -106,7 +106,8 @@ def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], 
         count = counted(len(unread), "file")
         return scan.refused("not-dicom", f"{count} named as DICOM, but not DICOM")
     if not everything:
-        return scan.refused("unreadable", f"no readable DICOM slices: {reasons(unread)}" if unread else "no DICOM slices")
+        text = f"no readable DICOM slices: {reasons(unread)}" if unread else "no DICOM slices"
+        return scan.refused(code_of(unread, "unreadable"), text)
     fitting = everything if wanted is None else [series for series in everything if matches(series, wanted)]
     if not fitting:
         return scan.refused("no-such-series", f"no series {wanted} in the study; it has {'; '.join(map(_described, everything))}")
@@ -115,8 +116,9 @@ def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], 
         return _none_fits(scan, fitting)
     chosen = best(candidates)
     missing, beside = of_series(chosen.headers, unread, chosen.chosen.marks if chosen.chosen else (), chosen.lone)
-    if missing and not usable_without(missing, len(chosen.used), chosen.places, chosen.spacing):
-        return scan.refused("unreadable-slice", missing_slices(missing, len(chosen.used)))
+    files = [one.header.path for one in chosen.used]
+    if missing and not usable_without(missing, files, along(chosen.used)[0], chosen.spacing):
+        return scan.refused(code_of(missing, "unreadable-slice"), missing_slices(missing, len(files)))
     if problem := _problem(chosen, candidates, headers):
         return scan.refused("inconsistent-stack", problem)
     others = [series for series in everything if series.slices != chosen.slices]

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import counted
+from ctcovid.scans.absent import EMPTY, MACHINE_FAULT, MISSING, fault_of, why_absent
+from ctcovid.scans.contents import natural_key
 from ctcovid.scans.dicom import NOT_DICOM, DamagedError, Header, read_header
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.quality import can_lose
@@ -20,11 +22,12 @@ from ctcovid.scans.quality import can_lose
 
 @dataclass(frozen=True)
 class Unread:
-    """A file, the reason in a few words, and its header if that could be read."""
+    """A file, the reason in a few words, and its header if that could be read; `code` is one of `absent.READ_AGAIN`, or empty."""
 
     path: Path
     reason: str
     header: Header | None
+    code: str = ""
 
 
 def read_headers(files: Sequence[Path]) -> tuple[list[Header], list[Unread]]:
@@ -34,8 +37,22 @@ def read_headers(files: Sequence[Path]) -> tuple[list[Header], list[Unread]]:
         try:
             headers.append(read_header(path))
         except DamagedError as error:
-            unread.append(Unread(path, str(error), error.header))
+            unread.append(_unread(path, error))
     return headers, unread
+
+
+def _unread(path: Path, error: DamagedError) -> Unread:
+    if fault := fault_of(path, error):
+        return Unread(path, fault.told("one of its files").rstrip("."), error.header, MACHINE_FAULT)
+    if why := why_absent(path, error):
+        return Unread(path, why, error.header, MISSING)
+    return Unread(path, str(error), error.header, EMPTY if str(error) == "empty" else "")
+
+
+def code_of(unread: Sequence[Unread], otherwise: str) -> str:
+    """The code of the finding about a study that is not used because of these files."""
+    codes = {one.code for one in unread}
+    return next((code for code in (MACHINE_FAULT, MISSING, EMPTY) if code in codes), otherwise)
 
 
 def near(headers: Sequence[Header], unread: Sequence[Unread], studies: set[str]) -> list[Unread]:
@@ -72,13 +89,13 @@ def count_slices(missing: Sequence[Unread]) -> int:
     return sum(len(one.header.details) if one.header else 1 for one in missing)
 
 
-def usable_without(missing: Sequence[Unread], slices: int, positions: np.ndarray, spacing: float) -> bool:
+def usable_without(missing: Sequence[Unread], files: Sequence[Path], positions: np.ndarray, spacing: float) -> bool:
     """Whether a series is usable without its `missing` slices, by the rule for pictures (`quality.can_lose`).
 
     Parameters
     ----------
-    slices : number of readable slices
-    positions : of these, in mm along the stack; empty if unknown
+    files : of the readable slices
+    positions : of these slices along the stack: in mm, or numbers if `spacing` is infinite
     spacing : usual distance of two slices in mm
     """
     gaps = np.diff(np.sort(positions))
@@ -86,12 +103,29 @@ def usable_without(missing: Sequence[Unread], slices: int, positions: np.ndarray
     in_a_row = max(round(float(gaps.max()) / spacing) - 1, 1) if len(gaps) and np.isfinite(spacing) else 1
     lost = count_slices(missing)
     longest = max(count_slices([one]) for one in missing)
-    return can_lose(lost, max(min(in_a_row, lost), longest), slices + lost)
+    in_a_row = max(in_a_row, _in_a_row_by_name(missing, files, positions))
+    return can_lose(lost, max(min(in_a_row, lost), longest), len(files) + lost)
+
+
+def _in_a_row_by_name(missing: Sequence[Unread], files: Sequence[Path], positions: np.ndarray) -> int:
+    """How many missing slices follow each other in the order of names, as at an end, where no gap shows them; 0 if names give no order."""
+    place = dict(zip(files, positions, strict=True))
+    names = sorted([*place, *(one.path for one in missing)], key=lambda path: natural_key(path.as_posix()))
+    steps = np.diff([place[path] for path in names if path in place])
+    if not len(steps) or not ((steps > 0).all() or (steps < 0).all()):
+        return 0
+    return max(len(run) for run in "".join(" " if path in place else "x" for path in names).split(" "))
 
 
 def slice_findings(missing: Sequence[Unread], slices: int) -> list[Finding]:
-    """The finding about missing slices of the series that is used."""
-    return [Finding("unreadable-slice", WARNING, missing_slices(missing, slices), SLICE_DROPPED)] if missing else []
+    """The findings about missing slices of the series that is used, by what is wrong with them."""
+    by_code: dict[str, list[Unread]] = {}
+    for one in missing:
+        by_code.setdefault(MISSING if one.code == MISSING else "unreadable-slice", []).append(one)
+    return [
+        Finding(code, WARNING, f"{len(some):,} of its {slices + len(missing):,} slices cannot be read: {reasons(some)}", SLICE_DROPPED)
+        for code, some in by_code.items()
+    ]
 
 
 def file_findings(others: Sequence[Unread]) -> list[Finding]:

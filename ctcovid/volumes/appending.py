@@ -10,7 +10,9 @@ from ctcovid.base.errors import InputError, UsageError, listing
 from ctcovid.scans.privacy import Pseudonyms
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import parse_window
+from ctcovid.volumes.layout import awaited_parts
 from ctcovid.volumes.reader import VolumesFile
+from ctcovid.volumes.verdicts import is_read_again
 
 
 def carried_over(file: VolumesFile, given: dict[str, Any]) -> dict[str, Any]:
@@ -64,11 +66,11 @@ def require_same_salt(file: VolumesFile, salt: Path) -> None:
 
 
 def not_there_yet(file: VolumesFile, scans: list[Scan]) -> list[Scan]:
-    """Scans that the file neither holds nor has left out.
+    """Scans that the file neither holds nor has left out for good.
 
     Raises InputError if one has a class that the file does not have.
     """
-    known = {row.source for row in (*file.rows, *file.left_out)}
+    known = {row.source for row in (*file.rows, *(row for row in file.left_out if not is_read_again(row)))}
     new = [scan for scan in scans if scan.source not in known]
     strange = sorted({scan.label for scan in new} - set(file.classes))
     if strange:
@@ -80,8 +82,8 @@ def not_there_yet(file: VolumesFile, scans: list[Scan]) -> list[Scan]:
 
 
 def parts_of(file: VolumesFile) -> dict[str, str]:
-    """Part by patient."""
-    return {row.patient: row.split for row in file.rows}
+    """Part by patient, also of patients whose scans could not be read so far."""
+    return {**awaited_parts(file.settings), **{row.patient: row.split for row in file.rows}}
 
 
 def joined_listing(file: VolumesFile, listing_hash: str) -> str:

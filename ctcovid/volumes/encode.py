@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 from isal import isal_zlib
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import MachineFaultError
+from ctcovid.scans.absent import EMPTY, MACHINE_FAULT, MISSING, READ_AGAIN, fault_of, why_absent
 from ctcovid.scans.kind import in_colour
 from ctcovid.scans.quality import Unusable
 from ctcovid.scans.read import ScanFormat, read_header, read_slices, scale_of, scan_format, square
@@ -61,15 +62,23 @@ def encode_slices(job: Job) -> list[Encoded]:
 def summarised_slices(scan: Scan, scale: Scale, window: Window) -> Iterator[tuple[SliceSummary, np.ndarray] | Unusable]:
     """Summary and pixels, uint8 (H, W) unchanged, of each slice of a scan or of a piece of one; or why it cannot be read."""
     for piece in scan.pieces(1):
-        left = len(piece.slices)
-        try:
-            for decoded in read_slices(piece, scale, window):
-                left -= 1
-                yield summarise(decoded.pixels, decoded), decoded.pixels
-        except InputError as error:
-            # In a file that holds all slices, those after the damage are unreadable too.
-            for _ in range(left):
-                yield unusable(piece.slices[0], error, named=piece.stack is None)
+        done = 0
+        again = False
+        while done < len(piece.slices):
+            try:
+                for number, decoded in enumerate(read_slices(piece, scale, window)):
+                    if number >= done:
+                        done += 1
+                        yield summarise(decoded.pixels, decoded), decoded.pixels
+                break
+            except (InputError, OSError, MemoryError) as error:
+                why = unusable(piece.slices[0], error, named=piece.stack is None)
+                # A library does not say whether the file or the machine was at fault, so what it calls damaged is read twice.
+                if again or why.code in READ_AGAIN or error.__cause__ is None:
+                    # In a file that holds all slices, those after the damage are unreadable too.
+                    yield from [why] * (len(piece.slices) - done)
+                    break
+                again = True
 
 
 def _encoded(pixels: np.ndarray, size: int, summary: SliceSummary) -> Chunk:
@@ -78,11 +87,15 @@ def _encoded(pixels: np.ndarray, size: int, summary: SliceSummary) -> Chunk:
     return Chunk(chunk_bytes(fitted), summary.crc32 if fitted is pixels else isal_zlib.crc32(fitted), summary)
 
 
-def unusable(path: Path, error: InputError, named: bool = True) -> Unusable:
+def unusable(path: Path, error: InputError | OSError | MemoryError, named: bool = True) -> Unusable:
     """Why a slice cannot be read. Unless `named`, without the name of its file, which for DICOM may be that of a patient."""
+    if fault := fault_of(path, error):
+        return Unusable(MACHINE_FAULT, fault.told(path if named else "one of its files"))
+    if why := why_absent(path, error):
+        return Unusable(MISSING, f"{path if named else 'the file'}: {why}.")
     message = str(error) if named else str(error).replace(f"{path}: ", "").replace(str(path), "the file")
-    if path.is_file() and path.stat().st_size == 0:
-        return Unusable("empty-file", message)
+    if path.stat().st_size == 0:
+        return Unusable(EMPTY, message)
     if NOT_HOUNSFIELD in message:
         return Unusable("not-hounsfield", message)
     return Unusable("truncated" if "truncated" in message else "unreadable", message)
@@ -92,30 +105,43 @@ def unusable(path: Path, error: InputError, named: bool = True) -> Unusable:
 class Probed:
     """What the headers of a scan say: the size of most slices, the scale of their values, and whether they are in colour.
 
-    The size is 0×0 if no header can be read.
+    The size is 0×0 if no header can be read. `fault` says how the machine failed, if it did: then the rest is uncertain.
     """
 
     form: ScanFormat
     colour: bool
+    fault: str = ""
 
 
 def probe_scan(scan: Scan) -> Probed:
     """Read the headers of all slices. Decoding finds what is wrong with single ones."""
+    unknown = ScanFormat(0, 0, GREY)
     if scan.stack is not None:
-        with contextlib.suppress(InputError):
+        try:
             return Probed(scan_format(scan), False)
-        return Probed(ScanFormat(0, 0, GREY), False)
+        except (InputError, OSError, MemoryError) as error:
+            fault = fault_of(scan.folder, error) if scan.slices else None
+            return Probed(unknown, False, fault.told(scan.folder) if fault else "")
     sizes: list[tuple[int, int]] = []
+    faults: list[str] = []
 
     def counts() -> Iterator[np.ndarray | None]:
         for path in scan.slices:
-            with contextlib.suppress(InputError):
+            try:
                 header = read_header(path)
                 sizes.append((header.height, header.width))
                 yield header.counts
+            except (InputError, OSError, MemoryError) as error:
+                if fault := fault_of(path, error):
+                    faults.append(fault.told(path))
+                    return
 
     scale = scale_of(counts())
-    if not sizes:
-        return Probed(ScanFormat(0, 0, GREY), False)
+    if faults or not sizes:
+        return Probed(unknown, False, "".join(faults))
     height, width = max(dict.fromkeys(sizes), key=sizes.count)
-    return Probed(ScanFormat(height, width, scale), in_colour(scan.slices[len(scan.slices) // 2]))
+    form = ScanFormat(height, width, scale)
+    try:
+        return Probed(form, in_colour(scan.slices[len(scan.slices) // 2]))
+    except MachineFaultError as error:
+        return Probed(form, False, str(error))

@@ -8,10 +8,14 @@ from typing import Any
 
 import h5py
 
+from ctcovid.base.choices import PARTS
+
 FORMAT = "ctcovid-volumes"
 FORMAT_VERSION = 1
 # The table of scans that were left out, with the columns of /scans.
 LEFT_OUT = "left_out"
+# The setting with the parts of patients whose scans could not be read so far.
+AWAITED = "awaited"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,12 @@ class ScanRow:
 # Text columns are variable-length UTF-8, the others int64.
 TEXT_COLUMNS = ("id", "patient", "label", "split", "image_kind", "source", "checks")
 NUMBER_COLUMNS = ("first_slice", "slice_count", "crc32")
+
+
+def awaited_parts(settings: dict[str, Any]) -> dict[str, str]:
+    """Part by patient, of patients whose scans could not be read so far."""
+    found = settings.get(AWAITED)
+    return {patient: part for patient, part in found.items() if part in PARTS} if isinstance(found, dict) else {}
 
 
 def fingerprint(size: int, classes: list[str], rows: list[ScanRow]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.scans.kind import COMPLETE, SEGMENTED
 from ctcovid.volumes.layout import ScanRow
 
@@ -117,6 +118,7 @@ def _csv(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (OSError, ValueError) as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be read as CSV: {error}. Correct the file.") from error
 
 
@@ -126,4 +128,5 @@ def _text(path: Path) -> str:
     except FileNotFoundError as error:
         raise InputError(f"No such file: {path}. Check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be read: {error}. Give a text file.") from error

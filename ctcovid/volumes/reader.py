@@ -13,6 +13,7 @@ import numpy as np
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import raise_machine_fault, second_look
 from ctcovid.scans.window import LUNG, Window
 from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, ScanRow, fingerprint, read_rows
 from ctcovid.volumes.split import patients_in_two_parts
@@ -58,6 +59,7 @@ class VolumesFile:
                 # Files of early versions lack this table.
                 self.left_out = read_rows(file, LEFT_OUT) if LEFT_OUT in file else []
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise_machine_fault(error, path)
             raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
         strange = [row.source for row in self.rows if row.label not in self.classes or row.split not in PARTS or row.slice_count < 1]
         if strange:
@@ -87,6 +89,7 @@ class VolumesFile:
                 self._handle, self._process = h5py.File(self.path, "r", locking=False), os.getpid()
             return self._handle["slices"][first_slice : first_slice + depth]
         except OSError as error:
+            raise_machine_fault(error, self.path)
             scan = next(row.source for row in reversed(self.rows) if row.first_slice <= first_slice)
             raise InputError(
                 f"{self.path} is damaged: slices {first_slice} to {first_slice + depth - 1} (scan {scan}) cannot be read ({error}). "
@@ -113,6 +116,8 @@ def _require_volumes(path: Path) -> None:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read. Fix its permissions.")
     if not h5py.is_hdf5(path):
+        if (error := second_look(path)) is not None:
+            raise_machine_fault(error, path)
         raise InputError(f"{path} is not an HDF5 file. Give the file that ctcovid prepare makes, volumes.h5 by default.")
 
 

@@ -122,6 +122,21 @@ def choose(rows: list[ScanRow], classes: list[str], depth: int, split: Split) ->
     return cut_to(chosen, split.sizes) if split.sizes is not None else chosen
 
 
+def choose_awaiting(
+    rows: list[ScanRow], awaited: list[ScanRow], classes: list[str], depth: int, split: Split
+) -> tuple[list[ScanRow], dict[str, str]]:
+    """`choose`, and the parts of patients all of whose scans are `awaited`: they could not be read so far, and are taken for one volume.
+
+    So a patient is in the same part whether or not a scan is read by a later run only.
+    """
+    if split.sizes is not None or split.balance:
+        return choose(rows, classes, depth, split), {}
+    chosen = choose([*rows, *(replace(row, slice_count=depth) for row in awaited)], classes, depth, split)
+    parts = {row.patient: row.split for row in chosen}
+    waiting = {row.patient for row in awaited} - {row.patient for row in rows}
+    return chosen[: len(rows)], {patient: parts[patient] for patient in sorted(waiting)}
+
+
 def patients_of(rows: Iterable[ScanRow], classes: list[str], depth: int) -> tuple[dict[str, str], dict[str, int]]:
     """Class and number of slices by patient, of patients with a volume. A patient in several classes has the first of them."""
     labels: dict[str, str] = {}

@@ -11,6 +11,7 @@ import numpy as np
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, UsageError, listing
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.scans.contents import natural_key
 from ctcovid.volumes.layout import ScanRow
 
@@ -101,6 +102,7 @@ def read_split_file(path: Path, patients: Iterable[str]) -> dict[str, str]:
     except FileNotFoundError as error:
         raise InputError(f"No such split file: {path}. Check the path.") from error
     except (OSError, ValueError) as error:
+        raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be read as CSV: {error}. It needs the columns patient,split.") from error
     if not {"patient", "split"} <= set(table.columns):
         raise InputError(f"{path} has the columns {', '.join(table.columns)}; it needs patient,split.")

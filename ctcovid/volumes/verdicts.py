@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ctcovid.base.errors import InputError, counted
+from ctcovid.base.faults import MachineFaultError
+from ctcovid.scans.absent import MACHINE_FAULT, read_again
 from ctcovid.scans.findings import ERROR, INFO, KEPT, SCAN_DROPPED, Finding
-from ctcovid.scans.kind import SEGMENTED
+from ctcovid.scans.kind import COMPLETE, SEGMENTED
 from ctcovid.scans.quality import Unusable, Verdict, check, without_repairs
 from ctcovid.scans.scale import GREY
 from ctcovid.scans.scan import Scan
@@ -41,7 +43,8 @@ def check_scan(scan: Scan, probed: Probed, slices: list[Encoded], criteria: Crit
 
     Raises InputError if the scan has a problem and `criteria.on_problem` is "stop".
     """
-    verdict = verdict_of(scan, probed.colour, [one.summary if isinstance(one, Chunk) else one for one in slices])
+    summaries = [one.summary if isinstance(one, Chunk) else one for one in slices]
+    verdict = verdict_of(scan, probed.colour, [Unusable(MACHINE_FAULT, probed.fault)] if probed.fault else summaries)
     verdict = _with_criteria(scan, verdict, criteria)
     if 0 < len(verdict.kept) < criteria.depth:
         message = f"Only {counted(len(verdict.kept), 'slice')}, too few for a volume of depth {criteria.depth}."
@@ -61,6 +64,9 @@ def check_scan(scan: Scan, probed: Probed, slices: list[Encoded], criteria: Crit
 
 def verdict_of(scan: Scan, colour: bool, summaries: list[SliceSummary | Unusable]) -> Verdict:
     """What is wrong with a scan and what is kept of it, by its files, by whether its pictures are in `colour`, and by its slices."""
+    if faults := [one for one in summaries if isinstance(one, Unusable) and one.code == MACHINE_FAULT]:
+        # What is wrong with such a scan, and whether anything is, only another run can tell.
+        return Verdict((Finding(MACHINE_FAULT, ERROR, faults[0].message, SCAN_DROPPED),), (), COMPLETE)
     # Positions from the files are more reliable than the order found from the pictures.
     verdict = check(scan.names, [_numbered(scan, position, one) for position, one in enumerate(summaries)], ordered=scan.positioned)
     dropped = any(finding.action == SCAN_DROPPED for finding in scan.findings)
@@ -82,6 +88,8 @@ def _with_criteria(scan: Scan, verdict: Verdict, criteria: Criteria) -> Verdict:
     problems = [finding for finding in verdict.findings if finding.action != KEPT]
     if problems and criteria.on_problem == "stop":
         what = problems[0].message.rstrip(".")
+        if problems[0].code == MACHINE_FAULT:
+            raise MachineFaultError(f"{scan.folder}: {what}.")
         raise InputError(f"{scan.folder}: {problems[0].code}: {what}. Repair it, list the scan in --exclude, or pass --on-problem repair.")
     if criteria.on_problem == "drop":
         verdict = without_repairs(verdict)
@@ -106,6 +114,11 @@ def findings_of(rows: Iterable[ScanRow]) -> list[tuple[ScanRow, Finding]]:
         for item in json.loads(row.checks).get("findings", []):
             found.append((row, Finding(**{**item, "slices": tuple(item["slices"])})))
     return found
+
+
+def is_read_again(row: ScanRow) -> bool:
+    """Whether a scan is left out of this run only: the machine failed, or files of it were absent."""
+    return read_again(finding for _, finding in findings_of([row]))
 
 
 def reasons_of(rows: Iterable[ScanRow]) -> dict[str, str]:

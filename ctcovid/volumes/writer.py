@@ -6,10 +6,11 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,11 +18,27 @@ from isal import isal_zlib
 
 from ctcovid import __version__
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import raise_machine_fault
 from ctcovid.base.files import behind_links
 from ctcovid.volumes.chunk import CHUNK_OPTIONS
 from ctcovid.volumes.encode import Chunk
-from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, NUMBER_COLUMNS, TEXT_COLUMNS, FileInfo, ScanRow, columns, read_rows
+from ctcovid.volumes.layout import (
+    AWAITED,
+    FORMAT,
+    FORMAT_VERSION,
+    LEFT_OUT,
+    NUMBER_COLUMNS,
+    TEXT_COLUMNS,
+    FileInfo,
+    ScanRow,
+    awaited_parts,
+    columns,
+    read_rows,
+)
 from ctcovid.volumes.reader import VolumesFile
+
+# Of a partial file: what identifies the files of each scan.
+LISTING = "listing"
 
 
 class VolumesWriter:
@@ -32,13 +49,15 @@ class VolumesWriter:
     path : the final name
     info : attributes of the file. A partial file with the same settings is resumed, any other is replaced
     base : a complete file whose scans come first, unchanged
+    listings : by source, identifies the names and files of a scan; a scan of a partial file is kept only if it has not changed
     """
 
-    def __init__(self, path: Path, info: FileInfo, base: VolumesFile | None = None) -> None:
+    def __init__(self, path: Path, info: FileInfo, base: VolumesFile | None = None, listings: dict[str, str] | None = None) -> None:
         path = behind_links(path)
-        self.path, self.info, self.base = path, info, base
+        self.path, self.info, self.base, self.listings = path, info, base, listings or {}
         self.partial, self.leftover = (path.with_name(path.name + ending) for ending in (".partial", ".partial.old"))
-        self.settings = json.dumps(info.settings, sort_keys=True, ensure_ascii=False)
+        resumable = {name: value for name, value in info.settings.items() if name != "listing"}
+        self.settings = _json({**resumable, "base": base.fingerprint if base else None})
         self.rows: list[ScanRow] = []
         # The checksums of the slices of each row, which may change when all scans are known; None for rows of the base.
         self.crcs: list[list[int] | None] = []
@@ -54,12 +73,30 @@ class VolumesWriter:
             if self.base and (missing := self.base.rows[len(self.rows) :]):
                 self._copy(self.base.path, missing, [None] * len(missing))
             self.leftover.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            raise_machine_fault(error, self.partial)
             raise InputError(f"{self.partial} cannot be written: {error}. Choose another folder with --output.") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.file.close()
+        # After a failed write, such as to a full disk, closing the file fails, too.
+        with contextlib.suppress(OSError, RuntimeError, ValueError) if kind else contextlib.nullcontext():
+            self.file.close()
+
+    @contextlib.contextmanager
+    def _faults_named(self) -> Iterator[None]:
+        """Raises MachineFaultError in place of what HDF5 raises on a full disk and the like."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise_machine_fault(error, self.partial)
+            raise
+
+    @property
+    def left_out_before(self) -> list[ScanRow]:
+        """Scans that the base left out and that are not in this file either, unless they were read again."""
+        new = {row.source for row in self.rows} | set(self.listings)
+        return [row for row in self.base.left_out if row.source not in new] if self.base else []
 
     def _require_alone(self) -> None:
         if self.partial.is_file():
@@ -87,14 +124,21 @@ class VolumesWriter:
         """The first scans of an unfinished file with the same settings, up to the first whose checksum is wrong."""
         rows: list[ScanRow] = []
         sound: list[list[int]] = []
-        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError), h5py.File(path, "r", locking=False) as file:
-            if file.attrs["settings"] == self.settings:
-                for row in read_rows(file):
-                    crcs = [isal_zlib.crc32(file["slices"][index]) for index in range(row.first_slice, _end([row]))]
-                    if row.first_slice != _end(rows) or row.crc32 != _checksum(row, crcs):
-                        break
-                    rows.append(row)
-                    sound.append(crcs)
+        end = 0
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                if file.attrs["settings"] == self.settings:
+                    for row, listing in zip(read_rows(file), file[LISTING].asstr()[:], strict=False):
+                        crcs = [isal_zlib.crc32(file["slices"][index]) for index in range(row.first_slice, _end([row]))]
+                        if row.first_slice != end or row.crc32 != _checksum(row, crcs):
+                            break
+                        end = _end([row])
+                        if listing == self.listings.get(row.source, ""):
+                            rows.append(row)
+                            sound.append(crcs)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            # What the machine fails to read now may be sound.
+            raise_machine_fault(error, path)
         return rows, sound
 
     def _begin(self) -> None:
@@ -107,6 +151,7 @@ class VolumesWriter:
         group = self.file.create_group("scans")
         kinds = {name: h5py.string_dtype() if name in TEXT_COLUMNS else np.int64 for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
         self.table = {name: group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,)) for name, kind in kinds.items()}
+        self.file.create_dataset(LISTING, (0,), h5py.string_dtype(), maxshape=(None,), chunks=(1024,))
         self.file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, settings=self.settings, complete=False)
         self.file.flush()
 
@@ -127,15 +172,16 @@ class VolumesWriter:
     def add(self, row: ScanRow, chunks: Iterable[Chunk]) -> None:
         """Append a scan. The writer sets `first_slice` and `crc32` of `row`; a scan that is left out has no chunks."""
         row = replace(row, first_slice=_end(self.rows))
-        self.slices.resize(_end([row]), axis=0)
-        crcs = []
-        for position, chunk in enumerate(chunks, start=row.first_slice):
-            self.slices.id.write_direct_chunk((position, 0, 0), chunk.data)
-            crcs.append(chunk.crc32)
-        # The pixels are flushed before the row that refers to them.
-        self.file.flush()
-        self._append([row], [crcs])
-        self.file.flush()
+        with self._faults_named():
+            self.slices.resize(_end([row]), axis=0)
+            crcs = []
+            for position, chunk in enumerate(chunks, start=row.first_slice):
+                self.slices.id.write_direct_chunk((position, 0, 0), chunk.data)
+                crcs.append(chunk.crc32)
+            # The pixels are flushed before the row that refers to them.
+            self.file.flush()
+            self._append([row], [crcs])
+            self.file.flush()
 
     def _append(self, rows: Sequence[ScanRow], crcs: Sequence[list[int] | None]) -> None:
         """Add rows to the table, each with the checksums of its slices, or None if it has its own already."""
@@ -144,6 +190,9 @@ class VolumesWriter:
             row if of_slices is None else replace(row, crc32=_checksum(row, of_slices)) for row, of_slices in zip(rows, crcs, strict=True)
         ]
         self.crcs += crcs
+        listings = self.file[LISTING]
+        listings.resize(len(self.rows), axis=0)
+        listings[first:] = [self.listings.get(row.source, "") for row in self.rows[first:]]
         for name, values in columns(self.rows[first:]).items():
             # HDF5's own calls: h5py's selections take three times as long for a row.
             column = self.table[name]
@@ -152,15 +201,20 @@ class VolumesWriter:
             space.select_hyperslab((first,), (len(values),))
             column.id.write(h5py.h5s.create_simple((len(values),)), space, np.array(values, column.dtype))
 
-    def finish(self, chosen: list[ScanRow] | None = None) -> None:
+    def finish(self, chosen: list[ScanRow] | None = None, awaited: dict[str, str] | None = None) -> None:
         """Keep the chosen rows, add the virtual ``/volumes`` and the attributes, mark the file complete and rename it.
 
         Parameters
         ----------
         chosen : a subset of `rows`, in their order, with their part set; `first_slice` and `slice_count` may be narrowed to a section
             of a scan. None keeps all rows unchanged
+        awaited : part by patient, of patients whose scans could not be read so far
         """
-        left_out = [*(self.base.left_out if self.base else []), *(row for row in self.rows if not row.slice_count)]
+        with self._faults_named():
+            self._finish(chosen, awaited_parts(self.info.settings) | (awaited or {}))
+
+    def _finish(self, chosen: list[ScanRow] | None, awaited: dict[str, str]) -> None:
+        left_out = [*self.left_out_before, *(row for row in self.rows if not row.slice_count)]
         if chosen is not None:
             self._keep(chosen)
         for name, values in columns(left_out).items() if left_out else ():
@@ -175,6 +229,10 @@ class VolumesWriter:
             image_kind=kinds.pop() if len(kinds) == 1 else "mixed",
             created_by=f"ctcovid {__version__}",
         )
+        del self.file[LISTING]
+        awaited = {patient: part for patient, part in awaited.items() if patient not in {row.patient for row in self.rows}}
+        settings = {name: value for name, value in self.info.settings.items() if name != AWAITED}
+        self.file.attrs["settings"] = _json({**settings, **({AWAITED: awaited} if awaited else {})})
         self.file.attrs.create("classes", self.info.classes, dtype=h5py.string_dtype())
         self.file.flush()
         self.file.attrs["complete"] = True
@@ -192,7 +250,8 @@ class VolumesWriter:
             whole, of_slices = crcs_of[row.source]
             skipped = row.first_slice - whole.first_slice
             crcs.append(of_slices and of_slices[skipped : skipped + row.slice_count])
-        everything = sum(row.slice_count for row in chosen) == _end(self.rows)
+        in_order = [row.source for row in chosen] == [row.source for row in self.rows if row.slice_count]
+        everything = in_order and sum(row.slice_count for row in chosen) == _end(self.rows)
         self.rows, self.crcs = [], []
         if not everything:
             # A run killed from here on resumes from the whole file, which has more scans than the new one.
@@ -203,6 +262,7 @@ class VolumesWriter:
             return
         for column in self.table.values():
             column.resize(0, axis=0)
+        self.file[LISTING].resize(0, axis=0)
         self._append(chosen, crcs)
 
     def _add_volumes(self) -> None:
@@ -217,6 +277,10 @@ class VolumesWriter:
             volume += count
         self.file.create_virtual_dataset("volumes", layout)
         self.file.create_dataset("volume_scan", data=np.repeat(np.arange(len(self.rows)), counts).astype(np.int64))
+
+
+def _json(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, ensure_ascii=False)
 
 
 def _end(rows: list[ScanRow]) -> int:

@@ -344,5 +344,5 @@ def test_links_that_lead_in_a_circle_are_followed_once(make_scan: Callable[..., 
     for name in ("NCP/1/again", "NCP/again", "NCP/1/1/again"):
         (tmp_path / name).symlink_to(tmp_path / "NCP")
     (tmp_path / "NCP" / "1" / "self").symlink_to("self")
-    assert [scan.id for scan in find_scans([tmp_path])] == ["NCP/1/1"]
+    assert [scan.id for scan in find_scans([tmp_path]) if scan.slices] == ["NCP/1/1"]
     assert "NCP/1/1" in [scan.source for scan in find_dataset(tmp_path)[0]]

@@ -71,4 +71,4 @@ def test_no_finding_of_a_dicom_scan_names_a_file(write_series: Callable[..., lis
     row, _ = check_scan(scan, probe_scan(scan), slices, Criteria(4, "all", "repair"))
     assert "DOE" not in row.checks and str(tmp_path) not in row.checks
     messages = {finding.message for _, finding in findings_of([row])}
-    assert any(message.startswith("slice 0009: the file has been removed") for message in messages)
+    assert any(message.startswith("slice 0009: the file: removed since the folder was listed") for message in messages)
