@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,27 @@ from PIL import Image
 from ctcovid.scans.read import UNDECODABLE, pillow_silenced
 
 COMPLETE, SEGMENTED = "complete", "segmented"
+# Compression leaves up to so much of black. Lungs have a median between these greys; so much of the middle between them is not black.
+BLACK, LUNG, MOST_BETWEEN = 8, (30, 200), 0.47
 
 
 def is_masked(pixels: np.ndarray) -> bool:
-    """Whether everything outside the lungs is black in a slice, uint8 (H, W).
+    """Whether everything outside the lungs is black in a slice, uint8 (H, W). False if that cannot be told.
 
-    In the lung window the chest wall is nearly white and fills a fifth or more of a complete slice. In the real scans measured, white
-    is above 0.20 and black below 0.22 of a complete slice; in masked ones white is below 0.03 and black above 0.74.
+    In the lung window the chest wall is nearly white and fills a fifth or more of a complete slice; in the real masked ones white is
+    below 0.03 and black above 0.72. In other windows, and zoomed out, complete slices may be as dark. What tells them apart in any
+    window is the middle between left and right: spine and mediastinum fill 0.53 and more of it, in masked slices it is black but for
+    at most 0.41.
     """
-    return bool(np.mean(pixels >= 200) < 0.05 and np.mean(pixels <= 5) > 0.5)
+    shown = pixels > BLACK
+    if np.mean(pixels >= 200) >= 0.05 or not 0 < np.mean(shown) < 0.5:
+        return False
+    if not LUNG[0] <= np.median(pixels[shown]) <= LUNG[1]:
+        return False
+    rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+    middle, half = (columns[0] + columns[-1]) / 2, 0.08 * (columns[-1] - columns[0] + 1)
+    strip = shown[rows[0] : rows[-1] + 1, math.ceil(middle - half) : math.floor(middle + half) + 1]
+    return strip.size > 0 and float(strip.mean()) < MOST_BETWEEN
 
 
 def image_kind(masked_slices: int, slices: int) -> str:
