@@ -14,6 +14,10 @@ COMPLETE, SEGMENTED = "complete", "segmented"
 # Compression leaves up to so much of black. Lungs have a median between these greys; so much of the middle between them is not black.
 BLACK, LUNG, MOST_BETWEEN = 8, (30, 200), 0.47
 
+# The mean difference between the channels of a picture without colour. A tint differs by at most STRONGEST_TINT, and all but MOST_OFF of
+# the pixels differ from it by at most OFF_TINT, for compression.
+MOST_COLOUR, STRONGEST_TINT, OFF_TINT, MOST_OFF = 12, 160, 20, 0.01
+
 
 def is_masked(pixels: np.ndarray) -> bool:
     """Whether everything outside the lungs is black in a slice, uint8 (H, W). False if that cannot be told.
@@ -40,13 +44,32 @@ def image_kind(masked_slices: int, slices: int) -> str:
 
 
 def in_colour(path: Path) -> bool:
-    """Whether a picture is in colour, as photographs are. CT is grey, or has three equal channels."""
+    """Whether a picture is in colour, as photographs and overlays are. CT is grey, or has one tint, such as sepia."""
     try:
         with pillow_silenced(), Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LAB", "HSV"):
                 return False
-            channels = np.asarray(picture.convert("RGB").reduce(4) if min(picture.size) >= 8 else picture.convert("RGB"), np.int16)
+            channels = np.asarray(picture.convert("RGB").reduce(4) if min(picture.size) >= 8 else picture.convert("RGB"), np.float32)
     except UNDECODABLE:
         # Reading the slice reports what is wrong with the file.
         return False
-    return float(np.ptp(channels, axis=2).mean()) > 12
+    between = np.ptp(channels, axis=2)
+    if float(between.mean()) > MOST_COLOUR:
+        return not _tinted(channels.reshape(-1, 3))
+    return float((between > 2 * OFF_TINT).mean()) > 2 * MOST_OFF
+
+
+def _tinted(pixels: np.ndarray) -> bool:
+    """Whether all pixels, float (N, 3), have one hue, that of a tint, which depends on their luminance only."""
+    luminance = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    colours = pixels - luminance[:, None]
+    of_bin = (luminance / 8).astype(int)
+    usual = np.zeros((33, 3))
+    for each in np.unique(of_bin):
+        usual[each] = np.median(colours[of_bin == each], axis=0)
+    off = np.abs(colours - usual[of_bin]).max(1) > OFF_TINT
+    # Colour maps go through several hues, or through full colours.
+    strength = np.ptp(usual, axis=1)
+    hue = usual[of_bin].mean(0)
+    alike = usual @ hue >= 0.7 * np.linalg.norm(usual, axis=1) * np.linalg.norm(hue)
+    return bool(off.mean() < MOST_OFF and strength.max() <= STRONGEST_TINT and alike[strength > OFF_TINT].all())

@@ -20,7 +20,7 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize("size", [512, 64, 32])
+@pytest.mark.parametrize("size", [512, 128, 64])
 @pytest.mark.parametrize(("scan", "masked"), REAL, ids=[scan for scan, _ in REAL])
 def test_real_slices_are_told_apart_from_end_to_end_of_the_chest(scan: str, masked: bool, size: int, sample_data: Path) -> None:
     wrong = []
