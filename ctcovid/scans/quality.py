@@ -212,7 +212,7 @@ def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, 
     if not _shows_anatomy(summaries, kept):
         return findings, kept
     apart = order.distances(padded, masked)
-    if refusal := _refusal(stack, apart, seen):
+    if refusal := _refusal(stack, apart, seen, masked):
         return [refusal], kept
     found, kept, moved = _ordered(apart, kept, ordered, seen.lung_window)
     findings += found
@@ -228,12 +228,13 @@ def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, 
     return findings + found, kept
 
 
-def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy) -> Finding | None:
+def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked: bool) -> Finding | None:
     """Why a stack shows no chest, or not one, if that is certain."""
     if anatomy.unrelated(apart):
         return Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its slices are unrelated pictures.", SCAN_DROPPED)
-    # Photographs may show something at all edges, too, but have many greys, and no order.
-    if (seen.even or order.jumps(apart) < order.MOSTLY / 2) and not anatomy.is_axial(stack):
+    # Photographs may show something at all edges, too, but have many greys, no black around, and no order.
+    is_ct = seen.even or masked or not seen.lung_window or order.jumps(apart) < order.MOSTLY / 2
+    if is_ct and not anatomy.is_axial(stack):
         message = "Not axial slices: their upper and lower edges cut through the body, as those of coronal and sagittal slices do."
         return Finding("not-axial", ERROR, message, SCAN_DROPPED)
     if seen.lung_window and not seen.is_chest:
