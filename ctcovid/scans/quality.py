@@ -219,7 +219,7 @@ def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, 
     if any(finding.action == REPAIRED for finding in found):
         seen = anatomy.anatomy(stack[moved], masked)
     if seen.cut and seen.lung_window:
-        message = "Its slices are cut out of a chest: body or lung reaches their edge."
+        message = "Its slices are cut out of a chest, or not axial: body or lung reaches their edge."
         findings.append(Finding("cut-off", WARNING, message, KEPT))
     # What is lung cannot be told from the greys of another window.
     if not seen.lung_window:
@@ -229,7 +229,7 @@ def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, 
 
 
 def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked: bool) -> Finding | None:
-    """Why a stack shows no chest, or not one, if that is certain."""
+    """Why a stack is not one of axial slices of a chest, if that is certain."""
     if anatomy.unrelated(apart):
         return Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its slices are unrelated pictures.", SCAN_DROPPED)
     # Photographs may show something at all edges, too, but have many greys, no black around, and no order.
@@ -243,7 +243,7 @@ def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked
 
 
 def _window() -> Finding:
-    message = "Its window is not a lung window, so that order from head to feet and lungs are not checked."
+    message = "Its greys are not those of a lung window; lungs, order and direction are not checked."
     return Finding("unknown-window", WARNING, message, KEPT)
 
 

@@ -24,10 +24,10 @@ HOUNSFIELD = ("dicom/jpeg-lossless-series", "dicom/two-series-study", "nifti/che
 OTHER_WINDOWS = (Window(40, 400), Window(50, 350), Window(300, 1500), Window(400, 2000), Window(0, 2000))
 
 
-def windowed(folder: Path, window: Window) -> dict[str, tuple[np.ndarray, float]]:
+def windowed(folder: Path, window: Window, names: tuple[str, ...] = HOUNSFIELD) -> dict[str, tuple[np.ndarray, float]]:
     """By name, the scans with Hounsfield units in a window, uint8 (S, H, W), and how much farther apart slices are than pixels."""
     found = {}
-    for name in HOUNSFIELD:
+    for name in names:
         scan = find_scans([folder / name])[0]
         assert scan.geometry is not None
         found[name] = np.stack(list(read_slices(scan, 16, window))), scan.geometry.spacing[2] / scan.geometry.spacing[1]
