@@ -65,11 +65,11 @@ def tears(apart: np.ndarray) -> list[int]:
     return [int(index) for index in np.flatnonzero((unlike | (step > LONGER * around)) & (step > 0))]
 
 
-def jumps(apart: np.ndarray) -> float:
-    """The share of steps after which the stack comes back, as in two interleaved scans; 0 if there are fewer than three in a row.
+def jumps(apart: np.ndarray, in_a_row: int = 3) -> float:
+    """The share of steps after which the stack comes back, as in two interleaved scans; 0 if there are never so many in a row.
 
-    There a slice is more similar to the second, third or fourth next one than to its neighbour. In sound scans it never is, whatever
-    their spacing: that ratio is at least 1.08 in the real ones.
+    There a slice is more similar to the second, third or fourth next one than to its neighbour. In a slice of another scan there are
+    two such steps in a row. In the real scans there is never more than one, whatever their spacing, thickness and window.
     """
     count = len(apart)
     step = np.diagonal(apart, 1)
@@ -80,7 +80,7 @@ def jumps(apart: np.ndarray) -> float:
         back[-len(over) :] = np.minimum(back[-len(over) :], over)
     found = back < BACK * step
     runs = np.split(found, np.flatnonzero(~found))
-    return float(found.mean()) if max(run.sum() for run in runs) >= 3 else 0.0
+    return float(found.mean()) if max(run.sum() for run in runs) >= in_a_row else 0.0
 
 
 def alternates(apart: np.ndarray) -> bool:

@@ -259,8 +259,8 @@ def _ordered(apart: np.ndarray, kept: list[int], ordered: bool, repairable: bool
         findings.append(Finding("shuffled", WARNING, "Slices were out of order.", REPAIRED, tuple(kept[index] for index in moved)))
     elif not certain:
         findings.append(Finding("order-doubtful", WARNING, "Slices seem to be out of order, but no other order is certain.", KEPT))
-    if certain and order.jumps(apart[np.ix_(better, better)]):
-        message = "Some neighbours differ more than slices farther apart: slices of different scans may alternate."
+    if certain and order.jumps(apart[np.ix_(better, better)], 2):
+        message = "Some neighbours differ more than slices farther apart: slices of another scan may lie between them."
         findings.append(Finding("inconsistent-stack", WARNING, message, KEPT))
     return findings, [kept[index] for index in better], better
 

@@ -233,6 +233,13 @@ def test_scan_of_which_some_slices_alternate_with_another_scan_is_flagged(real: 
     assert actions(found) == [("inconsistent-stack", "kept", ())] and len(found.kept) == len(stack)
 
 
+def test_one_slice_of_another_scan_is_flagged(real: dict[str, np.ndarray]) -> None:
+    for one, other in itertools.pairwise(SCANS[:4]):
+        stack = real[one][::2, ::4, ::4].copy()
+        stack[len(stack) // 3] = real[other][40, ::4, ::4]
+        assert actions(verdict(stack, ordered=True)) == [("inconsistent-stack", "kept", ())]
+
+
 @pytest.mark.parametrize("scan", SCANS)
 def test_scans_in_order_are_consistent_whatever_their_spacing(scan: str, real: dict[str, np.ndarray]) -> None:
     for seed in range(4):
