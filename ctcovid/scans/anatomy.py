@@ -23,7 +23,7 @@ MOST_CUT = 0.15
 REACHED, LITTLE_BODY, NO_BODY = 0.2, 0.33, 0.1
 # In lung windows body is brighter than BRIGHT, lung than DARKEST: 197 and 33 in those from -400/1200 to -500/2000, while mediastinal, bone
 # and wide windows make the body 134 and less. Air around a body is uniform, within EVEN, and darker than DARK.
-BRIGHT, DARKEST, EVEN, DARK = 165, 20, 16, 100
+BRIGHT, DARKEST, EVEN, DARK = 165, 25, 16, 100
 # Quartiles of body, and of what is dark, differ by at most so much of their contrast: 0.19 and 0.24 in chests cut around their lungs,
 # 0.31 and more in photographs.
 EVEN_BODY, EVEN_AIR = 0.26, 0.3
@@ -74,14 +74,15 @@ def anatomy(thumbnails: np.ndarray, masked: bool) -> Anatomy:
     area = lungs.sum((1, 2))
     share = float(np.quantile(area / np.maximum(body, 1), 0.9))
     corners = _corners(thumbnails)
+    even = _even(thumbnails, dark_below)
     return Anatomy(
         share,
         _steady(lungs, area),
         float((corners < dark_below).mean()),
         _head_first(lungs, area),
         cut,
-        _even(thumbnails, dark_below),
-        masked or _in_lung_window(thumbnails, lungs, dark_below),
+        even,
+        masked or _in_lung_window(thumbnails, lungs, dark_below, even and cut),
     )
 
 
@@ -194,14 +195,19 @@ def _parts(thumbnails: np.ndarray, dark_below: float) -> tuple[np.ndarray, np.nd
     return (below if below.size else above), (above if above.size else below)
 
 
-def _in_lung_window(thumbnails: np.ndarray, lungs: np.ndarray, dark_below: float) -> bool:
-    """False if air surrounds a body as in CT, but body or lungs are darker than in any lung window. What is no CT is none of these."""
+def _in_lung_window(thumbnails: np.ndarray, lungs: np.ndarray, dark_below: float, of_ct: bool) -> bool:
+    """False if body or lungs are darker than in any lung window, as in others and in negatives. Not asked of what may be no CT.
+
+    `of_ct` if the greys are as even as in CT; else the air around a body tells it.
+    """
     corners = _corners(thumbnails)
     low, air, high = np.quantile(corners, (0.25, 0.5, 0.75))
-    if high - low > EVEN or air > DARK or (corners < dark_below).mean() < LEAST_AIR:
+    in_air = high - low <= EVEN and air <= DARK and (corners < dark_below).mean() >= LEAST_AIR
+    if not in_air and not of_ct:
         return True
     if np.median(_parts(thumbnails, dark_below)[1]) < BRIGHT:
         return False
+    # Gas in the abdomen may be black.
     return lungs.mean() < 0.03 or float(np.median(thumbnails[lungs])) >= DARKEST
 
 
