@@ -9,13 +9,11 @@ import numpy as np
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.scans.absent import MACHINE_FAULT
-from ctcovid.scans.anatomy import cut_off
-from ctcovid.scans.findings import ERROR, SCAN_DROPPED, WARNING, Finding
-from ctcovid.scans.kind import COMPLETE
-from ctcovid.scans.quality import FEWEST_FOR_ANATOMY, Unusable
+from ctcovid.scans.findings import ERROR, SCAN_DROPPED, Finding
+from ctcovid.scans.quality import Unusable
 from ctcovid.scans.read import square
 from ctcovid.scans.scan import Scan
-from ctcovid.scans.slice_summary import SIDE, SliceSummary
+from ctcovid.scans.slice_summary import SliceSummary
 from ctcovid.scans.window import Window
 from ctcovid.volumes.encode import probe_scan, summarised_slices
 from ctcovid.volumes.verdicts import verdict_of
@@ -89,12 +87,7 @@ def read_checked(scan: Scan, size: int, window: Window, pool: Executor, fewest: 
         pixels[number] = one[1]
     names = tuple(scan.names[position] for position in verdict.kept)
     height, width = probed.form.height, probed.form.width
-    findings = verdict.findings
-    if verdict.kind == COMPLETE and len(pixels) >= FEWEST_FOR_ANATOMY and min(height, width) >= SIDE:
-        thumbnails = np.stack([one[0].thumbnail for position in verdict.kept if not isinstance(one := slices[position], Unusable)])
-        if cut_off(thumbnails, height, width):
-            findings = (*findings, Finding("cut-off", WARNING, "Its slices are cut out of a chest: the body reaches their upper edge."))
-    return CheckedScan(pixels, verdict.kept, names, (height, width), verdict.kind, findings)
+    return CheckedScan(pixels, verdict.kept, names, (height, width), verdict.kind, verdict.findings)
 
 
 def _refused(scan: Scan, findings: tuple[Finding, ...]) -> RefusedScanError:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctcovid.scans.kind import BLACK
+
 # Connects pixels within a slice only.
 PLANE = np.zeros((3, 3, 3), bool)
 PLANE[1, 1, :] = PLANE[1, :, 1] = True
@@ -14,8 +16,17 @@ LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
 # So much of what seems lung lies where most slices have it: 0.45 and more in real chests and pieces of them, 0.27 and less in photographs.
 # The upper corners show air there, and anything in photographs.
 LEAST_STEADY, LEAST_AIR = 0.3, 0.75
-# So much of the upper edge of a chest may be body.
-MOST_CUT = 0.3
+# So much of the upper edge of a chest may be body: 0.00 in the real chests measured, 0.4 and more if they are cut around their lungs.
+MOST_CUT = 0.15
+# Body at an edge of the middle slices, and at the ends of a stack relative to its largest slice: in coronal and sagittal stacks of the
+# real scans at least 0.24 and 0.33 of the upper and lower edge, and at most 0.30 at one end; in axial ones 0.00 and 0.26, and 0.43.
+REACHED, LITTLE_BODY, NO_BODY = 0.2, 0.33, 0.1
+# In lung windows body is brighter than BRIGHT, lung than DARKEST: 197 and 33 in those from -400/1200 to -500/2000, while mediastinal, bone
+# and wide windows make the body 134 and less. Air around a body is uniform, within EVEN, and darker than DARK.
+BRIGHT, DARKEST, EVEN, DARK = 165, 25, 16, 100
+# Quartiles of body, and of what is dark, differ by at most so much of their contrast: 0.19 and 0.24 in chests cut around their lungs,
+# 0.31 and more in photographs.
+EVEN_BODY, EVEN_AIR = 0.26, 0.3
 # Neighbours of unrelated pictures differ as much as any two of them.
 UNRELATED = 0.85
 # From apex to base lungs move away from the midline, by 0.10 to 0.13 of the width of the chest in the real scans measured.
@@ -29,44 +40,82 @@ class Anatomy:
     steady : share of the lung that lies where seven of ten slices have it, of those with half as much lung as the one with most
     air : share of the upper corners that is dark
     head_first : 1 certainly, 0.5 probably, 0 unknown, -0.5 probably and -1 certainly feet first
+    cut : slices are cut out of a chest, as around the lungs: there is air above a chest, and here body, or lung, lies at the edge
+    even : air, or lung, and body have one grey each, as in CT; in photographs they have many
+    lung_window : lungs, and what surrounds them, have the greys of a lung window; in others too little is known of what is lung
     """
 
     lung_share: float
     steady: float
     air: float
     head_first: float
+    cut: bool
+    even: bool
+    lung_window: bool
 
     @property
     def is_chest(self) -> bool:
         """False only if that is certain enough to drop the scan."""
-        return self.lung_share >= LEAST_LUNG and self.steady >= LEAST_STEADY and (self.air >= LEAST_AIR or self.lung_share >= LITTLE_LUNG)
+        if self.lung_share < LEAST_LUNG:
+            return False
+        # Lungs that are cut move along the edge, and the corners show what is beside them.
+        return self.even if self.cut else (self.steady >= LEAST_STEADY and (self.air >= LEAST_AIR or self.lung_share >= LITTLE_LUNG))
 
 
 def anatomy(thumbnails: np.ndarray, masked: bool) -> Anatomy:
-    """Measure a stack of thumbnails in the lung window or a similar one, uint8 (S, 64, 64); `masked` if all but the lungs is black."""
+    """Measure a stack of thumbnails without padding, uint8 (S, H, W); `masked` if all but the lungs is black."""
     dark_below = _threshold(thumbnails)
-    lungs = thumbnails > 20 if masked else _enclosed(thumbnails < dark_below)
+    if masked:
+        lungs, cut = thumbnails > 20, False
+        body = lungs.sum((1, 2))
+    else:
+        lungs, cut = _lungs(thumbnails, dark_below)
+        body = lungs.sum((1, 2)) + (thumbnails >= dark_below).sum((1, 2))
     area = lungs.sum((1, 2))
-    body = area + (0 if masked else (thumbnails >= dark_below).sum((1, 2)))
-    share = area / np.maximum(body, 1)
-    corners = np.concatenate([thumbnails[:, :4, :4], thumbnails[:, :4, -4:]])
-    return Anatomy(float(np.quantile(share, 0.9)), _steady(lungs, area), float((corners < dark_below).mean()), _head_first(lungs, area))
+    share = float(np.quantile(area / np.maximum(body, 1), 0.9))
+    corners = _corners(thumbnails)
+    even = _even(thumbnails, dark_below)
+    return Anatomy(
+        share,
+        _steady(lungs, area),
+        float((corners < dark_below).mean()),
+        _head_first(lungs, area),
+        cut,
+        even,
+        masked or _in_lung_window(thumbnails, lungs, dark_below, even and cut),
+    )
 
 
-def cut_off(thumbnails: np.ndarray, height: int, width: int) -> bool:
-    """Whether slices are cut out of a chest, as around the lungs: there is air above a chest, and here the upper edge lies in the body.
-
-    Of the upper edges of the real chests measured 0.00 is body, of slices cut around their lungs 0.72.
-
-    Parameters
-    ----------
-    thumbnails : uint8 (S, 64, 64), complete slices
-    height, width : of the slices before they were padded to squares
-    """
+def without_padding(thumbnails: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Thumbnails, uint8 (S, side, side), of slices of this size without the black that made them squares."""
     side = thumbnails.shape[1]
-    # A row below the padding, of which the edge may hold a share.
-    top = 0 if height >= width else -(-side * (width - height) // (2 * width)) + 1
-    return float((thumbnails[:, top] >= _threshold(thumbnails)).mean()) > MOST_CUT
+    # The outermost row or column may hold a share of the padding.
+    rows = -(-side * max(width - height, 0) // (2 * width))
+    columns = -(-side * max(height - width, 0) // (2 * height))
+    return thumbnails[:, rows : side - rows, columns : side - columns]
+
+
+def is_axial(thumbnails: np.ndarray) -> bool:
+    """Whether slices may be axial, from thumbnails without padding, uint8 (S, H, W). False only if they certainly are not.
+
+    Of a coronal or sagittal stack the body reaches the upper and the lower edge, and the first or the last slice shows little of it.
+    Axial slices have air above the body; if they are cut out of it, the first and the last one show as much body as the others.
+    """
+    body = thumbnails >= _threshold(thumbnails)
+    count = len(body)
+    middle = body[count // 4 : count - count // 4]
+    above, below = float(middle[:, 0].mean()), float(middle[:, -1].mean())
+    left, right = float(middle[:, :, 0].mean()), float(middle[:, :, -1].mean())
+    area = body.mean((1, 2))
+    few = max(1, count // 20)
+    ends = sorted((float(area[:few].mean() / area.max()), float(area[-few:].mean() / area.max())))
+    # In front of the body a sagittal stack has air, a coronal one has first or last slices of air.
+    upright = min(above, below) >= REACHED and (ends[0] <= NO_BODY or (ends[0] <= LITTLE_BODY and min(left, right) < 0.05))
+    # Of a large body, slices at both ends of a sagittal stack are full.
+    wide = min(above, below) >= 2 * REACHED and min(left, right) < 0.01 and max(left, right) < 2 * REACHED
+    # Turned by 90°. A large body reaches left and right edge in axial slices, too, but it does not end within the stack.
+    lying = min(left, right) >= REACHED and ends[1] <= 1.5 * LITTLE_BODY and (ends[0] <= NO_BODY or min(above, below) < 0.05)
+    return not (upright or wide or lying)
 
 
 def unrelated(apart: np.ndarray) -> bool:
@@ -79,7 +128,11 @@ def unrelated(apart: np.ndarray) -> bool:
 
 
 def _threshold(thumbnails: np.ndarray) -> float:
-    """Otsu's grey level between air and tissue."""
+    """Otsu's grey level between air and tissue, within any black frame: air is not black in lung windows, and would seem tissue."""
+    shown = (thumbnails > BLACK).mean(0) > 0.01
+    rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+    if len(rows):
+        thumbnails = thumbnails[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     counts = np.bincount(thumbnails.ravel(), minlength=256).astype(float)
     levels = np.arange(256)
     below, sums = np.cumsum(counts), np.cumsum(counts * levels)
@@ -89,17 +142,73 @@ def _threshold(thumbnails: np.ndarray) -> float:
     return float(np.nanargmax(np.where(np.isfinite(between), between, -1))) + 1
 
 
-def _enclosed(dark: np.ndarray) -> np.ndarray:
-    """The dark regions that do not touch the edge of their slice."""
+def _lungs(thumbnails: np.ndarray, dark_below: float) -> tuple[np.ndarray, bool]:
+    """Where lung is, bool (S, H, W), and whether slices are cut out of a chest, so that lung may lie at their edge.
+
+    Elsewhere dark regions at the edge are the air around the body.
+    """
     # Imported here because finding scans imports this module too, and needs no SciPy.
     from scipy import ndimage
 
+    dark = thumbnails < dark_below
     labels, count = ndimage.label(dark, PLANE)
-    edge = np.zeros(count + 1, bool)
-    for border in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
-        edge[border.ravel()] = True
-    edge[0] = True
-    return ~edge[labels]
+    enclosed = ~_touching(labels, count, [labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]])[labels]
+    cut = float((~dark[:, 0]).mean()) > MOST_CUT
+    if not cut and _most(enclosed) >= LEAST_LUNG / 2:
+        return enclosed, False
+    inside = ~_touching(labels, count, [labels[:, row, column] for row in (0, -1) for column in (0, -1)])[labels]
+    if _most(inside) >= LITTLE_LUNG:
+        return inside, True
+    # Cut out of the middle of the lungs, slices have lung in their corners.
+    return (dark, True) if cut else (enclosed, False)
+
+
+def _most(regions: np.ndarray) -> float:
+    """Their share of the slices, in the tenth of these where it is largest."""
+    return float(np.quantile(regions.mean((1, 2)), 0.9))
+
+
+def _touching(labels: np.ndarray, count: int, borders: list[np.ndarray]) -> np.ndarray:
+    """For each label, bool (count + 1,), whether a border has it; true of 0, which is no region."""
+    found = np.zeros(count + 1, bool)
+    for border in borders:
+        found[border.ravel()] = True
+    found[0] = True
+    return found
+
+
+def _corners(thumbnails: np.ndarray) -> np.ndarray:
+    return np.concatenate([thumbnails[:, :4, :4], thumbnails[:, :4, -4:]])
+
+
+def _even(thumbnails: np.ndarray, dark_below: float) -> bool:
+    """Whether the greys of what is dark, and of what is not, spread little, compared with the contrast between them."""
+    dark, bright = (np.quantile(part, (0.25, 0.5, 0.75)) for part in _parts(thumbnails, dark_below))
+    contrast = bright[1] - dark[1]
+    return bool(bright[2] - bright[0] <= EVEN_BODY * contrast and dark[2] - dark[0] <= EVEN_AIR * contrast)
+
+
+def _parts(thumbnails: np.ndarray, dark_below: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels below and above the threshold, at least one each."""
+    dark = thumbnails < dark_below
+    below, above = thumbnails[dark], thumbnails[~dark]
+    return (below if below.size else above), (above if above.size else below)
+
+
+def _in_lung_window(thumbnails: np.ndarray, lungs: np.ndarray, dark_below: float, of_ct: bool) -> bool:
+    """False if body or lungs are darker than in any lung window, as in others and in negatives. Not asked of what may be no CT.
+
+    `of_ct` if the greys are as even as in CT; else the air around a body tells it.
+    """
+    corners = _corners(thumbnails)
+    low, air, high = np.quantile(corners, (0.25, 0.5, 0.75))
+    in_air = high - low <= EVEN and air <= DARK and (corners < dark_below).mean() >= LEAST_AIR
+    if not in_air and not of_ct:
+        return True
+    if np.median(_parts(thumbnails, dark_below)[1]) < BRIGHT:
+        return False
+    # Gas in the abdomen may be black.
+    return lungs.mean() < 0.03 or float(np.median(thumbnails[lungs])) >= DARKEST
 
 
 def _steady(lungs: np.ndarray, area: np.ndarray) -> float:

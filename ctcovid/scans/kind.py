@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,31 @@ from ctcovid.base.faults import raise_machine_fault
 from ctcovid.scans.read import UNDECODABLE, pillow_silenced
 
 COMPLETE, SEGMENTED = "complete", "segmented"
+# Compression leaves up to so much of black. Lungs have a median between these greys; so much of the middle between them is not black.
+BLACK, LUNG, MOST_BETWEEN = 8, (30, 200), 0.47
+
+# The mean difference between the channels of a picture without colour. A tint differs by at most STRONGEST_TINT, and all but MOST_OFF of
+# the pixels differ from it by at most OFF_TINT, for compression.
+MOST_COLOUR, STRONGEST_TINT, OFF_TINT, MOST_OFF = 12, 160, 20, 0.01
 
 
 def is_masked(pixels: np.ndarray) -> bool:
-    """Whether everything outside the lungs is black in a slice, uint8 (H, W).
+    """Whether everything outside the lungs is black in a slice, uint8 (H, W). False if that cannot be told.
 
-    In the lung window the chest wall is nearly white and fills a fifth or more of a complete slice. In the real scans measured, white
-    is above 0.20 and black below 0.22 of a complete slice; in masked ones white is below 0.03 and black above 0.74.
+    In the lung window the chest wall is nearly white and fills a fifth or more of a complete slice; in the real masked ones white is
+    below 0.03 and black above 0.72. In other windows, and zoomed out, complete slices may be as dark. What tells them apart in any
+    window is the middle between left and right: spine and mediastinum fill 0.53 and more of it, in masked slices it is black but for
+    at most 0.41.
     """
-    return bool(np.mean(pixels >= 200) < 0.05 and np.mean(pixels <= 5) > 0.5)
+    shown = pixels > BLACK
+    if np.mean(pixels >= 200) >= 0.05 or not 0 < np.mean(shown) < 0.5:
+        return False
+    if not LUNG[0] <= np.median(pixels[shown]) <= LUNG[1]:
+        return False
+    rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+    middle, half = (columns[0] + columns[-1]) / 2, 0.08 * (columns[-1] - columns[0] + 1)
+    strip = shown[rows[0] : rows[-1] + 1, math.ceil(middle - half) : math.floor(middle + half) + 1]
+    return strip.size > 0 and float(strip.mean()) < MOST_BETWEEN
 
 
 def image_kind(masked_slices: int, slices: int) -> str:
@@ -28,14 +45,33 @@ def image_kind(masked_slices: int, slices: int) -> str:
 
 
 def in_colour(path: Path) -> bool:
-    """Whether a picture is in colour, as photographs are. CT is grey, or has three equal channels."""
+    """Whether a picture is in colour, as photographs and overlays are. CT is grey, or has one tint, such as sepia."""
     try:
         with pillow_silenced(), Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr", "LAB", "HSV"):
                 return False
-            channels = np.asarray(picture.convert("RGB").reduce(4) if min(picture.size) >= 8 else picture.convert("RGB"), np.int16)
+            channels = np.asarray(picture.convert("RGB").reduce(4) if min(picture.size) >= 8 else picture.convert("RGB"), np.float32)
     except UNDECODABLE as error:
         raise_machine_fault(error, path)
         # Reading the slice reports what is wrong with the file.
         return False
-    return float(np.ptp(channels, axis=2).mean()) > 12
+    between = np.ptp(channels, axis=2)
+    if float(between.mean()) > MOST_COLOUR:
+        return not _tinted(channels.reshape(-1, 3))
+    return float((between > 2 * OFF_TINT).mean()) > 2 * MOST_OFF
+
+
+def _tinted(pixels: np.ndarray) -> bool:
+    """Whether all pixels, float (N, 3), have one hue, that of a tint, which depends on their luminance only."""
+    luminance = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    colours = pixels - luminance[:, None]
+    of_bin = (luminance / 8).astype(int)
+    usual = np.zeros((33, 3))
+    for each in np.unique(of_bin):
+        usual[each] = np.median(colours[of_bin == each], axis=0)
+    off = np.abs(colours - usual[of_bin]).max(1) > OFF_TINT
+    # Colour maps go through several hues, or through full colours.
+    strength = np.ptp(usual, axis=1)
+    hue = usual[of_bin].mean(0)
+    alike = usual @ hue >= 0.7 * np.linalg.norm(usual, axis=1) * np.linalg.norm(hue)
+    return bool(off.mean() < MOST_OFF and strength.max() <= STRONGEST_TINT and alike[strength > OFF_TINT].all())

@@ -159,7 +159,9 @@ def _shape(header: Any) -> tuple[int, int, int]:
 
 
 def _scaling(header: Any) -> tuple[float, float]:
-    """Slope and intercept; none for a slope of 0 or NaN, as the standard asks.
+    """Slope and intercept. A slope of 0 or NaN is none; then ITK and the viewers built on it add the intercept, and the standard does not.
+
+    They are right in files that say such a thing, or the distribution of the values refuses the scan.
 
     Raises UnreadableError if the intercept is NaN or Inf.
     """
@@ -169,7 +171,10 @@ def _scaling(header: Any) -> tuple[float, float]:
         slope, inter = header.get_slope_inter()
     except HeaderDataError as error:
         raise UnreadableError("damaged: the intercept of its values is NaN or Inf") from error
-    return (1.0, 0.0) if slope is None else (slope, inter)
+    if slope is None:
+        added = float(header["scl_inter"])
+        return 1.0, added if np.isfinite(added) else 0.0
+    return slope, inter
 
 
 def _require_whole(source: _Source, values: int) -> None:

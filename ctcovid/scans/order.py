@@ -12,6 +12,8 @@ NEAR = 2
 # Another order is used only if it is shorter by SHORTER of the longest tear: sound scans are as short as they can be. One that moves
 # whole blocks is preferred to one that moves single slices, unless it is longer by more than STEADIER of a usual step.
 SHORTER, STEADIER = 0.3, 0.3
+# A stack jumps where going back is shorter than the step by BACK. MOSTLY of the steps of interleaved scans do.
+BACK, MOSTLY = 0.9, 0.5
 # In a masked slice, lung is brighter than LUNG; slices without common lung have a distance of OUTLINE grey levels.
 LUNG, OUTLINE = 20, 80.0
 
@@ -61,6 +63,40 @@ def tears(apart: np.ndarray) -> list[int]:
     unlike = step > TORN * np.maximum(np.minimum(best[:-1], best[1:]), 0.5 * np.median(step))
     around = np.maximum(np.append(step[1:], 0), np.append(0, step[:-1]))
     return [int(index) for index in np.flatnonzero((unlike | (step > LONGER * around)) & (step > 0))]
+
+
+def jumps(apart: np.ndarray, in_a_row: int = 3) -> float:
+    """The share of steps after which the stack comes back, as in two interleaved scans; 0 if there are never so many in a row.
+
+    There a slice is more similar to the second, third or fourth next one than to its neighbour. In a slice of another scan there are
+    two such steps in a row. In the real scans there is never more than one, whatever their spacing, thickness and window.
+    """
+    count = len(apart)
+    step = np.diagonal(apart, 1)
+    back = np.full(count - 1, np.inf)
+    for further in range(2, min(5, count)):
+        over = np.diagonal(apart, further)
+        back[: len(over)] = np.minimum(back[: len(over)], over)
+        back[-len(over) :] = np.minimum(back[-len(over) :], over)
+    found = back < BACK * step
+    runs = np.split(found, np.flatnonzero(~found))
+    return float(found.mean()) if max(run.sum() for run in runs) >= in_a_row else 0.0
+
+
+def alternates(apart: np.ndarray) -> bool:
+    """Whether a stack whose order is not known certainly holds two or more scans by turns: each by itself goes on steadily.
+
+    Slices in no order at all jump as often, but every second, third or fourth of them do, too.
+    """
+    if jumps(apart) < MOSTLY:
+        return False
+    for turns in (2, 3, 4):
+        if len(apart) < 5 * turns or np.median(np.diagonal(apart, turns)) > BACK * np.median(np.diagonal(apart, 1)):
+            continue
+        each = [apart[first::turns, first::turns] for first in range(turns)]
+        if all(jumps(one) == 0 and np.median(np.diagonal(one, 2)) > np.median(np.diagonal(one, 1)) / BACK for one in each):
+            return True
+    return False
 
 
 def reordered(apart: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -71,6 +71,9 @@ def check(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], order
     lost = {position for finding in findings if finding.action == SLICE_DROPPED for position in finding.slices}
     kept = [position for position in summaries if position not in lost]
     masked = image_kind(sum(summaries[position].masked for position in kept), len(kept)) == SEGMENTED
+    # Slices of another scan of the patient may look like repeats.
+    if alternating := _alternating(summaries, kept, masked, ordered):
+        return Verdict((*findings, alternating), (), image_kind(int(masked), 1))
     found, kept = _repeated(summaries, kept, masked)
     findings += found
     found, kept = _anatomy(summaries, kept, masked, ordered)
@@ -185,6 +188,21 @@ def _narrow(thumbnails: list[np.ndarray]) -> str:
     return f"its grey levels from {lowest} to {highest} are not those of a window. Export the scan in a lung window, from black to white."
 
 
+def _alternating(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> Finding | None:
+    if not _shows_anatomy(summaries, kept):
+        return None
+    apart = order.distances(np.stack([summaries[position].thumbnail for position in kept]), masked)
+    if order.jumps(apart) >= order.MOSTLY if ordered else order.alternates(apart):
+        message = "Slices of different scans alternate: each resembles a later one more than its neighbour."
+        return Finding("inconsistent-stack", ERROR, message, SCAN_DROPPED)
+    return None
+
+
+def _shows_anatomy(summaries: dict[int, SliceSummary], kept: list[int]) -> bool:
+    """Whether there are enough slices, and large enough ones, to check that they show a chest."""
+    return len(kept) >= FEWEST_FOR_ANATOMY and min(summaries[kept[0]].height, summaries[kept[0]].width) >= SIDE
+
+
 def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:
     """Repeated slices, and the slices without them."""
     findings = []
@@ -214,33 +232,78 @@ def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool)
 
 
 def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
-    """Check order, direction and anatomy; returns findings and the kept slices in order."""
-    if len(kept) < FEWEST_FOR_ANATOMY or min(summaries[kept[0]].height, summaries[kept[0]].width) < SIDE:
+    """Check view, order, direction and anatomy; returns findings and the kept slices in order."""
+    if not kept:
         return [], kept
-    findings = []
-    stack = np.stack([summaries[position].thumbnail for position in kept])
-    apart = order.distances(stack, masked)
+    padded = np.stack([summaries[position].thumbnail for position in kept])
+    stack = anatomy.without_padding(padded, summaries[kept[0]].height, summaries[kept[0]].width)
     seen = anatomy.anatomy(stack, masked)
-    if anatomy.unrelated(apart) or not seen.is_chest:
-        why = "its slices are unrelated pictures" if anatomy.unrelated(apart) else "it shows no lungs"
-        return [Finding("not-a-chest", ERROR, f"Not a CT scan of a chest: {why}.", SCAN_DROPPED)], kept
-    if not ordered:
-        better, certain = order.reordered(apart)
-        moved = np.flatnonzero(better != np.arange(len(kept)))
-        if len(moved):
-            findings.append(Finding("shuffled", WARNING, "Slices were out of order.", REPAIRED, tuple(kept[index] for index in moved)))
-            kept, stack = [kept[index] for index in better], stack[better]
-            seen = anatomy.anatomy(stack, masked)
-        elif not certain:
-            findings.append(Finding("order-doubtful", WARNING, "Slices seem to be out of order, but no other order is certain.", KEPT))
+    findings = [] if seen.lung_window else [_window()]
+    if not _shows_anatomy(summaries, kept):
+        return findings, kept
+    apart = order.distances(padded, masked)
+    if refusal := _refusal(stack, apart, seen, masked):
+        return [refusal], kept
+    found, kept, moved = _ordered(apart, kept, ordered, seen.lung_window)
+    findings += found
+    if any(finding.action == REPAIRED for finding in found):
+        seen = anatomy.anatomy(stack[moved], masked)
+    if seen.cut and seen.lung_window:
+        message = "Its slices are cut out of a chest, or not axial: body or lung reaches their edge."
+        findings.append(Finding("cut-off", WARNING, message, KEPT))
+    # What is lung cannot be told from the greys of another window.
+    if not seen.lung_window:
+        return findings, kept
+    found, kept = _direction(seen, kept, ordered)
+    return findings + found, kept
+
+
+def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked: bool) -> Finding | None:
+    """Why a stack is not one of axial slices of a chest, if that is certain."""
+    if anatomy.unrelated(apart):
+        return Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its slices are unrelated pictures.", SCAN_DROPPED)
+    # Photographs may show something at all edges, too, but have many greys, no black around, and no order.
+    is_ct = seen.even or masked or not seen.lung_window or order.jumps(apart) < order.MOSTLY / 2
+    if is_ct and not anatomy.is_axial(stack):
+        message = "Not axial slices: their upper and lower edges cut through the body, as those of coronal and sagittal slices do."
+        return Finding("not-axial", ERROR, message, SCAN_DROPPED)
+    if seen.lung_window and not seen.is_chest:
+        return Finding("not-a-chest", ERROR, "Not a CT scan of a chest: it shows no lungs.", SCAN_DROPPED)
+    return None
+
+
+def _window() -> Finding:
+    message = "Its greys are not those of a lung window; lungs, order and direction are not checked."
+    return Finding("unknown-window", WARNING, message, KEPT)
+
+
+def _ordered(apart: np.ndarray, kept: list[int], ordered: bool, repairable: bool) -> tuple[list[Finding], list[int], np.ndarray]:
+    """Findings about the order, the kept slices in order, and their indices as they were."""
+    findings = []
+    stored = np.arange(len(kept))
+    better, certain = (stored, True) if ordered else order.reordered(apart)
+    if not repairable:
+        better, certain = stored, certain and bool((better == stored).all())
+    moved = np.flatnonzero(better != stored)
+    if len(moved):
+        findings.append(Finding("shuffled", WARNING, "Slices were out of order.", REPAIRED, tuple(kept[index] for index in moved)))
+    elif not certain:
+        findings.append(Finding("order-doubtful", WARNING, "Slices seem to be out of order, but no other order is certain.", KEPT))
+    if certain and order.jumps(apart[np.ix_(better, better)], 2):
+        message = "Some neighbours differ more than slices farther apart: slices of another scan may lie between them."
+        findings.append(Finding("inconsistent-stack", WARNING, message, KEPT))
+    return findings, [kept[index] for index in better], better
+
+
+def _direction(seen: anatomy.Anatomy, kept: list[int], ordered: bool) -> tuple[list[Finding], list[int]]:
     if seen.lung_share < anatomy.LITTLE_LUNG:
-        findings.append(Finding("little-lung", WARNING, "It shows little lung; it may not be a chest.", KEPT))
-    elif not ordered and seen.head_first <= -1:
-        findings.append(Finding("feet-first", WARNING, "Stored feet first.", REPAIRED))
-        kept = kept[::-1]
-    elif not ordered and seen.head_first < 0:
-        findings.append(Finding("feet-first-doubtful", WARNING, "Perhaps stored feet first, but not certainly.", KEPT))
-    return findings, kept
+        return [Finding("little-lung", WARNING, "It shows little lung; it may not be a chest.", KEPT)], kept
+    if ordered or seen.head_first >= 0:
+        return [], kept
+    # Lungs that are cut have another shape.
+    if seen.head_first <= -1 and not seen.cut:
+        return [Finding("feet-first", WARNING, "Stored feet first.", REPAIRED)], kept[::-1]
+    return [Finding("feet-first-doubtful", WARNING, "Perhaps stored feet first, but not certainly.", KEPT)], kept
 
 
 def _can_lose(positions: list[int], count: int) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ctcovid.inference.checked_scan import CheckedScan, RefusedScanError, read_checked
 from ctcovid.phantom.chest import ScanKey, chest
-from ctcovid.scans.anatomy import cut_off
+from ctcovid.scans.anatomy import anatomy, without_padding
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.slice_summary import summarise
 from ctcovid.scans.window import LUNG
@@ -78,7 +78,8 @@ def test_what_is_no_chest_or_too_short_is_refused(tmp_path: Path, greys: np.ndar
 def test_slices_cut_out_of_a_chest_are_told_from_whole_ones(greys: np.ndarray, rows: slice, cut: bool) -> None:
     """Also where they are wider than high, and so padded with black above."""
     some = np.repeat(np.repeat(greys[:, rows], 2, 1), 2, 2)
-    assert cut_off(np.stack([summarise(pixels).thumbnail for pixels in some]), *some.shape[1:]) == cut
+    thumbnails = np.stack([summarise(pixels).thumbnail for pixels in some])
+    assert anatomy(without_padding(thumbnails, *some.shape[1:]), masked=False).cut == cut
 
 
 def test_no_real_chest_is_cut_off_and_a_real_one_that_was_cut_is(tmp_path: Path, sample_data: Path) -> None:

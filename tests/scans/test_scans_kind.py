@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kind_rates import OTHER_WINDOWS, windowed
 from PIL import Image
 
-from ctcovid.scans.kind import COMPLETE, SEGMENTED, image_kind, is_masked
+from ctcovid.scans.kind import COMPLETE, SEGMENTED, image_kind, in_colour, is_masked
+from ctcovid.scans.window import Window
 
 REAL = [
     ("ccccii/NCP/16/1164", False),
@@ -20,7 +22,7 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize("size", [512, 64, 16])
+@pytest.mark.parametrize("size", [512, 128, 64])
 @pytest.mark.parametrize(("scan", "masked"), REAL, ids=[scan for scan, _ in REAL])
 def test_real_slices_are_told_apart_from_end_to_end_of_the_chest(scan: str, masked: bool, size: int, sample_data: Path) -> None:
     wrong = []
@@ -43,3 +45,41 @@ def test_complete_slice_in_a_wide_black_frame_is_still_complete(sample_data: Pat
         framed = np.pad(np.asarray(image), 124)
     assert np.mean(framed == 0) > 0.5
     assert not is_masked(framed)
+
+
+@pytest.mark.parametrize("window", [*OTHER_WINDOWS, Window(-400, 1200), Window(-600, 800)], ids=str)
+def test_complete_slices_are_complete_in_any_window_and_zoomed_out(window: Window, sample_data: Path) -> None:
+    volume, _ = windowed(sample_data, window, ("nifti/chest-cap001-128.nii.gz",))["nifti/chest-cap001-128.nii.gz"]
+    for pixels in volume[::3]:
+        assert not is_masked(pixels) and not is_masked(np.pad(pixels, 40)) and not is_masked(np.pad(pixels, 90))
+
+
+TINTS = {"sepia": [1, 0.89, 0.69], "clipped sepia": [1.35, 1.2, 0.94], "blue film": [0.8, 0.9, 1.1]}
+
+
+def written(folder: Path, channels: np.ndarray, ending: str) -> Path:
+    path = folder / f"picture.{ending}"
+    Image.fromarray(np.clip(np.rint(channels), 0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def slice_of_a_chest(sample_data: Path) -> np.ndarray:
+    with Image.open(sample_data / "ccccii/NCP/16/1164/0070.png") as image:
+        return np.asarray(image.convert("L")).astype(float)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("tint", TINTS)
+def test_picture_of_one_tint_is_not_in_colour(tint: str, ending: str, slice_of_a_chest: np.ndarray, tmp_path: Path) -> None:
+    assert not in_colour(written(tmp_path, slice_of_a_chest[:, :, None] * TINTS[tint], ending))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_overlays_and_colour_maps_are_in_colour(ending: str, slice_of_a_chest: np.ndarray, tmp_path: Path) -> None:
+    grey = np.repeat(slice_of_a_chest[:, :, None], 3, 2)
+    fused = grey.copy()
+    fused[200:320, 150:260] = 0.5 * fused[200:320, 150:260] + [127, 60, 0]
+    rainbow = np.stack([255 - np.abs(slice_of_a_chest - peak) * 2 for peak in (230, 130, 40)], -1)
+    assert in_colour(written(tmp_path, fused, ending)) and in_colour(written(tmp_path, rainbow, ending))
+    assert not in_colour(written(tmp_path, grey, ending))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from defect_rates import DEFECTS, SCANS, compressed, scans, sound, variant, verdict
+from kind_rates import OTHER_WINDOWS, by_turns, cut_to_lungs, resliced, spaced, windowed
 
 from ctcovid.phantom.chest import ScanKey, slices_of_chest
 from ctcovid.scans.quality import Unusable, Verdict, check, without_repairs
 from ctcovid.scans.slice_summary import SliceSummary, summarise
+from ctcovid.scans.window import LUNG, Window
+
+HOUNSFIELD = ("dicom/two-series-study", "nifti/chest-cap001-128.nii.gz")
 
 
 def summaries(volume: np.ndarray) -> list[SliceSummary | Unusable]:
@@ -175,3 +180,68 @@ def test_slices_that_differ_are_no_exact_repeats_whatever_their_checksum(chest: 
 def test_what_is_said_of_one_slice_is_said_of_one(copies: tuple[int, ...], said: str, chest: np.ndarray) -> None:
     order = sorted([*range(30), *copies])
     assert verdict(chest[order]).findings[0].message == f"{said}, equal bit for bit."
+
+
+@pytest.mark.parametrize("window", OTHER_WINDOWS, ids=str)
+def test_what_a_window_does_not_show_is_not_judged(window: Window, sample_data: Path) -> None:
+    for volume, _ in windowed(sample_data, window, HOUNSFIELD).values():
+        parts = [variant(volume, np.random.default_rng(seed)) for seed in range(2)]
+        for part in (volume, volume[::-1], volume[len(volume) // 2 :], *parts):
+            assert actions(verdict(part)) == [("unknown-window", "kept", ())]
+            assert verdict(part).kept == tuple(range(len(part))) and verdict(part).kind == "complete"
+
+
+@pytest.mark.parametrize("window", [Window(-400, 1200), Window(-600, 800), Window(-500, 2000)], ids=str)
+def test_other_lung_windows_are_judged(window: Window, sample_data: Path) -> None:
+    for volume, _ in windowed(sample_data, window, HOUNSFIELD).values():
+        assert codes(verdict(volume)) == [] and codes(verdict(volume[::-1])) == ["feet-first"]
+        assert codes(verdict(np.pad(volume, ((0, 0), *[(volume.shape[1] // 2,) * 2] * 2)))) == []
+
+
+@pytest.mark.parametrize("scan", SCANS[:4])
+def test_chest_cut_to_its_lungs_is_kept_and_flagged(scan: str, real: dict[str, np.ndarray]) -> None:
+    volume = real[scan][::2]
+    quarter = volume.shape[1] // 4
+    for part in (cut_to_lungs(volume, np.random.default_rng(4)), volume[:, quarter:-quarter, quarter:-quarter]):
+        found = verdict(part)
+        assert {"cut-off"} <= set(codes(found)) <= {"cut-off", "not-square", "feet-first-doubtful"}
+        assert found.kept == tuple(range(len(part)))
+
+
+@pytest.mark.parametrize("window", [LUNG, *OTHER_WINDOWS[:1]], ids=str)
+@pytest.mark.parametrize("axis", [1, 2], ids=["coronal", "sagittal"])
+def test_stack_that_is_not_axial_is_refused(axis: int, window: Window, sample_data: Path) -> None:
+    for volume, ratio in windowed(sample_data, window, HOUNSFIELD).values():
+        for seed in range(3):
+            found = verdict(resliced(volume, ratio, axis, np.random.default_rng(seed)))
+            assert "not-axial" in codes(found) and "shuffled" not in codes(found) and found.kept == ()
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["by position", "pictures"])
+def test_two_scans_by_turns_are_refused(ordered: bool, real: dict[str, np.ndarray]) -> None:
+    for seed, (one, other) in enumerate(itertools.pairwise(SCANS[:4])):
+        found = verdict(by_turns(real[one], real[other], np.random.default_rng(seed)), ordered)
+        assert codes(found) == ["inconsistent-stack"] and found.kept == ()
+
+
+def test_scan_of_which_some_slices_alternate_with_another_scan_is_flagged(real: dict[str, np.ndarray]) -> None:
+    """As two passes that overlap, of which the patient moved between."""
+    one = real[SCANS[0]][:, ::4, ::4]
+    moved = np.roll(one, (6, 4), (1, 2))
+    stack = np.concatenate([one[:60:3], np.stack([moved[60:100:3], one[64:104:3]], 1).reshape(-1, *one.shape[1:]), moved[104::3]])
+    found = verdict(stack, ordered=True)
+    assert actions(found) == [("inconsistent-stack", "kept", ())] and len(found.kept) == len(stack)
+
+
+def test_one_slice_of_another_scan_is_flagged(real: dict[str, np.ndarray]) -> None:
+    for one, other in itertools.pairwise(SCANS[:4]):
+        stack = real[one][::2, ::4, ::4].copy()
+        stack[len(stack) // 3] = real[other][40, ::4, ::4]
+        assert actions(verdict(stack, ordered=True)) == [("inconsistent-stack", "kept", ())]
+
+
+@pytest.mark.parametrize("scan", SCANS)
+def test_scans_in_order_are_consistent_whatever_their_spacing(scan: str, real: dict[str, np.ndarray]) -> None:
+    for seed in range(4):
+        found = verdict(spaced(real[scan][:, ::4, ::4], np.random.default_rng(seed)), ordered=True)
+        assert codes(found) == (["segmented"] if "segmented" in scan else [])
