@@ -82,7 +82,8 @@ def run(options: Options, console: Console) -> Summary | None:
         sources = [_source(model, options.runs) for model in options.models] or [registry.find(None, options.runs)]
         _require_unique_names(sources)
         # Before any run is loaded, which takes torch, and any volume is read.
-        given = {source: read_predictions(source) for source in sources if is_csv(source)}
+        say = console.say if ranks.first else lambda sentence: None
+        given = {source: read_predictions(source, say) for source in sources if is_csv(source)}
         if all(map(is_csv, sources)) and options.part != "test" and ranks.first:
             console.warn(f"--part {options.part} does not apply to predictions in a CSV file: all of its rows are scored.")
         folder = options.output or _default_output(sources)
