@@ -27,7 +27,7 @@ from ctcovid.options.predict import STDOUT, Options
 from ctcovid.reports.prediction_rows import prediction_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
 from ctcovid.reports.rows import Row, RowFile, read_rows
 from ctcovid.reports.tables import CsvText
-from ctcovid.scans.discover import find_scans
+from ctcovid.scans.discover import find_scans, with_patients
 from ctcovid.scans.findings import warn_of
 from ctcovid.scans.scan import Scan
 
@@ -96,6 +96,7 @@ def run(options: Options, console: Console) -> Summary:
         with console.busy("Looking for scans"):
             scans = list(options.own_shard(find_scans(options.scans, options.series)))
         models = _models(options)
+        scans = with_patients(scans, models[0].classes)
         summary = Summary([_about(model, options.raw) for model in models], models[0].classes, [], [])
         listed = hashlib.sha256(repr([(scan.id, scan.patient) for scan in scans]).encode()).hexdigest()
         ranks.require_same((listed, summary.models), "the scans and the models")

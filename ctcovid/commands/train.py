@@ -27,7 +27,7 @@ from ctcovid.training import scalars
 from ctcovid.training.checkpoint import Saving, TrainingState, restore
 from ctcovid.training.data import TrainingData, read_training_data
 from ctcovid.training.ema import Ema
-from ctcovid.training.finalize import finalize
+from ctcovid.training.finalize import finalize, training_slices
 from ctcovid.training.freeze import freeze
 from ctcovid.training.history import EpochRow
 from ctcovid.training.initial_weights import load_initial_weights, require_weights
@@ -83,7 +83,9 @@ def run(options: Options, console: Console) -> Summary:
             if ranks.first:
                 # A new network, because the trained one may be synchronised, and its last weights are not the best.
                 network = registry.build(options.arch, folder.state.network.classes, options.device, options.precision)
-                folder.register(plan.data, recipe, *finalize(folder.weights, network, plan.data, session))
+                found = finalize(folder.weights, network, plan.data, session)
+                seen = training_slices(plan.data.train, session) if folder.state.progress.epoch else None
+                folder.register(plan.data, recipe, *found, seen)
                 card.output(folder.path / store.WEIGHTS)
                 card.output(folder.path / store.CARD)
         return summarise(folder, console)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctcovid.base.errors import InputError, counted
+from ctcovid.models.seen import slice_hash
 from ctcovid.scans.anatomy import cut_off
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import COMPLETE
@@ -40,6 +41,7 @@ class CheckedScan:
     own_size : height and width of a slice in the files
     kind : "complete" or "segmented"
     findings : what is unusual about the scan, and what was repaired
+    hashes : of the slices
     """
 
     slices: np.ndarray
@@ -48,6 +50,7 @@ class CheckedScan:
     own_size: tuple[int, int]
     kind: str
     findings: tuple[Finding, ...]
+    hashes: tuple[bytes, ...] = ()
 
     def volumes(self, depth: int) -> np.ndarray:
         """The non-overlapping depth-n volumes, uint8 (N, depth, size, size); the tail is dropped (Li et al. 2021, Sec. 2.2)."""
@@ -91,7 +94,9 @@ def read_checked(scan: Scan, size: int, window: Window, pool: Executor, fewest: 
         thumbnails = np.stack([one[0].thumbnail for position in verdict.kept if not isinstance(one := slices[position], Unusable)])
         if cut_off(thumbnails, height, width):
             findings = (*findings, Finding("cut-off", WARNING, "Its slices are cut out of a chest: the body reaches their upper edge."))
-    return CheckedScan(pixels, verdict.kept, names, (height, width), verdict.kind, findings)
+    # Here, because scans are read by threads of their own while another is classified.
+    hashes = tuple(map(slice_hash, pixels))
+    return CheckedScan(pixels, verdict.kept, names, (height, width), verdict.kind, findings, hashes)
 
 
 def _refused(scan: Scan, findings: tuple[Finding, ...]) -> RefusedScanError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,28 @@ def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
                 scan = replace(scan, id=scan.id + found.suffix)
             scans.setdefault((found.scan.folder.resolve(), found.suffix), scan)
     return with_unique_names([replace(scan, id=printable(scan.id)) for scan in scans.values()], lambda scan: scan.id)
+
+
+def with_patients(scans: Iterable[Scan], classes: Collection[str]) -> list[Scan]:
+    """Scans with the patients that their paths name, as in `find_dataset`, where these are CLASS/patient/scan.
+
+    A patient that a list gives stays. None is named where no folder above a scan, or more than one, has the name of one of `classes`.
+    """
+    return [scan if scan.patient else replace(scan, patient=_patient_in(scan, classes)) for scan in scans]
+
+
+def _patient_in(scan: Scan, classes: Collection[str]) -> str:
+    # Not resolved: links may lead into an archive with names of its own.
+    parts = Path(os.path.abspath(scan.folder)).parts  # noqa: PTH100
+    places = [place for place, name in enumerate(parts[:-1]) if name in classes]
+    if len(places) != 1:
+        return ""
+    below = parts[places[0] + 1 :]
+    if len(below) == 1:
+        # A folder of pictures directly in a class folder may be a patient or a scan.
+        name = "" if scan.stack is None else stem(scan.folder) if scan.folder.is_file() else below[0]
+        return printable(name)
+    return printable(below[0])
 
 
 def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms: Pseudonyms) -> list[Scan]:
