@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, counted, listing
+from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, agreeing, counted, listing
 from ctcovid.base.files import claim_file
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
@@ -208,10 +208,13 @@ def _keep_earlier(scans: list[Scan], earlier: Earlier, summary: Summary, options
 
 def _announce(models: list[TrainedModel], summary: Summary, scans: int, options: Options, console: Console) -> None:
     for about, model in zip(summary.models, models, strict=True):
-        kind = "not calibrated" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
+        kind = "not calibrated" if about["temperature"] == 1 else f"calibrated, temperature {about['temperature']:.3g}"
+        kind += " (--raw)" if options.raw else ""
         console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {kind}.")
     if summary.kept:
-        console.say(f"{len(summary.kept):,} of {counted(scans, 'scan')} are already in {options.output}.")
+        console.say(
+            f"{len(summary.kept):,} of {counted(scans, 'scan')} {agreeing(len(summary.kept), 'is', 'are')} already in {options.output}."
+        )
 
 
 def _rounds(

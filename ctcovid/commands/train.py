@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import UsageError
+from ctcovid.base.errors import UsageError, counted
 from ctcovid.base.files import RUN_CARD, claim_file, occupied
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
@@ -72,7 +72,7 @@ def run(options: Options, console: Console) -> Summary:
         progress = folder.state.progress
         if plan.checkpoint is not None and progress.over(options.epochs, options.patience) and folder.is_finished():
             more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
-            console.say(f"{folder.path} already has its {progress.epoch} epochs. It continues with {more}.")
+            console.say(f"{folder.path} already has its {counted(progress.epoch, 'epoch')}. It continues with {more}.")
             return summarise(folder, console)
         if options.epochs:
             announce(folder, plan.data, plan.recipe, console)
@@ -222,5 +222,5 @@ def _fit(options: Options, plan: Plan, run: RunFolder, session: Session) -> Reci
     if not progress.history:
         run.keep_untrained()
     elif progress.epoch < options.epochs:
-        console.say(f"Stopped early: none of the last {options.patience} epochs was better.")
+        console.say(f"Stopped early: no better epoch in the last {options.patience}.")
     return recipe

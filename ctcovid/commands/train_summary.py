@@ -74,7 +74,9 @@ def announce(run: RunFolder, data: TrainingData, recipe: Recipe, console: Consol
             "Install ctcovid again where a C++ compiler is available."
         )
     if progress.epoch or progress.step:
-        console.say(f"Resuming after {counted(progress.epoch, 'epoch')} and {counted(progress.step, 'step')} of {recipe.epochs} epochs.")
+        console.say(
+            f"Resuming after {counted(progress.epoch, 'epoch')} and {counted(progress.step, 'step')} of {counted(recipe.epochs, 'epoch')}."
+        )
 
 
 def epoch_line(row: EpochRow, recipe: Recipe, pace: str) -> str:

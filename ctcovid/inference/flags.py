@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ctcovid.base.errors import counted
+from ctcovid.base.errors import agreeing, counted
 from ctcovid.inference.checked_scan import CheckedScan
 from ctcovid.models.registry import TrainedModel
 from ctcovid.scans.findings import INFO, WARNING, Finding
@@ -26,7 +26,7 @@ def flags_of(scan: Scan, checked: CheckedScan, model: TrainedModel, features: np
     """
     found = [finding for finding in checked.findings if finding.severity != INFO]
     if len(checked.slices) < FEWEST_FOR_ANATOMY:
-        found.append(_flag("few-slices", f"Its {len(checked.slices)} slices are too few to check that they show a chest."))
+        found.append(_flag("few-slices", f"{counted(len(checked.slices), 'slice')} of it: too few to check that it shows a chest."))
     elif min(checked.own_size) < SIDE:
         found.append(
             _flag(
@@ -58,7 +58,7 @@ def _seen(scan: Scan, checked: CheckedScan, model: TrainedModel) -> list[Finding
     if not model.card.get("trained", True):
         return []
     if model.seen is not None and (count := model.seen.count(checked.hashes)):
-        verb = "is" if count == 1 else "are"
+        verb = agreeing(count, "is", "are")
         return [_flag("seen-in-training", f"{count} of its {counted(len(checked.hashes), 'slice')} {verb} in the model's training part.")]
     if scan.patient and scan.patient in model.card.get("split", {}).get("train", ()):
         # Another archive may count its patients in the same way.

@@ -181,7 +181,8 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
         raise ModelRefusedError(f"{model} is a file; a trained model is a run directory with {store.WEIGHTS} and {store.CARD}.")
     names = [folder.name for folder in finished]
     raise InputError(
-        f"No trained model '{model}' in {runs}/, and no such folder.{did_you_mean(model, names)} `ctcovid models` lists the trained models."
+        f"No trained model '{model}' in {runs}/, and no such file or folder.{did_you_mean(model, names)} "
+        "`ctcovid models` lists the trained models."
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from ctcovid.base.console import Advance, Console
-from ctcovid.base.errors import counted
+from ctcovid.base.errors import agreeing, counted
 from ctcovid.distributed.session import Session
 from ctcovid.inference.temperature import LEAST, MOST, calibrated, fit_temperature, of_scans, scan_losses, trusted_temperature
 from ctcovid.models.network import Network
@@ -84,7 +84,7 @@ def _calibration(probabilities: np.ndarray, valid_set: VolumeSet, console: Conso
     temperature = trusted_temperature(probabilities, labels, scans, patients, fitted)
     if temperature != fitted:
         count = len(set(patients))
-        who = f"{counted(count, 'validation patient')} {'does' if count == 1 else 'do'}"
+        who = f"{counted(count, 'validation patient')} {agreeing(count, 'does', 'do')}"
         console.say(f"Probabilities are not calibrated: {who} not show that a temperature improves them.")
     elif not 1.01 * LEAST < temperature < 0.99 * MOST:
         console.warn(
