@@ -178,7 +178,10 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
         if folder.is_file() and folder.name in (store.WEIGHTS, store.CARD):
             return folder.parent
     if Path(model).is_file():
-        raise ModelRefusedError(f"{model} is a file; a trained model is a run directory with {store.WEIGHTS} and {store.CARD}.")
+        raise ModelRefusedError(
+            f"{model} is a file; a trained model is a run directory with {store.WEIGHTS} and {store.CARD}. "
+            "Predictions of other systems are files whose names end in .csv."
+        )
     names = [folder.name for folder in finished]
     raise InputError(
         f"No trained model '{model}' in {runs}/, and no such file or folder.{did_you_mean(model, names)} "

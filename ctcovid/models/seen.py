@@ -41,7 +41,7 @@ class TrainingSlices:
 
 
 def _shortened(hashes: Iterable[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(one[:STORED_BYTES] for one in hashes), "<u8").astype(np.uint64)
+    return np.array([int.from_bytes(one[:STORED_BYTES], "little") for one in hashes], np.uint64)
 
 
 def save_training_slices(folder: Path, slices: TrainingSlices) -> dict[str, Any]:
