@@ -145,10 +145,10 @@ def parse_list(path: Path, text: str, known: Collection[str], needs: str = "", e
     for number, (row, line) in enumerate(zip(rows, lines, strict=True)):
         if len(row) != count:
             rows[number] = _fitted(row, count, separator, f"{path}, line {line}")
-    lower = [heading.lower() for heading in headings]
-    if double := next((name for name in known if lower.count(name) > 1), ""):
+    plain = list(map(_plain, headings))
+    if double := next((name for name in known if plain.count(name) > 1), ""):
         raise InputError(f"{path}: two columns have the same name, {double}. Remove one. {needs}".rstrip())
-    return UserList([name if name in known else heading for name, heading in zip(lower, headings, strict=True)], rows, lines, separator)
+    return UserList([name if name in known else heading for name, heading in zip(plain, headings, strict=True)], rows, lines, separator)
 
 
 def _declared(text: str) -> tuple[int, str, str]:
@@ -180,10 +180,15 @@ def _separator(path: Path, text: str, known: Collection[str], needs: str) -> str
     return best[0]
 
 
+def _plain(heading: str) -> str:
+    """A heading as names are known: ``Patient ID`` as patient_id."""
+    return "_".join(heading.lower().split())
+
+
 def _names(heading: str, separator: str) -> list[str]:
-    """The headings in lower case, if this is the separator."""
+    """The headings, as names are known, if this is the separator."""
     try:
-        return [name.strip().lower() for name in next(csv.reader([heading], delimiter=separator, skipinitialspace=True), [])]
+        return [_plain(name) for name in next(csv.reader([heading], delimiter=separator, skipinitialspace=True), [])]
     except csv.Error:
         return []
 

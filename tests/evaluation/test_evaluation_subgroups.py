@@ -56,7 +56,7 @@ def test_many_words_and_columns_about_others_make_no_groups() -> None:
 
 
 def test_numbers_with_decimal_commas_are_numbers_unless_they_may_be_thousands(tmp_path: Path) -> None:
-    columns = read_attributes(write(tmp_path, "Patient_ID;age;dose\n1;61,5;1,250\n2;70;2,500\n"))
+    columns = read_attributes(write(tmp_path, "Patient ID;age;dose\n1;61,5;1,250\n2;70;2,500\n"))
     assert columns == {"age": {"1": ["61.5"], "2": ["70"]}, "dose": {"1": ["1,250"], "2": ["2,500"]}}
 
 
