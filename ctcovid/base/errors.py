@@ -79,6 +79,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def agreeing(number: int, one: str, several: str) -> str:
+    """The form of a word that agrees with a number: ``is`` or ``are``."""
+    return one if number == 1 else several
+
+
 def listing(problems: list[str], shown: int = 20) -> str:
     """The first `shown` problems, one per line, and a count of the rest."""
     lines = [f"  {problem}" for problem in problems[:shown]]

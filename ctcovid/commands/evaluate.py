@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import UsageError
+from ctcovid.base.errors import UsageError, agreeing, counted
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
@@ -82,7 +82,8 @@ def run(options: Options, console: Console) -> Summary | None:
         sources = [_source(model, options.runs) for model in options.models] or [registry.find(None, options.runs)]
         _require_unique_names(sources)
         # Before any run is loaded, which takes torch, and any volume is read.
-        given = {source: read_predictions(source) for source in sources if is_csv(source)}
+        say = console.say if ranks.first else lambda sentence: None
+        given = {source: read_predictions(source, say) for source in sources if is_csv(source)}
         if all(map(is_csv, sources)) and options.part != "test" and ranks.first:
             console.warn(f"--part {options.part} does not apply to predictions in a CSV file: all of its rows are scored.")
         folder = options.output or _default_output(sources)
@@ -158,8 +159,10 @@ def _warn_of(measured: Study, positive: str, options: Options, console: Console)
             console.warn(f"{comparison.name} and {measured.scores[0].name} were not scored on the same {options.level}s: {comparison.why}.")
     for checks in measured.checks:
         if checks.repeated_volumes:
-            count = f"{checks.repeated_volumes:,} volumes of the {options.part} part"
-            console.warn(f"{checks.name}: {count} were in the training or validation part too.")
+            count = f"{counted(checks.repeated_volumes, 'volume')} of the {options.part} part"
+            console.warn(
+                f"{checks.name}: {count} {agreeing(checks.repeated_volumes, 'was', 'were')} in the training or validation part too."
+            )
     for model in measured.models if options.sensitivity is not None else ():
         if model.point is None:
             console.warn(

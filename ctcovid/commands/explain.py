@@ -35,7 +35,7 @@ from ctcovid.options.explain import Options
 from ctcovid.reports.explanation_files import Explanation, write_explanation
 from ctcovid.reports.tables import Table
 from ctcovid.scans.absent import MACHINE_FAULT
-from ctcovid.scans.discover import find_scans
+from ctcovid.scans.discover import find_scans, with_patients
 from ctcovid.scans.findings import warn_of
 from ctcovid.scans.masks import read_mask
 from ctcovid.scans.scan import Scan
@@ -75,6 +75,7 @@ def run(options: Options, console: Console) -> Summary:
     for folder in folders:
         claim_folder(folder, options.overwrite, "explain")
     model = registry.load(options.model, options.device, options.precision, options.runs)
+    scans = with_patients(scans, model.classes)
     keep_freed_layers(model.network.device)
     method = _method(options, model)
     _require_fit(options, model, scans)

@@ -137,7 +137,7 @@ def _lists(options: Options, console: Console) -> Summary:
     summary = Summary(architectures, _trained(options.runs))
     console.result(summary, summary.document())
     if not summary.runs:
-        console.say(f"No trained model under {options.runs}/ yet. Make one with ctcovid train.")
+        console.say(f"No trained model in {options.runs}/. Train one with `ctcovid train`.")
     return summary
 
 

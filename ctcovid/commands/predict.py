@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, counted, listing
+from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, agreeing, counted, listing
 from ctcovid.base.faults import MachineFaultError
 from ctcovid.base.files import claim_file
 from ctcovid.base.runcard import RunCard
@@ -29,7 +29,7 @@ from ctcovid.reports.prediction_rows import prediction_table, scan_columns, scan
 from ctcovid.reports.rows import Row, RowFile, read_rows
 from ctcovid.reports.tables import CsvText
 from ctcovid.scans.absent import MACHINE_FAULT
-from ctcovid.scans.discover import find_scans
+from ctcovid.scans.discover import find_scans, with_patients
 from ctcovid.scans.findings import warn_of
 from ctcovid.scans.scan import Scan
 
@@ -98,6 +98,7 @@ def run(options: Options, console: Console) -> Summary:
         with console.busy("Looking for scans"):
             scans = list(options.own_shard(find_scans(options.scans, options.series)))
         models = _models(options)
+        scans = with_patients(scans, models[0].classes)
         summary = Summary([_about(model, options.raw) for model in models], models[0].classes, [], [])
         listed = hashlib.sha256(repr([(scan.id, scan.patient) for scan in scans]).encode()).hexdigest()
         ranks.require_same((listed, summary.models), "the scans and the models")
@@ -210,10 +211,13 @@ def _keep_earlier(scans: list[Scan], earlier: Earlier, summary: Summary, options
 
 def _announce(models: list[TrainedModel], summary: Summary, scans: int, options: Options, console: Console) -> None:
     for about, model in zip(summary.models, models, strict=True):
-        kind = "not calibrated" if about["temperature"] == 1 else f"calibrated with temperature {about['temperature']:.3g}"
+        kind = "not calibrated" if about["temperature"] == 1 else f"calibrated, temperature {about['temperature']:.3g}"
+        kind += " (--raw)" if options.raw else ""
         console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {kind}.")
     if summary.kept:
-        console.say(f"{len(summary.kept):,} of {counted(scans, 'scan')} are already in {options.output}.")
+        console.say(
+            f"{len(summary.kept):,} of {counted(scans, 'scan')} {agreeing(len(summary.kept), 'is', 'are')} already in {options.output}."
+        )
 
 
 def _rounds(

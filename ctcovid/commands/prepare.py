@@ -75,7 +75,7 @@ def run(options: Options, console: Console) -> Summary:
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
     with card.recording(), StopRequest() as stop, _workers(options) as workers:
         if found.problems:
-            console.warn(f"{len(found.problems):,} of the folders cannot be used and are left out:\n{listing(found.problems)}")
+            console.warn(f"{counted(len(found.problems), 'folder')} left out, which cannot be used:\n{listing(found.problems)}")
         packed = _pack(found, scheme, options, base, card, Session(console, stop, workers))
         summary = _summarise(packed, found.problems, options, card)
     say_choice(packed.usable, packed.file.rows, scheme.split.sizes, console)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError, counted
+from ctcovid.base.errors import InputError, UsageError, agreeing, counted
 from ctcovid.commands.prepare_summary import Summary
 from ctcovid.options.prepare import Options
 from ctcovid.reports.dataset_table import dataset_table
@@ -87,7 +87,7 @@ def _without_excluded(scans: list[Scan], path: Path, console: Console) -> list[S
     if len(kept) == len(scans):
         console.warn(f"none of the scans here is listed in {path}. It needs lines such as NCP/96/1328, or the columns patient_id,scan_id.")
     else:
-        note = f" {absent:,} more that it lists are not here." if absent else ""
+        note = f" {absent:,} more that it lists {agreeing(absent, 'is', 'are')} not here." if absent else ""
         console.say(f"Left out {counted(len(scans) - len(kept), 'scan')} of {path}.{note}")
     if not kept:
         raise InputError(f"{path} excludes every scan. Give a shorter list.")
@@ -163,7 +163,10 @@ def report_plan(options: Options, console: Console) -> Summary:
     excluded = read_exclusions(options.exclude) if options.exclude else set()
     rows = [row for row in rows if not excluded & {(row.label, row.patient, row.id), ("", row.patient, row.id)}]
     of_kind = [row for row in rows if options.images in (row.image_kind, "all")]
-    console.say(f"{listed:,} scans are listed, {listed - len(rows):,} excluded, {len(rows) - len(of_kind):,} of the other kind of images.")
+    console.say(
+        f"{counted(listed, 'scan')} {agreeing(listed, 'is', 'are')} listed, {listed - len(rows):,} excluded, "
+        f"{len(rows) - len(of_kind):,} of the other kind of images."
+    )
     usable = [row for row in of_kind if row.slice_count]
     if not usable:
         raise InputError(f"{options.dataset} lists no usable scan. Give the CSV that lists the scans, or other --images.")

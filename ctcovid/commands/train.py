@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import UsageError
+from ctcovid.base.errors import UsageError, counted
 from ctcovid.base.files import RUN_CARD, claim_file, occupied
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
@@ -27,7 +27,7 @@ from ctcovid.training import scalars
 from ctcovid.training.checkpoint import Saving, TrainingState, restore
 from ctcovid.training.data import TrainingData, read_training_data
 from ctcovid.training.ema import Ema
-from ctcovid.training.finalize import finalize
+from ctcovid.training.finalize import finalize, training_slices
 from ctcovid.training.freeze import freeze
 from ctcovid.training.history import EpochRow
 from ctcovid.training.initial_weights import load_initial_weights, require_weights
@@ -72,7 +72,7 @@ def run(options: Options, console: Console) -> Summary:
         progress = folder.state.progress
         if plan.checkpoint is not None and progress.over(options.epochs, options.patience) and folder.is_finished():
             more = "more --epochs" if progress.epoch >= options.epochs else "more --patience"
-            console.say(f"{folder.path} already has its {progress.epoch} epochs. It continues with {more}.")
+            console.say(f"{folder.path} already has its {counted(progress.epoch, 'epoch')}. It continues with {more}.")
             return summarise(folder, console)
         if options.epochs:
             announce(folder, plan.data, plan.recipe, console)
@@ -83,7 +83,9 @@ def run(options: Options, console: Console) -> Summary:
             if ranks.first:
                 # A new network, because the trained one may be synchronised, and its last weights are not the best.
                 network = registry.build(options.arch, folder.state.network.classes, options.device, options.precision)
-                folder.register(plan.data, recipe, *finalize(folder.weights, network, plan.data, session))
+                found = finalize(folder.weights, network, plan.data, session)
+                seen = training_slices(plan.data.train, session) if folder.state.progress.epoch else None
+                folder.register(plan.data, recipe, *found, seen)
                 card.output(folder.path / store.WEIGHTS)
                 card.output(folder.path / store.CARD)
         return summarise(folder, console)
@@ -220,5 +222,5 @@ def _fit(options: Options, plan: Plan, run: RunFolder, session: Session) -> Reci
     if not progress.history:
         run.keep_untrained()
     elif progress.epoch < options.epochs:
-        console.say(f"Stopped early: none of the last {options.patience} epochs was better.")
+        console.say(f"Stopped early: no better epoch in the last {options.patience}.")
     return recipe

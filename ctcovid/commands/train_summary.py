@@ -69,9 +69,14 @@ def announce(run: RunFolder, data: TrainingData, recipe: Recipe, console: Consol
         f"({len(data.valid):,} to validate), {device_name(network.device)}{processes}, {precision}, into {run.path}/."
     )
     if network.device.type == "cpu" and native.compiled is None:
-        console.say("ctcovid was installed without a C++ compiler: training is slower, with the same result.")
+        console.say(
+            "No compiled library fits this ctcovid: training takes longer, with the same result. "
+            "Install ctcovid again where a C++ compiler is available."
+        )
     if progress.epoch or progress.step:
-        console.say(f"Resuming after {counted(progress.epoch, 'epoch')} and {counted(progress.step, 'step')} of {recipe.epochs} epochs.")
+        console.say(
+            f"Resuming after {counted(progress.epoch, 'epoch')} and {counted(progress.step, 'step')} of {counted(recipe.epochs, 'epoch')}."
+        )
 
 
 def epoch_line(row: EpochRow, recipe: Recipe, pace: str) -> str:

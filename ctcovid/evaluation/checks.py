@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctcovid.base.errors import counted
+from ctcovid.base.errors import agreeing, counted
 from ctcovid.evaluation.baselines import logistic_probabilities, majority_probabilities
 from ctcovid.evaluation.predictions import Predictions
 from ctcovid.evaluation.volume_summary import PartSummary, repeated
@@ -80,7 +80,9 @@ def check(
         count = int(repeated(tested, *learnt.values()).sum())
         where = " or ".join(WORDS[name] for name in learnt)
         found = f"{count:,} of {len(tested.slices):,} volumes" if count else "none of the volumes"
-        notes.append(f"Repeated images: {found} of this part, by their content, are in the {where} part as well.")
+        notes.append(
+            f"Repeated images: {found} of this part, by their content, {agreeing(count, 'is', 'are')} in the {where} part as well."
+        )
     return Checks(predictions.name, balance, population, count, notes)
 
 
@@ -108,9 +110,10 @@ def _population(part: EvaluationSet) -> tuple[str, str]:
         by = "images" if part.same else "ids"
         return (
             "internal",
-            f"another file, but {part.alike:,} of its patients are in the one that the model was trained with, by their {by}.",
+            f"another file, but {part.alike:,} of its patients {agreeing(part.alike, 'is', 'are')} in the one that the model was "
+            f"trained with, by their {by}.",
         )
-    common = f"{part.alike:,} patient ids in common but no image" if part.alike else "no patient id in common"
+    common = f"{counted(part.alike, 'patient id')} in common but no image" if part.alike else "no patient id in common"
     return (
         "external",
         f"another file than the model was trained with, and {common}; whether it comes from another hospital is for you to say.",

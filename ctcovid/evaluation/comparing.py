@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ctcovid.base.errors import InputError, counted
+from ctcovid.base.errors import InputError, agreeing, counted
 from ctcovid.evaluation.bootstrap import Drawing
 from ctcovid.evaluation.intervals import Estimate, estimate
 from ctcovid.evaluation.paired import DeLong, McNemar, bootstrap_p_value, delong, holm, mcnemar
@@ -66,9 +66,10 @@ def pair(predictions: Predictions, reference: Predictions, same_population: bool
     """
     mine, theirs = set(predictions.patients), set(reference.patients)
     if mine != theirs and not (same_population and mine & theirs):
+        same = len(mine & theirs)
         raise InputError(
-            f"{predictions.name} was scored on {len(mine):,} patients, {reference.name} on {len(theirs):,}, of whom {len(mine & theirs):,} "
-            "are the same. Models can be compared on the same patients only; evaluate them one by one."
+            f"{predictions.name} was scored on {counted(len(mine), 'patient')}, {reference.name} on {len(theirs):,}, of whom {same:,} "
+            f"{agreeing(same, 'is', 'are')} the same. Models can be compared on the same patients only; evaluate them one by one."
         )
     arranged = aligned(predictions, reference)
     if arranged is not None:

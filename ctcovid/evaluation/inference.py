@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError
+from ctcovid.base.errors import InputError, agreeing
 from ctcovid.distributed.session import Session
 from ctcovid.evaluation.overlap import share_images
 from ctcovid.evaluation.predictions import Predictions
@@ -161,8 +161,9 @@ def _shared_patients(
         same = share_images(file, own, {row.patient for row in own.rows} & {row.patient for row in file.rows}, console)
     if same is False:
         console.warn(
-            f"{file.path}: {len(alike):,} of its patient ids also occur in the data of {model.name}, but without an image in common. "
-            "They are taken for other people."
+            f"{file.path}: {len(alike):,} of its patient ids also {agreeing(len(alike), 'occurs', 'occur')} in the data of {model.name}, "
+            "but without an image in common. "
+            f"{agreeing(len(alike), 'It is', 'They are')} taken for {agreeing(len(alike), 'another person', 'other people')}."
         )
     elif seen and part != "test":
         console.warn(f"{model.name} was trained or selected on {len(seen)} of these patients. The result says nothing about new patients.")
@@ -171,11 +172,14 @@ def _shared_patients(
         some = f"{len(seen)} of the test patients {{}} in the training or validation part of {model.name} ({named})"
         if same:
             by = "" if own is file else ", by their ids and by images that are the same in both files"
-            raise InputError(f"{some.format('were')}{by}. Evaluate on the file that it was trained on, or on other patients.")
+            raise InputError(
+                f"{some.format(agreeing(len(seen), 'was', 'were'))}{by}. Evaluate on the file that it was trained on, or on other patients."
+            )
         why = missing or f"the window of {file.path} ({file.window}) differs from that of the training file ({model.window})"
         remedy = "Restore that file" if missing else "Prepare both files with the same --window"
         raise InputError(
-            f"{some.format('have ids that occur')}. Their images cannot be compared to tell whether they are the same people: {why}. "
+            f"{some.format(agreeing(len(seen), 'has an id that occurs', 'have ids that occur'))}. "
+            f"Their images cannot be compared to tell whether they are the same people: {why}. "
             f"{remedy}, or test on patients with other ids."
         )
     return len(alike), same

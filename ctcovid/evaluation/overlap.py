@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ctcovid.base.console import Console
+from ctcovid.models.seen import slice_hash
 
 if TYPE_CHECKING:
     from ctcovid.volumes.layout import ScanRow
@@ -16,11 +14,6 @@ if TYPE_CHECKING:
 
 # Slices that are read at a time.
 AT_ONCE = 32
-
-
-def slice_hash(pixels: np.ndarray) -> bytes:
-    """What tells one slice, uint8 (H, W), from others."""
-    return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
 
 
 def share_images(tested: VolumesFile, trained: VolumesFile, patients: set[str], console: Console) -> bool:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ctcovid.base.errors import InputError
-from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.lists import decimal, read_list
 
 COLUMNS, PREFIX = ("patient", "scan", "volume", "label"), "p_"
 NEEDED = "It needs the columns patient,scan,volume,label,p_<class>…."
+# Refuses, with a sentence, the first row that is not good.
+Require = Callable[["np.ndarray | list[bool]", str], None]
+# Probabilities of unknown precision, as of half floats, may miss the sum by less than this share of it.
+MOST_OFF = 0.01
 
 
 @dataclass(frozen=True)
@@ -68,24 +74,27 @@ class Predictions:
         return text.getvalue()
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path, say: Callable[[str], None] = lambda sentence: None) -> Predictions:
     """Predictions from a CSV with the columns patient, scan, volume, label and p_<class>.
+
+    Probabilities may be in per cent, and rounded; they are not scaled to sum to 1. `say` is told of either.
 
     Raises InputError that names the line where something is not as it should be.
     """
-    heading, rows, lines = _read_csv(path)
-    classes = [name.removeprefix(PREFIX) for name in heading if name.startswith(PREFIX)]
+    listed = read_list(path, COLUMNS, "predictions file", NEEDED, exact=True)
+    heading, rows, lines = listed.headings, listed.rows, listed.lines
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in heading) else PREFIX.upper()
+    classes = [name.removeprefix(prefix) for name in heading if name.startswith(prefix)]
     missing = [name for name in COLUMNS if name not in heading]
     if missing or len(classes) < 2:
         lacking = ", ".join(missing) or "p_<class> for two classes or more"
         raise InputError(f"{path} lacks {lacking}. {NEEDED}")
-    if len(set(heading)) < len(heading):
+    named = [name for name in heading if name]
+    if len(set(named)) < len(named):
         raise InputError(f"{path}: two columns have the same name. {NEEDED}")
     if not rows:
         raise InputError(f"{path} holds no predictions. Write one line per volume.")
-    table = {name: list(column) for name, column in zip(heading, zip(*rows, strict=True), strict=True)}
-    numbers = np.array([[_number(text) for text in table[name]] for name in ("volume", *(PREFIX + name for name in classes))])
-    volumes, probabilities = numbers[0], numbers[1:].T.copy()
+    table = dict(zip(heading, map(list, zip(*rows, strict=True)), strict=True))
 
     def require(good: np.ndarray | list[bool], complaint: str) -> None:
         if not np.all(good):
@@ -93,12 +102,10 @@ def read_predictions(path: Path) -> Predictions:
 
     require([patient.strip() != "" for patient in table["patient"]], "the patient is missing")
     require([label in classes for label in table["label"]], f"the label is none of {', '.join(classes)}")
-    for number, name in enumerate(classes):
-        column = probabilities[:, number]
-        # A missing value compares as false, and so is refused too.
-        require((column >= 0) & (column <= 1), f"the probability in column {PREFIX}{name} is missing or not between 0 and 1")
-    summed = " + ".join(PREFIX + name for name in classes)
-    require(np.abs(probabilities.sum(1) - 1) < 0.01, f"the probabilities {summed} do not sum to 1")
+    probabilities, note = _probabilities({PREFIX + name: table[prefix + name] for name in classes}, require)
+    if note:
+        say(f"{path}: {note}")
+    volumes = np.array([_number(text.replace(",", "_")) for text in table["volume"]])
     require((np.abs(volumes) < 1 << 53) & (volumes == np.rint(volumes)), "the volume is not a whole number")
     firsts: dict[tuple[str, str, str], int] = {}
     keys = zip(table["patient"], table["scan"], table["volume"], strict=True)
@@ -108,34 +115,69 @@ def read_predictions(path: Path) -> Predictions:
     return Predictions(path.stem, classes, table["patient"], table["scan"], volumes.astype(int), labels, probabilities)
 
 
+def _probabilities(texts: dict[str, list[str]], require: Require) -> tuple[np.ndarray, str]:
+    """The probabilities, float64 (N, classes), of these fields by column, and a sentence on how they were read, or none.
+
+    They are per cent if all have the sign, or if every row sums to 100.
+    """
+    found, signed = _numbers(texts), False
+    if np.isnan(found).any():
+        signs = np.array([[text.rstrip().endswith("%") for text in column] for column in texts.values()]).T
+        if signed := bool(signs.any()):
+            both = "some probabilities have a per cent sign, and some have none. Write all as per cent, or none"
+            require(np.array([row.all() for row in signs]), both)
+            texts = {name: [text.rstrip()[:-1] for text in column] for name, column in texts.items()}
+            found = _numbers(texts)
+    sums = found.sum(1)
+    as_shares = np.abs(sums - 1) < MOST_OFF
+    if as_shares.all() and not signed:
+        _require_range(texts, found, 1, require)
+        return found, ""
+    digits = max(_decimals(text) for column in texts.values() for text in column)
+    as_shares |= np.abs(sums - 1) <= _rounding(len(texts), digits)
+    as_per_cent = (np.abs(sums / 100 - 1) < MOST_OFF) | (np.abs(sums / 100 - 1) <= _rounding(len(texts), digits + 2))
+    whole = 100 if signed or as_per_cent.sum() > as_shares.sum() else 1
+    good, other = (as_per_cent, as_shares) if whole == 100 else (as_shares, as_per_cent)
+    if not signed:
+        require(good | ~other, f"the probabilities sum to {101 - whole}, but most to {whole}. Write all as per cent, or none")
+    _require_range(texts, found, whole, require)
+    require(good, f"the probabilities {' + '.join(texts)} do not sum to {'100 per cent' if whole == 100 else 1}")
+    low, high = sums.min(), sums.max()
+    said = "are read as per cent" if whole == 100 and not signed else ""
+    if max(whole - low, high - whole) > MOST_OFF * whole / 2:
+        sum_ = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        said += f"{' and ' if said else ''}are rounded: rows sum to {sum_}, and are used as they are"
+    return found / whole, f"the probabilities {said}." if said else ""
+
+
+def _require_range(texts: dict[str, list[str]], found: np.ndarray, whole: int, require: Require) -> None:
+    for name, column in zip(texts, found.T, strict=True):
+        # A missing value compares as false, and so is refused too.
+        require((column >= 0) & (column <= whole), f"the probability in column {name} is missing or not between 0 and {whole}")
+
+
+def _rounding(classes: int, digits: int) -> float:
+    """By how much probabilities that are rounded to so many digits may miss the sum of 1; not at all below two digits."""
+    return classes * 0.5 * 10.0**-digits + 1e-9 if digits >= 2 else 0.0
+
+
+def _decimals(text: str) -> int:
+    """Digits after the decimal point, or comma, of a number as it is written."""
+    written = re.fullmatch(r"\d*[.,]?(\d*)(?:[eE]([+-]?\d+))?", text.strip())
+    return len(written[1]) - int(written[2] or 0) if written else 0
+
+
+def _numbers(texts: dict[str, list[str]]) -> np.ndarray:
+    return np.array([[_number(text) for text in column] for column in texts.values()]).T.copy()
+
+
 def _number(text: str) -> float:
     """A field as a number, not-a-number where it is none. Python alone would also take ``1_000`` and the digits of other scripts."""
     try:
-        return float(text) if text.isascii() and "_" not in text else math.nan
+        # Most fields are plain, and there are many.
+        return float(text) if text.isascii() and "_" not in text and "," not in text else decimal(text)
     except ValueError:
         return math.nan
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Heading, rows that are not blank, and the line that each row ends on."""
-    rows, lines = [], []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            heading = next(reader, [])
-            for row in reader:
-                if any(row):
-                    rows.append(row)
-                    lines.append(reader.line_num)
-    except FileNotFoundError as error:
-        raise InputError(f"No such predictions file: {path}. Check the path.") from error
-    except (OSError, ValueError, csv.Error) as error:
-        raise_machine_fault(error, path)
-        raise InputError(f"{path} cannot be read as CSV: {error}. {NEEDED}") from error
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(heading):
-            raise InputError(f"{path}, line {line}: {len(row)} fields, but the heading has {len(heading)}. Correct the file.")
-    return heading, rows, lines
 
 
 def reordered(predictions: Predictions, classes: list[str]) -> Predictions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import InputError
-from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.lists import read_list
 from ctcovid.evaluation.levels import row_keys
 from ctcovid.evaluation.predictions import Predictions
 
@@ -43,31 +43,34 @@ def read_attributes(path: Path) -> dict[str, dict[str, list[str]]]:
 
     Raises InputError where the file cannot be read, or has no column of patients.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [[field.strip() for field in line] for line in csv.reader(file) if any(line)]
-    except FileNotFoundError as error:
-        raise InputError(f"No such file of subgroups: {path}. Check the path.") from error
-    except (OSError, ValueError, csv.Error) as error:
-        raise_machine_fault(error, path)
-        raise InputError(f"{path} cannot be read as CSV: {error}. It needs a column patient and others to group by.") from error
-    heading = lines[0] if lines else []
-    found = [number for number, name in enumerate(heading) if name.lower() in PATIENT_COLUMNS]
-    if len(found) != 1 or len(heading) < 2 or len(set(heading)) < len(heading):
+    table = read_list(path, PATIENT_COLUMNS, "file of subgroups", "It needs one column patient or patient_id, and others to group by.")
+    heading = table.headings
+    found = [number for number, name in enumerate(heading) if name in PATIENT_COLUMNS]
+    named = [name for name in heading if name]
+    if len(found) != 1 or len(named) < 2 or len(set(named)) < len(named):
         raise InputError(
             f"{path} needs one column patient or patient_id, and others, each with its own name, to group by. Correct the heading."
         )
-    wrong = next((number for number, line in enumerate(lines, 1) if len(line) != len(heading)), None)
-    if wrong:
-        raise InputError(f"{path}, row {wrong}: {len(lines[wrong - 1])} fields, but the heading has {len(heading)}. Correct the file.")
-    columns: dict[str, dict[str, list[str]]] = {name: {} for number, name in enumerate(heading) if number != found[0]}
-    for line in lines[1:]:
-        for number, name in enumerate(heading):
-            if name in columns and line[number]:
-                values = columns[name].setdefault(line[found[0]], [])
-                if line[number] not in values:
-                    values.append(line[number])
+    columns: dict[str, dict[str, list[str]]] = {}
+    for number, name in enumerate(heading):
+        if number == found[0] or not name:
+            continue
+        values = columns[name] = {}
+        texts = _with_points([row[number] for row in table.rows])
+        for row, text in zip(table.rows, texts, strict=True):
+            mine = values.setdefault(row[found[0]], []) if text else []
+            if text and text not in mine:
+                mine.append(text)
     return columns
+
+
+def _with_points(texts: list[str]) -> list[str]:
+    """A column of numbers with decimal commas, with points; as it is where the commas may part thousands, or it has other words."""
+    with_comma = [text for text in texts if "," in text]
+    thousands = all(re.fullmatch(r"-?[1-9]\d{0,2},\d{3}", text) for text in with_comma)
+    if thousands or not all(re.fullmatch(r"-?\d+(,\d+)?", text) for text in texts if text):
+        return texts
+    return [text.replace(",", ".") for text in texts]
 
 
 def by_patient(name: str, values: dict[str, list[str]], patients: Sequence[str]) -> Grouping | None:

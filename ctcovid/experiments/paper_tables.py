@@ -111,7 +111,7 @@ def paper_table(rows: list[Row], out: Path) -> Table:
         which = ", ".join(f"{heading} {value}" for heading, value in reference.items())
         notes.append(f"Two-sided Fisher's exact test against {which}: * p < 0.05, ** p < 0.01, *** p < 0.001.")
     if missing := sum(row.score is None for row in rows):
-        notes.append(f"{missing} of {len(rows)} cells are missing: they were not asked for, or their training is not finished.")
+        notes.append(f"{missing} of {len(rows)} cells missing: not asked for, or the training is not finished.")
     title = f"Table {number}. {CAPTIONS[number]}"
     return Table((*named[0], "Test volumes", *METRICS.values()), cells, title, text_columns=len(named[0]), notes=notes)
 

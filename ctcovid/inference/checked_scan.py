@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctcovid.base.errors import InputError, counted
+from ctcovid.models.seen import slice_hash
 from ctcovid.scans.absent import MACHINE_FAULT
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, Finding
 from ctcovid.scans.quality import Unusable
@@ -39,6 +40,7 @@ class CheckedScan:
     own_size : height and width of a slice in the files
     kind : "complete" or "segmented"
     findings : what is unusual about the scan, and what was repaired
+    hashes : of the slices
     """
 
     slices: np.ndarray
@@ -47,6 +49,7 @@ class CheckedScan:
     own_size: tuple[int, int]
     kind: str
     findings: tuple[Finding, ...]
+    hashes: tuple[bytes, ...] = ()
 
     def volumes(self, depth: int) -> np.ndarray:
         """The non-overlapping depth-n volumes, uint8 (N, depth, size, size); the tail is dropped (Li et al. 2021, Sec. 2.2)."""
@@ -87,7 +90,9 @@ def read_checked(scan: Scan, size: int, window: Window, pool: Executor, fewest: 
         pixels[number] = one[1]
     names = tuple(scan.names[position] for position in verdict.kept)
     height, width = probed.form.height, probed.form.width
-    return CheckedScan(pixels, verdict.kept, names, (height, width), verdict.kind, verdict.findings)
+    # Here, because scans are read by threads of their own while another is classified.
+    hashes = tuple(map(slice_hash, pixels))
+    return CheckedScan(pixels, verdict.kept, names, (height, width), verdict.kind, verdict.findings, hashes)
 
 
 def _refused(scan: Scan, findings: tuple[Finding, ...]) -> RefusedScanError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ctcovid.base.errors import agreeing, counted
 from ctcovid.inference.checked_scan import CheckedScan
 from ctcovid.models.registry import TrainedModel
 from ctcovid.scans.findings import INFO, WARNING, Finding
@@ -25,7 +26,7 @@ def flags_of(scan: Scan, checked: CheckedScan, model: TrainedModel, features: np
     """
     found = [finding for finding in checked.findings if finding.severity != INFO]
     if len(checked.slices) < FEWEST_FOR_ANATOMY:
-        found.append(_flag("few-slices", f"Its {len(checked.slices)} slices are too few to check that they show a chest."))
+        found.append(_flag("few-slices", f"{counted(len(checked.slices), 'slice')} of it: too few to check that it shows a chest."))
     elif min(checked.own_size) < SIDE:
         found.append(
             _flag(
@@ -38,6 +39,7 @@ def flags_of(scan: Scan, checked: CheckedScan, model: TrainedModel, features: np
         found.append(_flag("segmented", "It is black outside the lungs; the model was trained on complete slices only."))
     if checked.kind == COMPLETE and trained_on == SEGMENTED:
         found.append(_flag("complete", "Its slices are complete; the model was trained on slices that are black outside the lungs."))
+    found += _seen(scan, checked, model)
     found += _spacing(scan, model)
     if model.reference is not None and features is not None and (far := model.reference.distance(features)) > model.reference.threshold:
         how = f"distance {far:.3g}, threshold {model.reference.threshold:.3g}"
@@ -50,6 +52,19 @@ def sentence(finding: Finding) -> str:
     first = finding.message[:1] if "/" in finding.message.split(" ")[0] else finding.message[:1].upper()
     text = first + finding.message[1:].rstrip(".")
     return f"{text}." if finding.action == "kept" else f"{text} ({finding.action})."
+
+
+def _seen(scan: Scan, checked: CheckedScan, model: TrainedModel) -> list[Finding]:
+    """Whether the model was trained on the scan, by its slices or else by the name of its patient."""
+    if not model.card.get("trained", True):
+        return []
+    if model.seen is not None and (count := model.seen.count(checked.hashes)):
+        verb = agreeing(count, "is", "are")
+        return [_flag("seen-in-training", f"{count} of its {counted(len(checked.hashes), 'slice')} {verb} in the model's training part.")]
+    if scan.patient and scan.patient in model.card.get("split", {}).get("train", ()):
+        # Another archive may count its patients in the same way.
+        return [_flag("seen-in-training", f"A patient of the same name, {scan.patient}, is in the model's training part.")]
+    return []
 
 
 def _spacing(scan: Scan, model: TrainedModel) -> list[Finding]:

@@ -9,7 +9,7 @@ import torch
 
 from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.choices import PRECISIONS
-from ctcovid.base.errors import UsageError
+from ctcovid.base.errors import UsageError, counted
 from ctcovid.base.process_info import process_info
 from ctcovid.models.catalog import Architecture
 
@@ -118,7 +118,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
+        return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
     return str(device)
 
 

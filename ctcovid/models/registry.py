@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ctcovid.models.network import Network
     from ctcovid.models.reference import ReferenceFeatures
+    from ctcovid.models.seen import TrainingSlices
 
 RUNS = Path("runs")
 # What to propose if volumes are too small for an architecture.
@@ -29,13 +30,14 @@ LARGER_DEPTHS, LARGER_SIZES = (8, 16, 32), (128, 224)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, ready to be called. `card` is the content of its model.json; `reference` is None if its features were not kept."""
+    """A trained model, ready to be called. `card` is its model.json; `reference` and `seen` are None if they were not kept."""
 
     name: str
     folder: Path
     card: dict[str, Any]
     network: Network
     reference: ReferenceFeatures | None = None
+    seen: TrainingSlices | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -139,6 +141,7 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     from ctcovid.models.device import choose_device, choose_precision
     from ctcovid.models.network import SCALING, Network
     from ctcovid.models.reference import load_reference
+    from ctcovid.models.seen import load_training_slices
 
     if card["scaling"] != SCALING:
         raise ModelRefusedError(
@@ -157,7 +160,8 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
         # Explanations need gradients of feature maps, never of weights; torch would keep what it needs for both.
         module.requires_grad_(False)
         network = Network(module, row, list(card["classes"]), chosen, dtype)
-        _loaded[key] = TrainedModel(folder.name, folder, card, network, load_reference(folder, card))
+        kept = load_reference(folder, card), load_training_slices(folder, card)
+        _loaded[key] = TrainedModel(folder.name, folder, card, network, *kept)
     return _loaded[key]
 
 
@@ -174,10 +178,14 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
         if folder.is_file() and folder.name in (store.WEIGHTS, store.CARD):
             return folder.parent
     if Path(model).is_file():
-        raise ModelRefusedError(f"{model} is a file; a trained model is a run directory with {store.WEIGHTS} and {store.CARD}.")
+        raise ModelRefusedError(
+            f"{model} is a file; a trained model is a run directory with {store.WEIGHTS} and {store.CARD}. "
+            "Predictions of other systems are files whose names end in .csv."
+        )
     names = [folder.name for folder in finished]
     raise InputError(
-        f"No trained model '{model}' in {runs}/, and no such folder.{did_you_mean(model, names)} `ctcovid models` lists the trained models."
+        f"No trained model '{model}' in {runs}/, and no such file or folder.{did_you_mean(model, names)} "
+        "`ctcovid models` lists the trained models."
     )
 
 

@@ -58,4 +58,4 @@ class RecipeOptions:
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option} {getattr(self, name)}: not a choice. Use {', '.join(known)}.")
         if self.epochs and self.warmup >= self.epochs:
-            raise UsageError(f"--warmup {self.warmup:g} takes all {self.epochs} epochs. Give a smaller --warmup or more --epochs.")
+            raise UsageError(f"--warmup {self.warmup:g} takes all epochs ({self.epochs}). Give a smaller --warmup or more --epochs.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ctcovid.base.errors import counted
 from ctcovid.base.workers import Workers
 from ctcovid.phantom import distributions
 from ctcovid.phantom.chest import ScanKey, slices_of_chest
@@ -165,7 +166,7 @@ def _write_scan(root: Path, parameters: Parameters, scan: PlannedScan) -> Writte
         chosen = f"{int(generator.integers(files)):04d}.{scan.extension}"
         detail = damage(folder / chosen, generator)
     elif scan.defect == "masked":
-        detail = f"{scan.slices - files} slices without lung left out"
+        detail = f"{counted(scan.slices - files, 'slice')} without lung left out"
     elif scan.defect == "odd_size":
         detail = f"{picture.width}×{picture.height}"
     return WrittenScan(files, sorted(lesions), detail)

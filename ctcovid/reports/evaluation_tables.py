@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ctcovid.base.errors import counted
 from ctcovid.evaluation.comparing import DIFFERENCES, Comparison
 from ctcovid.evaluation.intervals import Estimate
 from ctcovid.evaluation.metrics import METRICS, PER_CLASS, of_class
@@ -160,7 +161,7 @@ def resampling_table(scores: Sequence[Score]) -> Table:
     notes = [note]
     fewest = min(score.patients for score in scores)
     if fewest < FEW_PATIENTS:
-        notes.append(f"With {fewest} patients neither can be believed: so few cannot stand for others.")
+        notes.append(f"With {counted(fewest, 'patient')} neither can be believed: so few cannot stand for others.")
     columns = ("model", "metric", "by volume", "by patient", "width ratio")
     return Table(columns, rows, "Intervals by volume and by patient", text_columns=2, notes=notes)
 

@@ -171,7 +171,7 @@ def _model_card(model: TrainedModel) -> dict[str, str]:
         "trained": model.card["created"],
         "best epoch": kept.get("epoch"),
         "validation accuracy": kept.get("valid_accuracy"),
-        "probabilities": "softmax, not calibrated" if model.temperature == 1 else f"calibrated, temperature {model.temperature:.3g}",
+        "probabilities": "not calibrated" if model.temperature == 1 else f"calibrated, temperature {model.temperature:.3g}",
         "data": str(model.card["data"].get("fingerprint", ""))[:20],
         "weights": f"sha256:{model.card['weights_sha256'][:12]}",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import counted, listing
+from ctcovid.base.errors import agreeing, counted, listing
 from ctcovid.reports.dataset_table import missing_classes
 from ctcovid.reports.tables import Table
 from ctcovid.scans.findings import SCAN_DROPPED
@@ -20,7 +20,8 @@ def warn_of_several_classes(rows: list[ScanRow], classes: list[str], depth: int,
     several = sorted({row.patient for row in rows if row.volume_count(depth) and labels[row.patient] != row.label})
     if several:
         names = ", ".join(several[:5]) + (", …" if len(several) > 5 else "")
-        console.warn(f"{len(several):,} patient ids occur in several classes ({names}); each is treated as one patient, in one part.")
+        ids = f"{counted(len(several), 'patient id')} {agreeing(len(several), 'occurs', 'occur')}"
+        console.warn(f"{ids} in several classes ({names}); each is treated as one patient, in one part.")
 
 
 def say_choice(usable: list[ScanRow], chosen: list[ScanRow], sizes: dict[tuple[str, str], int] | None, console: Console) -> None:
@@ -43,7 +44,7 @@ def say_what_was_packed(file: VolumesFile, dataset: Path, images: str, failed: l
         console.warn(f"{counted(len(failed), 'scan')} left out, which cannot be used:\n{listing(failed)}")
     if quality.rows:
         console.say(quality.text())
-    short = [f"{dataset / row.source}: {row.slice_count} slices" for row in file.rows if not row.volume_count(file.depth)]
+    short = [f"{dataset / row.source}: {counted(row.slice_count, 'slice')}" for row in file.rows if not row.volume_count(file.depth)]
     if short:
         said = f"{counted(len(short), 'scan')} shorter than the depth of {file.depth}"
         console.warn(f"{said}, which a smaller --depth uses:\n{listing(short)}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ctcovid.base.errors import InputError, listing
+from ctcovid.base.errors import InputError, counted, listing
 from ctcovid.base.faults import is_folder, second_look
 from ctcovid.base.files import printable, require_there, resolved
 from ctcovid.scans.absent import why_absent
@@ -22,6 +23,10 @@ from ctcovid.scans.scan import Scan
 # Folder of lesion masks beside the class folders of a synthetic data set; not a class.
 TRUTH = "truth"
 LAYOUT = "CLASS/patient/scan/slices, as in NCP/16/1164/0000.png"
+LAYOUT_BELOW = "a folder patient/scan, as in 16/1164/0000.png"
+# Names of parts, which stand above the class folders in some data sets.
+PARTS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "test": "test", "testing": "test"}
+BY_LIST = "list the scans in a CSV, with a line like {example} under the headings path,label,patient,split, and give that file"
 KINDS = "PNG, JPEG, TIFF or BMP slices, DICOM, NIfTI, NRRD or MetaImage"
 AS_THEY_ARE = Pseudonyms(None)
 
@@ -33,9 +38,10 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
     The files of a study may lie in several folders of a patient. Patients and scans have the names of their folders or files; where
     only DICOM names them, `pseudonyms` replace its names.
 
-    Raises InputError if there is no such folder, or nothing in it has the layout.
+    Raises InputError if there is no such folder, nothing in it has the layout, or its folders are parts and not classes.
     """
     _require_folder(root)
+    _require_classes(root)
     scans: list[Scan] = []
     problems: list[str] = []
     problems += _absent(listed(root))
@@ -72,10 +78,14 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
             scans += _of_patient(_certain(found_in(sources, series), sources), root, patient_folder, pseudonyms)
         if len(scans) == before and not any(contents_of(folder) or folders(folder) for folder in folders(class_folder)):
             del problems[earlier:]
-            problems.append(f"{class_folder}: not a class folder, as nothing in it has the layout patient/scan/slices; move it elsewhere")
+            problems.append(
+                _loose_pictures(class_folder)
+                or f"{class_folder}: not a class folder, as nothing in it has the layout patient/scan/slices; move it elsewhere"
+            )
     if not scans:
         found_there = "It is empty." if not any(root.iterdir()) else _explain_layout(root)
         raise InputError(f"No scans under {root}. {found_there} The layout is {LAYOUT}; give the folder that holds the class folders.")
+    problems += [said for folder in folders(root) if (said := _loose_pictures(folder)) and said not in problems]
     return with_unique_names(scans, lambda scan: (scan.label, scan.patient, scan.id)), problems
 
 
@@ -110,6 +120,28 @@ def find_scans(paths: Iterable[Path], series: str | None = None) -> list[Scan]:
 def _place(path: Path) -> Path:
     """What tells the places of scans apart. Files that link to one file, as equal ones do under git-annex, are several scans."""
     return resolved(path) if is_folder(path) else resolved(path.parent) / path.name
+
+
+def with_patients(scans: Iterable[Scan], classes: Collection[str]) -> list[Scan]:
+    """Scans with the patients that their paths name, as in `find_dataset`, where these are CLASS/patient/scan.
+
+    A patient that a list gives stays. None is named where no folder above a scan, or more than one, has the name of one of `classes`.
+    """
+    return [scan if scan.patient else replace(scan, patient=_patient_in(scan, classes)) for scan in scans]
+
+
+def _patient_in(scan: Scan, classes: Collection[str]) -> str:
+    # Not resolved: links may lead into an archive with names of its own.
+    parts = Path(os.path.abspath(scan.folder)).parts  # noqa: PTH100
+    places = [place for place, name in enumerate(parts[:-1]) if name in classes]
+    if len(places) != 1:
+        return ""
+    below = parts[places[0] + 1 :]
+    if len(below) == 1:
+        # A folder of pictures directly in a class folder may be a patient or a scan.
+        name = "" if scan.stack is None else stem(scan.folder) if scan.folder.is_file() else below[0]
+        return printable(name)
+    return printable(below[0])
 
 
 def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms: Pseudonyms) -> list[Scan]:
@@ -199,7 +231,29 @@ def _require_folder(path: Path) -> None:
         raise InputError(f"{path} is a file. Give the folder that holds the scans, or a manifest of them, whose name ends in .csv.")
 
 
+def _require_classes(root: Path) -> None:
+    """Raises InputError if class folders lie in folders of parts, whose names would become those of classes."""
+    parts = [folder for folder in folders(root) if folder.name.lower() in PARTS and any(map(contents_of, walk(folder)))]
+    if parts:
+        example = f"{parts[0].name}/NCP/16/1164,NCP,16,{PARTS[parts[0].name.lower()]}"
+        names = ", ".join(folder.name for folder in parts)
+        raise InputError(
+            f"{root}: {names}: names of parts, not of classes. To keep these parts, {BY_LIST.format(example=example)}. "
+            f"To split again, give a folder that holds the class folders. The layout is {LAYOUT}."
+        )
+
+
+def _loose_pictures(class_folder: Path) -> str:
+    """A sentence if pictures lie directly in a class folder, where nothing tells which scans and patients they are of."""
+    count = len(contents_of(class_folder).pictures)
+    if not count:
+        return ""
+    return f"{class_folder}: {counted(count, 'picture')} directly in the class folder; move the slices of each scan into {LAYOUT_BELOW}"
+
+
 def _explain_layout(root: Path) -> str:
+    if not contents_of(root) and (loose := [said for folder in folders(root) if (said := _loose_pictures(folder))]):
+        return f"Its folders are scans of one patient, or else slices lie outside of scans:\n{listing(loose, 5)}\n"
     if contents_of(root):
         return "It holds slices directly, as the folder of a single scan does."
     for depth, meaning in (("*", "scans"), ("*/*", "patients")):

@@ -11,7 +11,7 @@ from ctcovid.base.errors import InputError
 from ctcovid.base.faults import MachineFaultError, is_folder, machine_fault, second_look
 from ctcovid.base.files import require_there
 from ctcovid.scans.absent import EMPTY, MACHINE_FAULT, MISSING, why_absent
-from ctcovid.scans.contents import DICOM, TIFF, Contents, contents_of, natural_key, walk
+from ctcovid.scans.contents import DICOM, PICTURES, TIFF, Contents, contents_of, natural_key, walk
 from ctcovid.scans.decode import ending, volume_scan
 from ctcovid.scans.dicom import NOT_DICOM, Header, is_dicom
 from ctcovid.scans.findings import KEPT, WARNING, Finding
@@ -105,6 +105,10 @@ def stem(path: Path) -> str:
 
 def _in_file(path: Path, series: str | None) -> list[Found]:
     if not is_scan_file(path):
+        if path.suffix.lower() in PICTURES:
+            raise InputError(
+                f"{path} is one picture, and a scan is a folder of them. Give that folder: slices of different scans need one each."
+            )
         hint = " Of a pair of .hdr and .img, give the .hdr file." if ".img" in path.name.lower() else ""
         raise InputError(
             f"{path} is a file. Give the folder that holds the scans, or a file of DICOM, NIfTI, NRRD, MetaImage or TIFF pages.{hint}"

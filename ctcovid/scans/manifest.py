@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctcovid.base.choices import PARTS
-from ctcovid.base.errors import InputError, listing
-from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.errors import InputError, counted, listing
 from ctcovid.base.files import resolved
+from ctcovid.base.lists import read_list
 from ctcovid.scans.found import found_at, stem
 from ctcovid.scans.scan import Scan
 
+NAMES = ("path", "label", "patient", "scan", "split")
 COLUMNS = "path,label,patient[,scan,split]"
-# A file with longer fields is not a CSV of paths.
-LONGEST_FIELD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,13 @@ def manifest_scans(path: Path, series: str | None = None, labelled: bool = True)
                 elif row.scan and first_named.setdefault(name, row.line) != row.line:
                     problem = f"scan {row.scan} of patient {row.patient} is also in line {first_named[name]}, with another path"
             else:
-                problem = f"{row.path} holds {len(found)} scans; give a line for each" if found else f"{row.path} holds no scan"
+                problem = f"{row.path} holds {counted(len(found), 'scan')}; give a line for each" if found else f"{row.path} holds no scan"
         if problem:
             problems.append(f"line {row.line}: {problem.rstrip('.')}")
         elif scan is not None:
             scans.append(scan)
     if problems:
-        raise InputError(f"{path}: {len(problems):,} lines cannot be used:\n{listing(problems)}\nFix them.")
+        raise InputError(f"{path}: {counted(len(problems), 'line')} cannot be used:\n{listing(problems)}\nFix them.")
     return scans
 
 
@@ -105,33 +101,21 @@ def read_manifest(path: Path, labelled: bool = True) -> list[Row]:
 
     Raises InputError if it cannot be read, lacks a column, or has lines that lack a value.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(file.read()))
-    except FileNotFoundError as error:
-        raise InputError(f"No such manifest: {path}. Check the path.") from error
-    except (OSError, ValueError, csv.Error) as error:
-        raise_machine_fault(error, path)
-        raise InputError(f"{path} cannot be read as CSV: {error}. It needs the columns {COLUMNS}.") from error
-    needed = ("path", "label", "patient") if labelled else ("path",)
-    if not rows:
-        raise InputError(f"{path} lists no scans. It needs the columns {COLUMNS}, and one line per scan.")
-    if missing := [name for name in needed if name not in rows[0][1]]:
+    table = read_list(path, NAMES, "manifest", f"It needs the columns {COLUMNS}.")
+    needed = NAMES[:3] if labelled else NAMES[:1]
+    if missing := [name for name in needed if name not in table.headings]:
         raise InputError(f"{path} has no column {', '.join(missing)}. It needs {COLUMNS}.")
+    if not table.rows:
+        raise InputError(f"{path} lists no scans. It needs the columns {COLUMNS}, and one line per scan.")
+    columns = [table.column(name) if name in table.headings else [""] * len(table.rows) for name in NAMES]
+    rows = [Row(line, *values) for line, *values in zip(table.lines, *columns, strict=True)]
     problems = [
-        f"line {line}: no {', no '.join(empty)}" for line, values in rows if (empty := [name for name in needed if not values[name]])
+        f"line {row.line}: no {', no '.join(empty)}" for row in rows if (empty := [name for name in needed if not getattr(row, name)])
     ]
     if problems:
-        raise InputError(f"{path}: {len(problems):,} lines lack a value:\n{listing(problems)}\nFill them in.")
-    return [Row(line, *(values.get(name, "") for name in ("path", "label", "patient", "scan", "split"))) for line, values in rows]
-
-
-def _rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    for values in reader:
-        if any(values.values()):
-            yield reader.line_num, {str(name).strip().lower(): str(value or "").strip() for name, value in values.items()}
+        lack = "lacks" if len(problems) == 1 else "lack"
+        raise InputError(f"{path}: {counted(len(problems), 'line')} {lack} a value:\n{listing(problems)}\nFill them in.")
+    return rows
 
 
 def _own_name(row: Row, labelled: bool) -> tuple[str, str, str]:

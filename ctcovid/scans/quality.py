@@ -121,7 +121,11 @@ def _unusable(bad: dict[int, Unusable], count: int) -> list[Finding]:
         positions = [position for position, item in bad.items() if item.code == code]
         # One message is enough for a file that holds all slices.
         one_file = len({item.message for item in bad.values()}) == 1
-        more = f" So are {len(positions) - 1} more slices." if len(positions) > 1 and not one_file else ""
+        more = (
+            f" So {'is' if len(positions) == 2 else 'are'} {counted(len(positions) - 1, 'more slice')}."
+            if len(positions) > 1 and not one_file
+            else ""
+        )
         severity = WARNING if action == SLICE_DROPPED else ERROR
         findings.append(Finding(code, severity, bad[positions[0]].message + more, action, tuple(positions)))
     return findings

@@ -11,11 +11,12 @@ import numpy as np
 from safetensors.torch import load_file
 
 from ctcovid.base.console import Advance, Console
-from ctcovid.base.errors import counted
+from ctcovid.base.errors import agreeing, counted
 from ctcovid.distributed.session import Session
 from ctcovid.inference.temperature import LEAST, MOST, calibrated, fit_temperature, of_scans, scan_losses, trusted_temperature
 from ctcovid.models.network import Network
 from ctcovid.models.reference import QUANTILE, ReferenceFeatures, distances, fit_reference, probabilities_and_features
+from ctcovid.models.seen import TrainingSlices, slice_hash
 from ctcovid.training.data import TrainingData
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.layout import ScanRow
@@ -56,6 +57,25 @@ def finalize(weights: Path, network: Network, data: TrainingData, session: Sessi
     return about, ReferenceFeatures(*statistics, float(np.quantile(of_scans(each, _scans(valid_set)), QUANTILE)))
 
 
+def training_slices(train_set: VolumeSet, session: Session) -> TrainingSlices:
+    """Hashes of all slices that a model is trained on, without those of one even grey, which are the same everywhere.
+
+    Raises StoppedError if a signal comes before the end.
+    """
+    hashes: list[bytes] = []
+    with session.console.progress(len(train_set), "Recording the training slices") as advance:
+        for batch in train_set.batches(in_order(len(train_set), AT_ONCE), session.workers):
+            _stop_if_asked(session)
+            hashes += [slice_hash(one) for volume in batch.volumes.numpy() for one in volume if one.min() != one.max()]
+            advance(len(batch.labels))
+    return TrainingSlices.of(hashes)
+
+
+def _stop_if_asked(session: Session) -> None:
+    if session.stop.received:
+        raise session.stop.error("The weights are final. The same command with --resume finishes the model.")
+
+
 def _calibration(probabilities: np.ndarray, valid_set: VolumeSet, console: Console) -> dict[str, Any]:
     """The temperature for validation volumes with these probabilities, float (N, classes), and what it was fitted on."""
     labels, scans = valid_set.labels, _scans(valid_set)
@@ -63,8 +83,9 @@ def _calibration(probabilities: np.ndarray, valid_set: VolumeSet, console: Conso
     fitted = fit_temperature(probabilities, labels, scans)
     temperature = trusted_temperature(probabilities, labels, scans, patients, fitted)
     if temperature != fitted:
-        who = counted(len(set(patients)), "validation patient")
-        console.say(f"Probabilities stay those of the softmax: {who} do not show that a temperature improves them.")
+        count = len(set(patients))
+        who = f"{counted(count, 'validation patient')} {agreeing(count, 'does', 'do')}"
+        console.say(f"Probabilities are not calibrated: {who} not show that a temperature improves them.")
     elif not 1.01 * LEAST < temperature < 0.99 * MOST:
         console.warn(
             f"no temperature from {LEAST:g} to {MOST:g} calibrates the probabilities, so {temperature:.3g} is used. Do not rely on them. "
@@ -105,8 +126,7 @@ def _through(
     probabilities, features = [], []
     order = [[chosen[number] for number in numbers] for numbers in in_order(len(chosen), AT_ONCE)]
     for batch in volume_set.batches(order, session.workers):
-        if session.stop.received:
-            raise session.stop.error("The weights are final. The same command with --resume finishes the model.")
+        _stop_if_asked(session)
         shares, found = probabilities_and_features(network, batch.volumes.numpy())
         probabilities.append(shares)
         if found is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ctcovid.base.allocation import hand_back
-from ctcovid.base.errors import UsageError
+from ctcovid.base.errors import UsageError, agreeing, counted
 from ctcovid.distributed.gradients import RunningStatistics
 from ctcovid.distributed.ranks import Ranks
 from ctcovid.distributed.session import Session
@@ -42,7 +42,7 @@ def automatic_micro_batch(
         return 0 if known >= most else known
     found = min(ranks.gather(largest_fitting(network, most, shape, ranks.local_size)))
     each = " of each process" if ranks.size > 1 else ""
-    session.console.say(f"{found} volumes fit into memory at a time, of {most} in a step{each}.")
+    session.console.say(f"{counted(found, 'volume')} {agreeing(found, 'fits', 'fit')} into memory at a time, of {most} in a step{each}.")
     return 0 if found == most else found
 
 
@@ -71,7 +71,10 @@ def suggesting_micro_batch(recipe: Recipe, network: Network, shape: tuple[int, i
         if most > 1:
             found = largest_fitting(network, most // 2, shape)
             remedy = f"Add --micro-batch {found}, which fits, or --micro-batch auto. The batch stays the same."
-        raise UsageError(f"{most} volumes at a time do not fit into the memory of {device_name(network.device)}. {remedy}") from error
+        raise UsageError(
+            f"{counted(most, 'volume')} at a time {agreeing(most, 'does', 'do')} not fit into the memory of "
+            f"{device_name(network.device)}. {remedy}"
+        ) from error
 
 
 def largest_fitting(network: Network, most: int, shape: tuple[int, int, int], processes: int = 1) -> int:

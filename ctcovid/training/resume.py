@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError
+from ctcovid.base.errors import InputError, UsageError, counted
 from ctcovid.base.runcard import sha256
 from ctcovid.distributed.ranks import Ranks
 from ctcovid.models import store
@@ -94,7 +94,7 @@ def require_same(before: dict[str, Any], now: dict[str, Any], folder: Path, cons
     was, pieces = before.get("micro_batch"), now.get("micro_batch")
     same_ranks = before.get("ranks", 1) == now.get("ranks", 1)
     if same_ranks and was not in (None, 0, "auto") and pieces not in (was, "auto"):
-        console.warn(f"batch norm saw {was} volumes at a time and now sees {pieces} (--micro-batch). {RESEMBLES}")
+        console.warn(f"batch norm saw {counted(was, 'volume')} at a time and now sees {pieces} (--micro-batch). {RESEMBLES}")
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -16,6 +16,8 @@ from ctcovid.models import store
 from ctcovid.models.network import SCALING
 from ctcovid.models.reference import FILE as FEATURES
 from ctcovid.models.reference import ReferenceFeatures, save_reference
+from ctcovid.models.seen import FILE as SEEN
+from ctcovid.models.seen import TrainingSlices, save_training_slices
 from ctcovid.training import scalars
 from ctcovid.training.checkpoint import TrainingState, room_for, save_checkpoint
 from ctcovid.training.data import TrainingData
@@ -25,7 +27,7 @@ from ctcovid.training.recipe import Recipe
 
 BEST, HISTORY = "best.safetensors", "metrics.csv"
 # What training writes into the folder of its run, except its run card and the files of TensorBoard.
-WRITTEN = (store.CARD, store.WEIGHTS, FEATURES, BEST, store.CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
+WRITTEN = (store.CARD, store.WEIGHTS, FEATURES, SEEN, BEST, store.CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,18 @@ class RunFolder:
         best = self.path / BEST
         return best if best.exists() else self.path / store.WEIGHTS
 
-    def register(self, data: TrainingData, recipe: Recipe, use: dict[str, Any], reference: ReferenceFeatures | None) -> None:
-        """Make the weights the model of the run, and write model.json last; `use` and `reference` are what `finalize` found."""
+    def register(
+        self, data: TrainingData, recipe: Recipe, use: dict[str, Any], reference: ReferenceFeatures | None, seen: TrainingSlices | None
+    ) -> None:
+        """Make the weights the model of the run, and write model.json last; `use`, `reference` and `seen` are from `finalize`."""
         weights, file = self.weights, data.train.file
         # A model.json of fewer epochs would describe other weights.
         (self.path / store.CARD).unlink(missing_ok=True)
         weights.replace(self.path / store.WEIGHTS)
         if reference is not None:
             use = use | {"features": save_reference(self.path, reference)}
+        if seen is not None:
+            use = use | {"training_slices": save_training_slices(self.path, seen)}
         network, progress = self.state.network, self.state.progress
         store.save_card(
             self.path,

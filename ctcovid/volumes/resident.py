@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctcovid.base.console import Console
+from ctcovid.base.errors import agreeing, counted
 from ctcovid.base.signals import StopRequest
 from ctcovid.volumes.batches import Batch, VolumeSet, in_order
 
@@ -55,7 +56,7 @@ def resident(
     if memory is None or stop.received:
         return None
     kept = "on the GPU" if memory == "gpu" else "in the host's memory"
-    console.say(f"The {count:,} training volumes ({size / 1e9:.1f} GB) are read once and kept {kept}.")
+    console.say(f"{counted(count, 'training volume')} ({size / 1e9:.1f} GB) {agreeing(count, 'is', 'are')} read once and kept {kept}.")
     shape = (count, volumes.depth, volumes.file.size, volumes.file.size)
     pixels = torch.empty(shape, dtype=torch.uint8, device=device if memory == "gpu" else "cpu")
     with console.progress(count, "Reading volumes") as advance:

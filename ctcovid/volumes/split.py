@@ -11,7 +11,7 @@ import numpy as np
 
 from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError, UsageError, listing
-from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.lists import read_list
 from ctcovid.scans.contents import natural_key
 from ctcovid.volumes.layout import ScanRow
 
@@ -94,26 +94,18 @@ def read_split_file(path: Path, patients: Iterable[str]) -> dict[str, str]:
 
     Raises InputError that lists every patient who is missing, is in two parts, or has an unknown part.
     """
-    # pandas takes half a second to import, and every reader of a volumes file imports this module.
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"No such split file: {path}. Check the path.") from error
-    except (OSError, ValueError) as error:
-        raise_machine_fault(error, path)
-        raise InputError(f"{path} cannot be read as CSV: {error}. It needs the columns patient,split.") from error
-    if not {"patient", "split"} <= set(table.columns):
-        raise InputError(f"{path} has the columns {', '.join(table.columns)}; it needs patient,split.")
+    table = read_list(path, ("patient", "split"), "split file", "It needs the columns patient,split.")
+    if not {"patient", "split"} <= set(table.headings):
+        raise InputError(f"{path} has the columns {', '.join(table.headings)}; it needs patient,split.")
     parts: dict[str, str] = {}
     problems: list[str] = []
-    for patient, part in zip(table["patient"].str.strip(), table["split"].str.strip(), strict=True):
+    for patient, part in zip(table.column("patient"), table.column("split"), strict=True):
         if part not in PARTS:
             problems.append(f"patient {patient}: split '{part}' is not one of {', '.join(PARTS)}")
         elif parts.setdefault(patient, part) != part:
             problems.append(f"patient {patient}: both in {parts[patient]} and in {part}")
-    problems += [f"patient {patient}: not in the file" for patient in patients if patient not in set(table["patient"].str.strip())]
+    listed = set(table.column("patient"))
+    problems += [f"patient {patient}: not in the file" for patient in patients if patient not in listed]
     if problems:
         raise InputError(f"{path} does not assign every patient to one part:\n{listing(problems)}\nCorrect these lines.")
     return {patient: parts[patient] for patient in patients}

@@ -194,6 +194,9 @@ def test_dicom_and_a_volume_in_one_folder_have_a_line_each(write_series: WriteSe
         manifest_scans(tmp_path / "scans.csv")
     (tmp_path / "scans.csv").write_text("path,label,patient\nboth,NCP,1\nboth/a.nii.gz,CP,2\n")
     assert [scan.stack and scan.stack.reader for scan in manifest_scans(tmp_path / "scans.csv")] == ["dicom", "volume"]
+    # As Excel saves it where numbers have decimal commas.
+    (tmp_path / "scans.csv").write_text("sep=;\nPath;Label;Patient\nboth;NCP;1\nboth/a.nii.gz;CP;2\n", encoding="utf-16")
+    assert [(scan.label, scan.patient) for scan in manifest_scans(tmp_path / "scans.csv")] == [("NCP", "1"), ("CP", "2")]
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_all_scans_of_a_patient_stay_together_across_classes(
         make_scan(dataset / source)
     for seed in range(4):
         prepare(dataset, output, seed=seed, overwrite=True)
-        assert "1 patient ids occur in several classes (0)" in capsys.readouterr().err
+        assert "1 patient id occurs in several classes (0)" in capsys.readouterr().err
         with h5py.File(output, "r") as file:
             parts = dict(zip(sources(output), file["scans/split"].asstr()[...].tolist(), strict=True))
         assert len({parts[source] for source in ("NCP/0/1", "NCP/0/2", "NCP/0/3", "CP/0/1", "Normal/0/9")}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ GOOD = "1,a,0,NCP,0.5,0.25,0.25"
         ("1,a,1,NCP,\u0660.5,0.25,0.25", "probability"),
         ("1,a,1,NCP,0.5,0.75,-0.25", "column p_Normal"),
         ("1,a,1,NCP,inf,0,0", "probability"),
-        ("1,a,1,NCP,0.5,0.5", "fields"),
+        ("1,a,1,NCP,0.5,0.5", "column p_Normal is missing"),
         ("1,a,1,NCP,0.5,0.25,0.5", "p_NCP + p_CP + p_Normal do not sum to 1"),
         ("1,a,one,NCP,0.5,0.25,0.25", "volume"),
         ("1,a,,NCP,0.5,0.25,0.25", "volume"),
@@ -149,7 +150,7 @@ def test_a_heading_alone_is_no_predictions(tmp_path: Path) -> None:
     assert "no predictions" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\x01", b"patient;scan;volume;label;p_NCP;p_CP\n1;a;0;NCP;1;0\n"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\x01", b"patient/scan/volume/label/p_NCP/p_CP\n1/a/0/NCP/1/0\n"])
 def test_a_file_that_is_no_such_csv_is_refused_with_what_it_needs(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.csv"
     path.write_bytes(content)
@@ -161,3 +162,45 @@ def test_a_file_that_is_no_such_csv_is_refused_with_what_it_needs(tmp_path: Path
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.csv"):
         read_predictions(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("rows", [("0,33;0,33;0,33", "0,1;0,8;0,11"), ("0.33;0.33;0.33", "1E-01;8.0E-01;0.11")])
+def test_probabilities_rounded_to_two_digits_are_used_as_they_are_and_said_once(rows: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "given.csv"
+    path.write_text("\n".join((HEADING.replace(",", ";"), *(f"{number};a;0;NCP;{row}" for number, row in enumerate(rows)))))
+    said: list[str] = []
+    assert np.allclose(read_predictions(path, said.append).probabilities, [[0.33, 0.33, 0.33], [0.1, 0.8, 0.11]])
+    assert said == [f"{path}: the probabilities are rounded: rows sum to 0.99 to 1.01, and are used as they are."]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [("33;33;34", "1;99;0"), ("33%;33 %;34\u00a0%", "1%;99%;0%"), ("33,0;33,0;34,0", "1,0;99,0;0,0"), ("33.0;33;34", "1;99;0")],
+    ids=["sums", "signs", "decimal commas", "digits"],
+)
+def test_probabilities_in_per_cent_are_read_as_such(rows: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "given.csv"
+    lines = (f"{number};a;0;NCP;{row}" for number, row in enumerate(rows))
+    path.write_text("\n".join((HEADING.replace(",", ";"), *lines)), encoding="utf-8")
+    said: list[str] = []
+    assert np.allclose(read_predictions(path, said.append).probabilities, [[0.33, 0.33, 0.34], [0.01, 0.99, 0]])
+    assert said == ([] if "%" in rows[0] else [f"{path}: the probabilities are read as per cent."])
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "said"),
+    [
+        (("1,a,0,NCP,33,33,34", "2,a,0,NCP,0.33,0.33,0.34", "3,a,0,NCP,1,0,0"), 2, "sum to 100, but most to 1.*per cent"),
+        (("1,a,0,NCP,33,33,34", "2,a,0,NCP,0,1,0", "3,a,0,NCP,98,1,1"), 3, "sum to 1, but most to 100.*per cent"),
+        (("1,a,0,NCP,33%,33%,34%", "2,a,0,NCP,1,0,99%"), 3, "per cent sign"),
+        (("1,a,0,NCP,33,33,34", "2,a,0,NCP,33,33,4"), 3, "do not sum to 100 per cent"),
+        (("1,a,0,NCP,0.3,0.3,0.3",), 2, "do not sum to 1"),
+        (("1,a,0,NCP,0.33,0.33,0.31",), 2, "do not sum to 1"),
+        (("1,a,0,NCP,1,1,0",), 2, "do not sum to 1"),
+        (("1,a,0,NCP,120,-20,0",), 2, "not between 0 and 100"),
+    ],
+)
+def test_probabilities_that_may_be_either_or_do_not_sum_are_refused(tmp_path: Path, rows: tuple[str, ...], line: int, said: str) -> None:
+    message = refused(tmp_path, *rows)
+    assert f"line {line}:" in message
+    assert re.search(said, message)

@@ -55,13 +55,18 @@ def test_many_words_and_columns_about_others_make_no_groups() -> None:
     assert by_patient("age", {"77": ["30"]}, patients) is None
 
 
+def test_numbers_with_decimal_commas_are_numbers_unless_they_may_be_thousands(tmp_path: Path) -> None:
+    columns = read_attributes(write(tmp_path, "Patient ID;age;dose\n1;61,5;1,250\n2;70;2,500\n"))
+    assert columns == {"age": {"1": ["61.5"], "2": ["70"]}, "dose": {"1": ["1,250"], "2": ["2,500"]}}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("age,sex\n1,2\n", "patient_id"),
         ("patient,patient_id,age\n1,1,2\n", "patient_id"),
         ("patient\n1\n", "others"),
-        ("patient,age\n1,2,3\n", "row 2"),
+        ("patient,age\n1,2,3\n", "line 2"),
         ("", "patient_id"),
     ],
 )

@@ -34,7 +34,9 @@ class Network:
 
 def model(name: str, most: int, depth: int, shift: float = 0.0) -> Any:
     network = Network(most, shift)
-    return SimpleNamespace(name=name, network=network, depth=depth, size=8, window=LUNG, temperature=1.0, card={}, reference=None)
+    return SimpleNamespace(
+        name=name, network=network, depth=depth, size=8, window=LUNG, temperature=1.0, card={}, reference=None, seen=None
+    )
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def codes(
     stack = None if spacing is None else Stack("volume", (8, 8, 8), geometry=Geometry(np.diag([1.0, 1.0, spacing, 1.0])))
     scan = Scan("s", "", "", Path("s"), (Path("s"),) * slices, "", stack)
     checked = CheckedScan(np.zeros((slices, 8, 8), np.uint8), tuple(range(slices)), ("n",) * slices, (side, side), kind, findings)
-    model: Any = SimpleNamespace(card=card, reference=reference)
+    model: Any = SimpleNamespace(card=card, reference=reference, seen=None)
     return [finding.code for finding in flags_of(scan, checked, model, features)]
 
 

@@ -181,6 +181,23 @@ def test_folder_given_at_the_wrong_level_is_told_which_level_it_is(given: str, s
     assert "give the folder that holds the class folders" in str(caught.value)
 
 
+@pytest.mark.parametrize("below", ["NCP/16/1164", "NCP/1164", "NCP"])
+def test_folders_of_parts_are_not_taken_for_classes_and_the_list_is_named(below: str, tmp_path: Path) -> None:
+    for part in ("train", "Test"):
+        touch(tmp_path / part / below, "0000.png", "0001.png")
+    with pytest.raises(InputError, match=r"Test, train: names of parts.*Test/NCP/16/1164,NCP,16,test.*path,label,patient,split"):
+        find_dataset(tmp_path)
+
+
+def test_pictures_outside_of_scans_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "NCP" / "16" / "1164", "0000.png")
+    touch(tmp_path / "NCP", "0000.png")
+    touch(tmp_path / "CP", "0000.png", "0001.png")
+    scans, problems = find_dataset(tmp_path)
+    assert [scan.source for scan in scans] == ["NCP/16/1164"]
+    assert [problem.split(" directly")[0] for problem in problems] == [f"{tmp_path / 'CP'}: 2 pictures", f"{tmp_path / 'NCP'}: 1 picture"]
+
+
 def test_folder_above_the_data_set_is_told_what_is_there(tmp_path: Path) -> None:
     touch(tmp_path / "CC-CCII" / "NCP" / "16" / "1164", "0000.png")
     with pytest.raises(InputError, match=r"(?s)Class folders are missing; there is\n  CC-CCII\n.*give the folder that holds the class"):

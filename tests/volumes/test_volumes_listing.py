@@ -49,6 +49,19 @@ def test_listing_becomes_rows_less_the_repeats(tmp_path: Path) -> None:
         read_plan(defects, None)
 
 
+def test_lists_may_come_from_excel_in_any_country(tmp_path: Path) -> None:
+    """Semicolons, tabs, UTF-16, capitals, a line that declares the separator, and what Excel adds to lines of one field."""
+    listing, defects = tmp_path / "l.csv", tmp_path / "d.csv"
+    listing.write_text("sep=;\nLabel;Patient_ID;scan_id;n_slice;\nNCP;0;12;100;\n", encoding="utf-16")
+    defects.write_text('cls\tpid\tscan_id\tis_seg\trepeat_ids\nNCP\t0\t12\t0\t"0-30;44;"\n', encoding="utf-16")
+    assert [(row.label, row.patient, row.id, row.slice_count) for row in read_plan(listing, defects)] == [("NCP", "0", "12", 68)]
+    for text in ("cls;pid;scan_id\nNCP;96;1328\n", "NCP/96/1328;;\n", '"NCP/96/1328"\n', "sep=;\nNCP/96/1328\n"):
+        listing.write_text(text, encoding="utf-16")
+        assert read_exclusions(listing) == {("NCP", "96", "1328")}
+    listing.write_text("id;ImgPath\n7;NCP/96/1328/0032.png\n", encoding="utf-8-sig")
+    assert read_lesions(listing) == {"NCP/96/1328": {"0032"}}
+
+
 def test_real_listing_in_balance_has_the_proportions_of_table_1_within_2_percent(sample_data: Path) -> None:
     rows = read_plan(sample_data / "ccccii-scan-listing.csv", sample_data / "ccccii-known-defects.csv")
     complete = [row for row in rows if row.image_kind == "complete" and row.slice_count]

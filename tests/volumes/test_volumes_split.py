@@ -161,6 +161,11 @@ def test_patient_named_twice_in_one_part_is_no_mistake(tmp_path: Path) -> None:
     assert read_split_file(tmp_path / "split.csv", ["0"]) == {"0": "train"}
 
 
+def test_split_file_from_excel_is_read(tmp_path: Path) -> None:
+    (tmp_path / "split.csv").write_text("sep=;\nPatient;Split\n007;train\n8;test\n", encoding="utf-16")
+    assert read_split_file(tmp_path / "split.csv", ["007", "8"]) == {"007": "train", "8": "test"}
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
