@@ -232,6 +232,14 @@ def test_a_mask_of_another_shape_is_refused_with_both_sizes(inside: np.ndarray, 
         read_mask(made, of_slices(6), 16, (64, 96))
 
 
+def test_a_slice_of_another_size_stays_in_its_place(inside: np.ndarray, tmp_path: Path) -> None:
+    """As in a scan, of which such a slice is dropped."""
+    pictures = [Image.fromarray(one.astype(np.uint8)) for one in inside]
+    pictures[2] = Image.fromarray(np.zeros((8, 11), np.uint8))
+    made = written(tmp_path / "mask", pictures)
+    assert np.array_equal(read_mask(made, of_slices(6), 16, (16, 16)).inside, inside)
+
+
 def test_a_folder_without_a_mask_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "mask").mkdir()
     with pytest.raises(InputError, match="no picture in the folder of the mask"):
