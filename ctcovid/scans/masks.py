@@ -35,10 +35,26 @@ class Mask:
     ----------
     inside : bool (slices, size, size), head to feet, on the model's grid, True inside lesions
     rule : which values count as a lesion, in words
+    placed : whether the mask itself says which slice is next to the head, and the scan does not
     """
 
     inside: np.ndarray
     rule: str
+    placed: bool = False
+
+    def of(self, kept: Sequence[int]) -> np.ndarray:
+        """The mask of the slices at these positions of the scan, bool (S, size, size).
+
+        A scan that was repaired, because its slices lay feet first, is head first now, as a mask with positions always is.
+
+        Raises InputError if the scan was put into another order, in which such a mask does not say what belongs together.
+        """
+        chosen = list(kept)
+        if not self.placed or chosen == sorted(chosen):
+            return self.inside[chosen]
+        if chosen != sorted(chosen, reverse=True):
+            raise InputError("The slices of the scan were reordered, so a volume cannot be matched to them. Give a mask of pictures.")
+        return self.inside[[len(self.inside) - 1 - position for position in chosen]]
 
     def __str__(self) -> str:
         with_lesion = int(self.inside.any((1, 2)).sum())
@@ -61,7 +77,8 @@ def read_mask(path: Path, scan: Scan, size: int, own_size: tuple[int, int] | Non
     else:
         _require_shape(path, lesions, own_size)
         lesions = _on_names(path, lesions, names, scan)
-    return Mask(np.stack([_resized(one, size) for one in lesions]), rule)
+    placed = stack is not None and not stack.assumed and not scan.positioned
+    return Mask(np.stack([_resized(one, size) for one in lesions]), rule, placed)
 
 
 def _values(path: Path) -> tuple[list[np.ndarray], list[str], Stack | None, bool]:
