@@ -194,7 +194,7 @@ def _lesions(path: Path, scan: Scan, checked: CheckedScan, model: TrainedModel, 
     mask = read_mask(path, scan, model.size, checked.own_size)
     console.say(str(mask))
     mapped = len(checked.slices) // model.depth * model.depth
-    lesions = mask.inside[list(checked.kept[:mapped])]
+    lesions = mask.of(checked.kept[:mapped])
     if not lesions.any():
         left = f"{len(scan.slices) - mapped} of its {counted(len(scan.slices), 'slice')} have no map"
         raise InputError(f"{path}: its lesions are on slices without a map ({left}). Nothing can be measured; omit --mask.")

@@ -192,4 +192,5 @@ def _damage_named(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise InputError(f"{path} has been removed since the folder was listed. Run the same command again.") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}. Run the same command again.") from error
+        remedy = "Fix its permissions" if isinstance(error, PermissionError) else "Run the same command again"
+        raise InputError(f"{path} cannot be read: {error.strerror or error}. {remedy}.") from error

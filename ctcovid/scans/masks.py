@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +35,26 @@ class Mask:
     ----------
     inside : bool (slices, size, size), head to feet, on the model's grid, True inside lesions
     rule : which values count as a lesion, in words
+    placed : whether the mask itself says which slice is next to the head, and the scan does not
     """
 
     inside: np.ndarray
     rule: str
+    placed: bool = False
+
+    def of(self, kept: Sequence[int]) -> np.ndarray:
+        """The mask of the slices at these positions of the scan, bool (S, size, size).
+
+        A scan that was repaired, because its slices lay feet first, is head first now, as a mask with positions always is.
+
+        Raises InputError if the scan was put into another order, in which such a mask does not say what belongs together.
+        """
+        chosen = list(kept)
+        if not self.placed or chosen == sorted(chosen):
+            return self.inside[chosen]
+        if chosen != sorted(chosen, reverse=True):
+            raise InputError("The slices of the scan were reordered, so a volume cannot be matched to them. Give a mask of pictures.")
+        return self.inside[[len(self.inside) - 1 - position for position in chosen]]
 
     def __str__(self) -> str:
         with_lesion = int(self.inside.any((1, 2)).sum())
@@ -56,15 +73,16 @@ def read_mask(path: Path, scan: Scan, size: int, own_size: tuple[int, int] | Non
     values, names, stack, lossy = _values(path)
     lesions, rule = _lesions(path, values, lossy)
     if stack is not None and scan.stack is not None and _both_placed(stack, scan.stack):
-        lesions = _on_voxels(path, lesions, stack, scan)
+        lesions = _on_voxels(path, np.stack(lesions), stack, scan)
     else:
         _require_shape(path, lesions, own_size)
         lesions = _on_names(path, lesions, names, scan)
-    return Mask(np.stack([_resized(one, size) for one in lesions]), rule)
+    placed = stack is not None and not stack.assumed and not scan.positioned
+    return Mask(np.stack([_resized(one, size) for one in lesions]), rule, placed)
 
 
-def _values(path: Path) -> tuple[np.ndarray, list[str], Stack | None, bool]:
-    """All values, (slices, rows, columns); the names of the slices, for pictures; the stack, for a volume; and whether they are lossy."""
+def _values(path: Path) -> tuple[list[np.ndarray], list[str], Stack | None, bool]:
+    """The values of each slice, (rows, columns); for pictures, the names of the slices; for a volume, its stack; whether they are lossy."""
     if path.is_dir():
         contents = listed(path)
         files = contents.pictures or contents.volumes
@@ -80,27 +98,25 @@ def _values(path: Path) -> tuple[np.ndarray, list[str], Stack | None, bool]:
     if not path.is_dir() and path.suffix.lower() not in PICTURES:
         raise InputError(f"{path}: not a mask by its name. Give NIfTI, NRRD, MetaImage, a TIFF of pages, or a folder of PNG files.")
     pages = [page for file in files for page in mask_values(file)]
-    sizes = {values.shape for values, _ in pages}
-    if len(sizes) > 1:
-        shown = " and ".join(f"{width}×{height}" for height, width in sorted(sizes)[:2])
-        raise InputError(f"{path}: pictures of {shown} pixels. Give pictures of one size.")
     names = [file.stem for file in files] if len(files) == len(pages) else []
-    return np.stack([values for values, _ in pages]), names, None, any(lossy for _, lossy in pages)
+    return [values for values, _ in pages], names, None, any(lossy for _, lossy in pages)
 
 
-def _volume(path: Path) -> tuple[np.ndarray, list[str], Stack]:
+def _volume(path: Path) -> tuple[list[np.ndarray], list[str], Stack]:
     scan = volume_scan(Scan("", "", "", path, (), ""), path)
     if scan.stack is None or not scan.slices:
         reasons = "; ".join(finding.message for finding in scan.findings)
         raise InputError(f"{path}: not a readable volume ({reasons}). Give NIfTI, or a folder of PNG files.")
-    return stored_values(path, scan.stack), [], scan.stack
+    return list(stored_values(path, scan.stack)), [], scan.stack
 
 
-def _lesions(path: Path, values: np.ndarray, lossy: bool) -> tuple[np.ndarray, str]:
-    """Where the lesions are, bool of the shape of `values`, and the rule in words.
+def _lesions(path: Path, slices: Sequence[np.ndarray], lossy: bool) -> tuple[list[np.ndarray], str]:
+    """Where the lesions are, bool of the shape of each slice, and the rule in words.
 
     Raises InputError if there are none, or if nearly everything is one.
     """
+    # Slices may differ in size, as those of a scan may, of which the odd ones are dropped.
+    values = np.concatenate([one.ravel() for one in slices])
     values = np.nan_to_num(values, copy=False, nan=0, posinf=0, neginf=0) if values.dtype.kind == "f" else values
     if lossy:
         inside, rule = values > HALF, f"values above {HALF} of 255, as lossy pictures have no exact 0"
@@ -120,7 +136,8 @@ def _lesions(path: Path, values: np.ndarray, lossy: bool) -> tuple[np.ndarray, s
     if rule == ALL_BUT_0 and inside.mean() > MOST_LESION:
         share = f"{inside.mean():.0%} of the mask would be lesions: {held}, and lesions are {rule}"
         raise InputError(f"{path}: {share}. Give a mask whose background is 0.")
-    return inside, rule
+    pieces = np.split(inside, np.cumsum([one.size for one in slices])[:-1])
+    return [piece.reshape(one.shape) for piece, one in zip(pieces, slices, strict=True)], rule
 
 
 def _soft(values: np.ndarray) -> tuple[np.ndarray, str]:
@@ -137,7 +154,7 @@ def _both_placed(mask: Stack, scan: Stack) -> bool:
     return mask.geometry is not None and scan.geometry is not None and not mask.assumed and not scan.assumed
 
 
-def _on_voxels(path: Path, lesions: np.ndarray, mask: Stack, scan: Scan) -> np.ndarray:
+def _on_voxels(path: Path, lesions: np.ndarray, mask: Stack, scan: Scan) -> list[np.ndarray]:
     """The mask on the scan's slices by its position, if it has the scan's voxels; it may have fewer or more slices.
 
     Raises InputError if a corner of the mask is more than half a voxel off.
@@ -163,10 +180,10 @@ def _on_voxels(path: Path, lesions: np.ndarray, mask: Stack, scan: Scan) -> np.n
     placed[first:last] = lesions[first - offset : max(last - offset, 0)]
     if not placed.any():
         raise InputError(f"{path}: its lesions are all beside the slices of the scan. Give the mask of this scan.")
-    return placed
+    return list(placed)
 
 
-def _on_names(path: Path, lesions: np.ndarray, names: list[str], scan: Scan) -> np.ndarray:
+def _on_names(path: Path, lesions: list[np.ndarray], names: list[str], scan: Scan) -> list[np.ndarray]:
     """The mask on the scan's slices, one for each, or those of the same names.
 
     Raises InputError if there are others.
@@ -178,11 +195,9 @@ def _on_names(path: Path, lesions: np.ndarray, names: list[str], scan: Scan) -> 
     # Names that are numbered anew agree with the first ones of the longer list, and say nothing.
     if not few or not set(few) < set(many) or few == many[: len(few)] or len(set(many)) < len(many):
         raise _other_count(path, len(lesions), len(scan.slices))
-    placed = np.zeros((len(own), *lesions.shape[1:]), bool)
-    for number, name in enumerate(own):
-        if name in names:
-            placed[number] = lesions[names.index(name)]
-    if not placed.any():
+    named = dict(zip(names, lesions, strict=True))
+    placed = [named.get(name, np.zeros_like(lesions[0])) for name in own]
+    if not any(one.any() for one in placed):
         raise InputError(f"{path}: its lesions are on slices that the scan does not have. Give the mask of this scan.")
     return placed
 
@@ -191,11 +206,12 @@ def _other_count(path: Path, mask: int, scan: int) -> InputError:
     return InputError(f"{path}: {counted(mask, 'slice')}, but the scan has {scan}. Give the mask of this scan.")
 
 
-def _require_shape(path: Path, lesions: np.ndarray, own_size: tuple[int, int] | None) -> None:
+def _require_shape(path: Path, lesions: list[np.ndarray], own_size: tuple[int, int] | None) -> None:
     """Raises InputError if slices of the mask have another aspect than those of the scan: they would not lie on each other."""
     if own_size is None:
         return
-    (rows, columns), (height, width) = lesions.shape[1:], own_size
+    sizes = [one.shape for one in lesions]
+    (rows, columns), (height, width) = max(dict.fromkeys(sizes), key=sizes.count), own_size
     if abs(rows * width - columns * height) > max(rows, columns, height, width):
         raise InputError(f"{path}: {columns}×{rows} pixels, but the scan has {width}×{height}. Give the mask of this scan.")
 

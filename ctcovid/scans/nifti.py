@@ -241,8 +241,8 @@ def _usable(form: str, header: Any, scale: np.ndarray, shape: tuple[int, int, in
             affine, _ = header.get_sform(coded=True)
         else:
             repaired = header.copy()
-            # By the standard, whatever is not -1 counts as 1.
-            repaired["pixdim"][0] = -1 if header["pixdim"][0] == -1 else 1
+            # By the standard, whatever is not -1 counts as 1; nibabel's own reader takes sizes without their sign.
+            repaired["pixdim"][:4] = [-1 if header["pixdim"][0] == -1 else 1, *np.abs(header["pixdim"][1:4])]
             affine, _ = repaired.get_qform(coded=True)
         if affine is not None:
             affine = scale @ affine.astype(np.float64)

@@ -232,6 +232,25 @@ def test_a_mask_of_another_shape_is_refused_with_both_sizes(inside: np.ndarray, 
         read_mask(made, of_slices(6), 16, (64, 96))
 
 
+def test_a_volume_is_head_first_as_a_repaired_scan_is_and_not_as_its_files_are(inside: np.ndarray, tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(inside.astype(np.uint8).T, np.diag([-1, -1, -1, 1.0])), tmp_path / "mask.nii")
+    volume = read_mask(tmp_path / "mask.nii", of_slices(6), 16)
+    pictures = read_mask(written(tmp_path / "mask", [Image.fromarray(one) for one in inside[::-1]]), of_slices(6), 16)
+    for mask in (volume, pictures):
+        assert np.array_equal(mask.of((5, 4, 3, 2, 1, 0)), inside)
+    assert np.array_equal(volume.of((0, 1, 3)), inside[[0, 1, 3]])
+    with pytest.raises(InputError, match="were reordered"):
+        volume.of((0, 2, 1))
+
+
+def test_a_slice_of_another_size_stays_in_its_place(inside: np.ndarray, tmp_path: Path) -> None:
+    """As in a scan, of which such a slice is dropped."""
+    pictures = [Image.fromarray(one.astype(np.uint8)) for one in inside]
+    pictures[2] = Image.fromarray(np.zeros((8, 11), np.uint8))
+    made = written(tmp_path / "mask", pictures)
+    assert np.array_equal(read_mask(made, of_slices(6), 16, (16, 16)).inside, inside)
+
+
 def test_a_folder_without_a_mask_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "mask").mkdir()
     with pytest.raises(InputError, match="no picture in the folder of the mask"):

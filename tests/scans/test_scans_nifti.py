@@ -210,6 +210,18 @@ def test_sform_is_used_where_the_two_affines_differ_and_this_is_said(chest: np.n
     assert np.array_equal(read_scan(only(path), 24), squared(chest))
 
 
+def test_a_qform_with_sizes_below_0_or_an_odd_qfac_is_read_as_nibabel_reads_it(chest: np.ndarray, tmp_path: Path) -> None:
+    made = image(chest)
+    made.set_sform(None, 0)
+    made.set_qform(np.diag([0.75, 0.75, 2, 1]), 1)
+    for sizes in ([0, 0.75, 0.75, 2], [1, -0.75, 0.75, -2]):
+        nibabel.save(made, tmp_path / "scan.nii")
+        edited(tmp_path / "scan.nii", 76, np.array(sizes, "<f4").tobytes())
+        geometry = only(tmp_path / "scan.nii").geometry
+        assert geometry is not None and np.allclose(geometry.spacing, (0.75, 0.75, 2))
+        assert np.array_equal(read_scan(only(tmp_path / "scan.nii"), 24), squared(chest[::-1, ::-1, ::-1]))
+
+
 def test_units_are_those_of_the_header(chest: np.ndarray, tmp_path: Path) -> None:
     for unit, factor in (("meter", 1000), ("micron", 0.001), ("mm", 1), ("unknown", 1)):
         made = image(chest, np.diag([1 / factor] * 3 + [1.0]) @ NORMAL)
