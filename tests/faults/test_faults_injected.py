@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
@@ -34,6 +35,25 @@ for name, at, count, where in faults:
     assert again.code == 0 and harness.volumes_content(out / "v.h5") == right, (name, again)
     print(name, done.code, said.splitlines()[-1])
 """
+
+
+def prepare(dataset: Path, output: Path, most_bytes: int) -> subprocess.CompletedProcess[str]:
+    """`ctcovid prepare` that may write files of so many bytes only; 0 for no limit."""
+    resource = pytest.importorskip("resource")
+    limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))) if most_bytes else None
+    command = [sys.executable, "-m", "ctcovid", "prepare", dataset, "--size", "64", "-o", output, "--workers", "1"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+
+
+def test_file_size_limit_is_named_and_scans_before_it_are_kept(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", size=64)
+    whole = prepare(dataset, tmp_path / "whole.h5", 0)
+    assert whole.returncode == 0, whole.stderr
+    cut = prepare(dataset, tmp_path / "cut.h5", (tmp_path / "whole.h5").stat().st_size * 3 // 4)
+    assert cut.returncode == 1 and "ulimit -f" in cut.stderr and "Traceback" not in cut.stderr
+    again = prepare(dataset, tmp_path / "cut.h5", 0)
+    assert again.returncode == 0 and "Resuming" in again.stderr
+    assert harness.volumes_content(tmp_path / "cut.h5") == harness.volumes_content(tmp_path / "whole.h5")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD is Linux's")
