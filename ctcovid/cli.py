@@ -15,7 +15,7 @@ import typer
 from ctcovid import __version__
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
-from ctcovid.base.faults import MachineFaultError, machine_fault
+from ctcovid.base.faults import MachineFaultError, leaving, machine_fault
 from ctcovid.base.process_info import process_info, require_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.options.commands import COMMANDS
@@ -114,4 +114,5 @@ def main() -> None:
     """Entry point of ``ctcovid``."""
     command = typer.main.get_command(app)
     restore_help(command, {name: one.options for name, one in COMMANDS.items()})
-    command(prog_name="ctcovid")
+    with leaving():
+        command(prog_name="ctcovid")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,6 +54,8 @@ ERRNO_IN_TEXT = re.compile(r"errno = (\d+)")
 NO_MEMORY = re.compile(r"bad.alloc|allocate memory|out of memory", re.IGNORECASE)
 # These are no faults where they stand in the text of a library only.
 SAID = {os.strerror(code): code for code, kind in FAULTS.items() if kind is not BUSY}
+# Not empty once the process is to end without what is done at exit.
+_leaving: list[bool] = []
 
 
 class MachineFaultError(InputError):
@@ -113,6 +117,24 @@ def second_look(path: Path) -> Exception | None:
     except (OSError, MemoryError) as error:
         return error
     return None
+
+
+def leave_at_once() -> None:
+    """From now on the process ends without what libraries do at exit: HDF5 crashes there after a write that failed."""
+    _leaving.append(True)
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Ends the process when the block exits, if `leave_at_once` was called."""
+    try:
+        yield
+    except SystemExit as end:
+        if _leaving:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else EXIT_UNEXPECTED)
+        raise
 
 
 def is_folder(path: Path) -> bool:

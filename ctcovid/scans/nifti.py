@@ -22,6 +22,8 @@ from ctcovid.scans.scan import MOST_BYTES
 from ctcovid.scans.volume_header import GZIP, MOST_DEFLATED, SLAB_BYTES, UnreadableError, VolumeHeader, beside, not_a, too_much
 
 NIFTI_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
+# In Hounsfield units; an intercept between is one from stored values that begin at 0.
+AIR = -1100.0, -900.0
 # `sizeof_hdr`, with which a header begins, and nibabel's class for it.
 CLASSES = {348: "Nifti1Header", 540: "Nifti2Header"}
 SINGLE, PAIR = (b"n+1", b"n+2"), (b"ni1", b"ni2")
@@ -159,9 +161,9 @@ def _shape(header: Any) -> tuple[int, int, int]:
 
 
 def _scaling(header: Any) -> tuple[float, float]:
-    """Slope and intercept. A slope of 0 or NaN is none; then ITK and the viewers built on it add the intercept, and the standard does not.
+    """Slope and intercept; none for a slope of 0 or NaN, as the standard asks.
 
-    They are right in files that say such a thing, or the distribution of the values refuses the scan.
+    Yet ITK, and what is built on it, adds the intercept then, and one such as −1024 can only mean Hounsfield units.
 
     Raises UnreadableError if the intercept is NaN or Inf.
     """
@@ -173,7 +175,7 @@ def _scaling(header: Any) -> tuple[float, float]:
         raise UnreadableError("damaged: the intercept of its values is NaN or Inf") from error
     if slope is None:
         added = float(header["scl_inter"])
-        return 1.0, added if np.isfinite(added) else 0.0
+        return 1.0, added if AIR[0] <= added <= AIR[1] else 0.0
     return slope, inter
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from isal import isal_zlib
 
 from ctcovid import __version__
 from ctcovid.base.errors import InputError
-from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.faults import leave_at_once, raise_machine_fault
 from ctcovid.base.files import behind_links
 from ctcovid.volumes.chunk import CHUNK_OPTIONS
 from ctcovid.volumes.encode import Chunk
@@ -79,9 +80,13 @@ class VolumesWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        # After a failed write, such as to a full disk, closing the file fails, too.
-        with contextlib.suppress(OSError, RuntimeError, ValueError) if kind else contextlib.nullcontext():
+        try:
             self.file.close()
+        except (OSError, RuntimeError, ValueError):
+            # After a failed write, such as to a full disk, closing the file fails, too, and at exit HDF5 would crash.
+            leave_at_once()
+            if kind is None:
+                raise
 
     @contextlib.contextmanager
     def _faults_named(self) -> Iterator[None]:
@@ -139,6 +144,10 @@ class VolumesWriter:
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             # What the machine fails to read now may be sound.
             raise_machine_fault(error, path)
+            if (stored := re.search(r"stored_eof = (\d+)", str(error))) and int(stored[1]) > path.stat().st_size:
+                # A full disk has not taken the end. HDF5 opens a file that is as long as it says, and checksums tell what is sound.
+                os.truncate(path, int(stored[1]))
+                return self._sound_rows(path)
         return rows, sound
 
     def _begin(self) -> None:

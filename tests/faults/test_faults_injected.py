@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
@@ -22,7 +23,8 @@ command = ["prepare", data, "--size", 64, "-o", out / "v.h5"]
 out.mkdir()
 assert harness.run(command, folder, None).code == 0
 right = harness.volumes_content(out / "v.h5")
-for name, at, count, where in (("EIO", 40, 1, data), ("ESTALE", 200, 0, data), ("ENOSPC", 12, 0, out), ("ENOLCK", 1, 0, out), ("EMFILE", 30, 3, data)):
+faults = ("EIO", 40, 1, data), ("ESTALE", 200, 0, data), ("ENOSPC", 12, 0, out), ("ENOLCK", 1, 0, out), ("EMFILE", 30, 3, data)
+for name, at, count, where in faults:
     for path in out.iterdir():
         path.unlink()
     done = harness.run(command, folder, harness.Injection(name, at, count, (where,)))
@@ -35,6 +37,25 @@ for name, at, count, where in (("EIO", 40, 1, data), ("ESTALE", 200, 0, data), (
 """
 
 
+def prepare(dataset: Path, output: Path, most_bytes: int) -> subprocess.CompletedProcess[str]:
+    """`ctcovid prepare` that may write files of so many bytes only; 0 for no limit."""
+    resource = pytest.importorskip("resource")
+    limit = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))) if most_bytes else None
+    command = [sys.executable, "-m", "ctcovid", "prepare", dataset, "--size", "64", "-o", output, "--workers", "1"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+
+
+def test_file_size_limit_is_named_and_scans_before_it_are_kept(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", size=64)
+    whole = prepare(dataset, tmp_path / "whole.h5", 0)
+    assert whole.returncode == 0, whole.stderr
+    cut = prepare(dataset, tmp_path / "cut.h5", (tmp_path / "whole.h5").stat().st_size * 3 // 4)
+    assert cut.returncode == 1 and "ulimit -f" in cut.stderr and "Traceback" not in cut.stderr
+    again = prepare(dataset, tmp_path / "cut.h5", 0)
+    assert again.returncode == 0 and "Resuming" in again.stderr
+    assert harness.volumes_content(tmp_path / "cut.h5") == harness.volumes_content(tmp_path / "whole.h5")
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD is Linux's")
 def test_prepare_loses_nothing_when_the_machine_fails(tmp_path: Path) -> None:
     shim = harness.compiled(tmp_path)
@@ -45,4 +66,4 @@ def test_prepare_loses_nothing_when_the_machine_fails(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", ROUNDS, here, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    assert "HDF5_USE_FILE_LOCKING" in said["ENOLCK"] and "no space is left" in said["ENOSPC"]
+    assert "HDF5_USE_FILE_LOCKING" in said["ENOLCK"] and "o space is left" in said["ENOSPC"]

@@ -30,7 +30,10 @@ def windowed(folder: Path, window: Window, names: tuple[str, ...] = HOUNSFIELD) 
     for name in names:
         scan = find_scans([folder / name])[0]
         assert scan.geometry is not None
-        found[name] = np.stack(list(read_slices(scan, 16, window))), scan.geometry.spacing[2] / scan.geometry.spacing[1]
+        found[name] = (
+            np.stack([one.pixels for one in read_slices(scan, window=window)]),
+            scan.geometry.spacing[2] / scan.geometry.spacing[1],
+        )
     return found
 
 

@@ -108,6 +108,12 @@ def test_a_slope_that_is_none_leaves_the_values_as_they_are(slope: float, chest:
     assert np.array_equal(read_scan(only(tmp_path / "scan.nii"), 24), squared(chest))
 
 
+def test_a_slope_of_none_with_the_intercept_of_hounsfield_units_is_one(chest: np.ndarray, tmp_path: Path) -> None:
+    nibabel.save(image(chest + 1024), tmp_path / "scan.nii")
+    edited(tmp_path / "scan.nii", 112, np.array([0, -1024], "<f4").tobytes())
+    assert np.array_equal(read_scan(only(tmp_path / "scan.nii"), 24), squared(chest))
+
+
 @pytest.mark.parametrize("name", ["a.NII", "a.Nii.Gz", "a.NII.GZ", "plain.nii.gz", "packed.nii", "a.NRRD", "a.MHA", "A.NHDR", "A.MHD"])
 def test_endings_in_any_case_and_gzip_that_does_not_fit_its_ending(name: str, chest: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
@@ -268,7 +274,7 @@ def test_one_volume_in_more_axes_is_read_and_what_is_no_single_volume_is_named(c
 def test_what_is_not_nifti_says_what_it_is(chest: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "scan.nii"
     for content, words in (
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a placeholder of git-annex or Git LFS"),
         (b"<!DOCTYPE html><html>503</html>" + bytes(600), "it is a web page"),
         (nrrd(chest, "raw", chest.tobytes()), "it is NRRD"),
         (bytes(1000), "not NIfTI despite its name"),
