@@ -133,8 +133,9 @@ def _frame(values: Mapping[str, Any], placed: bool) -> Frame:
 
 
 def _unit(values: Mapping[str, Any], image_type: tuple[str, ...]) -> str:
-    """What the values are, if not Hounsfield units: a RescaleType, a value 4 of the image type, or a unit of the Unified Code."""
-    said = _text(values.get("RescaleType")).upper()
+    """What the values are, if not Hounsfield units: RescaleType, ModalityLUTType, value 4 of the image type, or a unit of UCUM."""
+    table = values.get("ModalityLUTSequence")
+    said = (_text(table[0].get("ModalityLUTType")) if table else _text(values.get("RescaleType"))).upper()
     material = [word for word in image_type[3:] if word in MATERIAL]
     if said not in HOUNSFIELD or material:
         return (said if said not in HOUNSFIELD else material[0])[:16]

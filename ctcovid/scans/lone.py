@@ -9,7 +9,7 @@ import numpy as np
 
 from ctcovid.scans.dicom import Header
 from ctcovid.scans.frames import Plane
-from ctcovid.scans.stacks import FEWEST, Slice, along, choose, is_even
+from ctcovid.scans.stacks import FEWEST, Slice, along, choose, is_even, rounded
 
 # Slices of one scan agree in these.
 ALIKE = ("image type", "echo", "kernel", "tube voltage", "slice thickness", "pixel spacing", "frame of reference", "description")
@@ -32,7 +32,7 @@ def joined(lone: Sequence[Slice]) -> list[list[Slice]]:
 def _continue(slices: Sequence[Slice]) -> bool:
     chosen = choose(slices)
     places, measured = along(chosen.slices)
-    return measured and not chosen.problem and is_even(places)
+    return measured and not chosen.problem and is_even(places, rounded(places))
 
 
 def with_joined_studies(studies: Sequence[list[Header]]) -> list[list[Header]]:

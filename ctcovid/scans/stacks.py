@@ -19,8 +19,8 @@ from ctcovid.scans.frames import Frame, Plane
 
 # As shares of the usual distance: nearer slices have the same position, a larger distance is a gap, and by this much it is uneven.
 SAME_POSITION, GAP, UNEVEN = 0.05, 1.5, 0.1
-# Of a stack, distances may differ by this share, or by this many millimetres, as positions are often rounded; so many of them are usual.
-LOOSE, ROUNDED, MOSTLY = 0.25, 0.11, 0.7
+# Of a stack, distances may differ by this share, or as positions are rounded, and so many of them are usual.
+LOOSE, MOSTLY = 0.25, 0.7
 # A stack that is divided from others has this many slices.
 FEWEST = 3
 # Of the extent of the longest stack of a series; a shorter one is not used.
@@ -34,6 +34,8 @@ BY_CHANCE = ("acquisition time", "content time", "folder", "order")
 BY_INTENT = ("acquisition", *BY_CHANCE)
 # By a mark of `BY_CHANCE`, a stack has this share of all positions, unless there are several of `FEWEST`.
 NEARLY_ALL = 0.9
+# A stack with less than this share of all positions of its series is a chance.
+LEAST_SHARE = 0.2
 # Marks whose values would tell of a patient or a time.
 UNTOLD = ("frame of reference", "description", "acquisition time", "content time", "folder", "order")
 
@@ -78,13 +80,14 @@ Groups = dict[tuple[str, ...], np.ndarray]
 
 @dataclass(frozen=True)
 class _Division:
-    """Groups of slices by some marks, the labels of those used, in order, and whether all groups are even."""
+    """Groups of slices by some marks, the labels of those used, in order, whether all groups are even, and those used too short."""
 
     by: tuple[str, ...]
     groups: Groups
     labels: tuple[tuple[str, ...], ...]
     used: np.ndarray
     even: bool
+    short: bool
 
 
 def choose(slices: Sequence[Slice]) -> Chosen:
@@ -96,6 +99,9 @@ def choose(slices: Sequence[Slice]) -> Chosen:
     marks: list[tuple[str, frozenset[str]]] = []
     # Of a stack that one mark gives, another mark may still tell parts apart.
     while len(said) < 3 and (division := _division(slices, places, kept)) is not None:
+        if division.short:
+            text = f"its stacks by {' and '.join(division.by)} lie between each other, and none covers half of the whole"
+            return Chosen(tuple(slices), problem=text)
         said.append(_told(division, places))
         for position, mark in enumerate(division.by):
             marks.append((mark, frozenset(label[position] for label in division.labels)))
@@ -154,21 +160,26 @@ def fault(places: np.ndarray) -> str:
     gaps = np.diff(np.sort(places))
     if len(gaps) < 5:
         return ""
-    jumps = np.abs(np.diff(gaps)) > max(LOOSE * usual(places), ROUNDED)
+    jumps = np.abs(np.diff(gaps)) > max(LOOSE * usual(places), 1.1 * rounded(places))
     if 2 * jumps.sum() <= len(jumps):
         return ""
     return f"its slices are in turn {gaps.min():.4g} to {gaps.max():.4g} mm apart, as of several stacks, and nothing tells these apart"
 
 
-def is_even(places: np.ndarray) -> bool:
-    """Whether slices are evenly spaced, each position once; some may be missing."""
+def rounded(places: np.ndarray) -> float:
+    """To what part of a mm positions are rounded; 0 if they are not, or to whole ones."""
+    return next((step for step in (0.1, 0.01) if np.allclose(places / step, np.round(places / step), atol=1e-3)), 0.0)
+
+
+def is_even(places: np.ndarray, step: float) -> bool:
+    """Whether slices whose positions are rounded to `step` mm are evenly spaced, each position once; some may be missing."""
     gaps = np.diff(np.sort(places))
-    if not len(gaps):
-        return True
+    if len(gaps) < 2:
+        return not len(gaps) or bool(gaps[0] > 0.01)
     distance = usual(places)
     if not np.isfinite(distance) or repeated(places):
         return False
-    near = np.abs(gaps - distance) <= max(LOOSE * distance, ROUNDED)
+    near = np.abs(gaps - distance) <= max(LOOSE * distance, 1.1 * step)
     whole = np.abs(gaps / distance - np.round(gaps / distance)) <= LOOSE
     return bool(near.mean() >= MOSTLY and (near | (whole & (gaps > distance))).mean() >= 1 - MOST_REPEATED)
 
@@ -190,20 +201,22 @@ def _division(slices: Sequence[Slice], places: np.ndarray, kept: np.ndarray) -> 
     for mark in dict.fromkeys(name for one in kept for name in slices[one].frame.marks):
         labels[mark] = [slices[one].frame.marks.get(mark, "") for one in kept]
     labels = {mark: values for mark, values in labels.items() if 2 <= len(set(values)) <= max(2, len(kept) // 2)}
-    even = is_even(places[kept])
+    step = rounded(places[kept])
+    even = is_even(places[kept], step)
     ways: list[tuple[str, ...]] = [(mark,) for mark in labels]
     if not even:
-        ways += [*combinations(labels, 2), *combinations(labels, 3)]
+        certain = [mark for mark in labels if mark not in BY_CHANCE]
+        ways += [*combinations(certain, 2), *combinations(certain, 3)]
     grouped = [(by, _groups(list(zip(*(labels[mark] for mark in by), strict=True)), kept)) for by in ways]
     folders = [(str(slices[one].header.path.parent),) for one in kept]
     grouped += [(("folder",), _groups(folders, kept))]
     grouped += [(("order",), _groups(order, kept)) for order in _by_order(slices, places, kept)]
     first = None
     for by, groups in grouped:
-        division = _judged(slices, places, by, groups)
-        if division is not None and division.even:
+        division = _judged(slices, places, by, groups, step)
+        if division is not None and division.even and not division.short:
             return division
-        if by[0] not in BY_CHANCE:
+        if by[0] not in BY_CHANCE and division is not None and (len(by) == 1 or not division.short):
             first = first or division
     return None if even else first
 
@@ -241,37 +254,38 @@ def _by_order(slices: Sequence[Slice], places: np.ndarray, kept: np.ndarray) -> 
         yield [(str(number),) for number in ranks[rank_of]]
 
 
-def _judged(slices: Sequence[Slice], places: np.ndarray, by: tuple[str, ...], groups: Groups) -> _Division | None:
+def _judged(slices: Sequence[Slice], places: np.ndarray, by: tuple[str, ...], groups: Groups, step: float) -> _Division | None:
     """These groups as a division; None if they do not lie between or upon each other, or none of them is even."""
     every = np.concatenate(list(groups.values()))
-    sound = {label: members for label, members in groups.items() if is_even(places[members])}
+    sound = {label: members for label, members in groups.items() if is_even(places[members], step)}
     several = {label: members for label, members in sound.items() if len(members) >= min(FEWEST, len(every))}
     if not several or not any(_intruders(places, members, groups) for members in several.values()):
         return None
+    positions = len(every) - repeated(places[every])
     most = max(len(members) for members in several.values())
-    if by[0] in BY_CHANCE and len(several) < len(groups) and most < NEARLY_ALL * (len(every) - repeated(places[every])):
+    if by[0] in BY_CHANCE and len(several) < len(groups) and most < NEARLY_ALL * positions:
         return None
-    if by[0] in BY_INTENT and _interleaved_by_intent(slices, places, every, several):
-        return None
-    if is_even(places[every]) and not _take_turns(places, every, groups):
-        return None
+    if is_even(places[every], step):
+        intended = by[0] in BY_INTENT and _interleaved_by_intent(slices, places, every, several)
+        if intended or len(sound) < len(groups) or not _take_turns(places, every, groups):
+            return None
     original = {label: members for label, members in several.items() if not all(slices[one].derived for one in members)} or several
     longest = max(np.ptp(places[members]) for members in original.values())
     wide = {label: members for label, members in original.items() if np.ptp(places[members]) >= MOST_OF_IT * longest}
     # Of several as long, the first that was acquired.
     first = min(wide, key=lambda label: (-len(wide[label]), min(slices[one].header.order for one in wide[label])))
     labels, used = _followed(places, first, original)
-    if np.ptp(places[used]) < np.ptp(places[every]) / 2:
+    if len(used) < LEAST_SHARE * positions:
         return None
-    return _Division(by, groups, labels, used, all(label in sound for label, members in groups.items() if len(members) > 1))
+    even = all(label in sound for label, members in groups.items() if len(members) > 1)
+    return _Division(by, groups, labels, used, even, bool(np.ptp(places[used]) < np.ptp(places[every]) / 2))
 
 
 def _take_turns(places: np.ndarray, every: np.ndarray, groups: Groups) -> bool:
     """Whether of evenly spaced slices every second belongs to one of two groups, every third to one of three, and so on."""
     distance = len(groups) * usual(places[every])
-    sizes = [len(members) for members in groups.values()]
-    even = all(is_even(places[members]) and abs(usual(places[members]) - distance) <= LOOSE * distance for members in groups.values())
-    return even and min(sizes) >= FEWEST
+    alike = all(abs(usual(places[members]) - distance) <= LOOSE * distance for members in groups.values())
+    return alike and min(len(members) for members in groups.values()) >= FEWEST
 
 
 def _intruders(places: np.ndarray, members: np.ndarray, groups: Groups) -> int:
@@ -291,9 +305,7 @@ def _intruders(places: np.ndarray, members: np.ndarray, groups: Groups) -> int:
 
 
 def _interleaved_by_intent(slices: Sequence[Slice], places: np.ndarray, every: np.ndarray, several: Groups) -> bool:
-    """Whether slices are as thick as they are apart all together, so that only together they cover the patient."""
-    if not is_even(places[every]):
-        return False
+    """Whether evenly spaced slices are as thick as they are apart all together, so that only together they cover the patient."""
     thickness = float(np.median([slices[one].frame.thickness for one in every]))
     together = usual(places[every])
     apart = min(usual(places[members]) for members in several.values())

@@ -517,6 +517,17 @@ def test_ct_that_says_so_or_nothing_is_used(elements: dict[str, Any], write: Wri
     assert shows(scan, inhaled)
 
 
+@pytest.mark.parametrize(("unit", "found"), [("HU", set()), ("OD", {"not-hounsfield"})])
+def test_modality_table_is_a_rescale(unit: str, found: set[str], write: Write, inhaled: np.ndarray, tmp_path: Path) -> None:
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData, table.ModalityLUTType = [2, 0, 16], bytes(4), unit
+    for path in write(tmp_path, inhaled, ModalityLUTSequence=[table], PixelRepresentation=0):
+        header = pydicom.dcmread(path)
+        del header.RescaleIntercept
+        header.save_as(path)
+    assert codes(only(tmp_path)) == found
+
+
 def test_maps_in_frames_of_a_file_are_not_ct(inhaled: np.ndarray, tmp_path: Path) -> None:
     map_ = {"RescaleSlope": 0.1, "RescaleIntercept": 0, "RescaleType": "MGML"}
     hu = {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "HU"}
