@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import harness
@@ -45,8 +44,8 @@ def prepare(dataset: Path, output: Path, most_bytes: int) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
 
 
-def test_file_size_limit_is_named_and_scans_before_it_are_kept(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
-    dataset = make_dataset(tmp_path / "data", size=64)
+def test_file_size_limit_is_named_and_scans_before_it_are_kept(tmp_path: Path) -> None:
+    dataset = harness.make_data(tmp_path / "data", patients=3)
     whole = prepare(dataset, tmp_path / "whole.h5", 0)
     assert whole.returncode == 0, whole.stderr
     cut = prepare(dataset, tmp_path / "cut.h5", (tmp_path / "whole.h5").stat().st_size * 3 // 4)
