@@ -13,7 +13,8 @@ NEAR = 2
 # whole blocks is preferred to one that moves single slices, unless it is longer by more than STEADIER of a usual step.
 SHORTER, STEADIER = 0.3, 0.3
 # A stack jumps where going back is shorter than the step by BACK. MOSTLY of the steps of interleaved scans do.
-BACK, MOSTLY = 0.9, 0.5
+# In the best order of one scan that was stored by turns, steps are shorter than SHORTEST of those within its parts.
+BACK, MOSTLY, SHORTEST = 0.9, 0.5, 0.72
 # In a masked slice, lung is brighter than LUNG; slices without common lung have a distance of OUTLINE grey levels.
 LUNG, OUTLINE = 20, 80.0
 
@@ -86,7 +87,8 @@ def jumps(apart: np.ndarray, in_a_row: int = 3) -> float:
 def alternates(apart: np.ndarray) -> bool:
     """Whether a stack whose order is not known certainly holds two or more scans by turns: each by itself goes on steadily.
 
-    Slices in no order at all jump as often, but every second, third or fourth of them do, too.
+    Slices in no order at all jump as often, but every second, third or fourth of them do, too. One scan whose slices were stored by
+    turns has another order with shorter steps than those within its parts; two different scans have not.
     """
     if jumps(apart) < MOSTLY:
         return False
@@ -95,7 +97,9 @@ def alternates(apart: np.ndarray) -> bool:
             continue
         each = [apart[first::turns, first::turns] for first in range(turns)]
         if all(jumps(one) == 0 and np.median(np.diagonal(one, 2)) > np.median(np.diagonal(one, 1)) / BACK for one in each):
-            return True
+            order = _chain(apart)
+            within = np.concatenate([np.diagonal(one, 1) for one in each])
+            return bool(np.median(apart[order[:-1], order[1:]]) > SHORTEST * np.median(within))
     return False
 
 

@@ -224,6 +224,14 @@ def test_two_scans_by_turns_are_refused(ordered: bool, real: dict[str, np.ndarra
         assert codes(found) == ["inconsistent-stack"] and found.kept == ()
 
 
+@pytest.mark.parametrize("step", [5, 7])
+def test_one_scan_that_was_stored_by_turns_is_put_in_order(step: int, real: dict[str, np.ndarray]) -> None:
+    for scan in SCANS[:4]:
+        order = [step * index % 24 for index in range(24)]
+        found = verdict(real[scan][::2, ::4, ::4][order])
+        assert codes(found)[0] == "shuffled" and [order[index] for index in found.kept] == list(range(24))
+
+
 def test_scan_of_which_some_slices_alternate_with_another_scan_is_flagged(real: dict[str, np.ndarray]) -> None:
     """As two passes that overlap, of which the patient moved between."""
     one = real[SCANS[0]][:, ::4, ::4]
