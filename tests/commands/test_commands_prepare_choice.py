@@ -243,7 +243,7 @@ def test_excluded_scans_are_left_out_and_those_that_are_not_there_are_counted(
     assert len(sources(tmp_path / "volumes.h5")) == 20
     assert not {"NCP/NCP3/1", "CP/CP0/1"} & set(sources(tmp_path / "volumes.h5"))
     said = capsys.readouterr().err
-    assert "Left out 2 scans" in said and "1 more that it lists are not here" in said
+    assert "Left out 2 scans" in said and "1 more that it lists is not here" in said
     (tmp_path / "bad.txt").write_text("NCP/999/1\n")
     prepare(uneven, tmp_path / "all.h5", size=32, exclude=tmp_path / "bad.txt")
     assert "none of the scans here is listed" in capsys.readouterr().err
