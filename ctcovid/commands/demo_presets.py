@@ -39,7 +39,7 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("small", patients=60, size=64, slices="16-18", epochs=7, augment=False, layer="layer2"),
+        Preset("small", patients=60, size=64, slices="16-18", epochs=6, augment=False, layer="layer2"),
         Preset("full", patients=72, size=96, slices="16-18", epochs=9, augment=True, layer="layer3"),
     )
 }
