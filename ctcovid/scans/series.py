@@ -169,6 +169,9 @@ def _choices(chosen: Series, others: Sequence[Series]) -> list[Finding]:
         notes.append(Finding("several-series", INFO, text, KEPT))
     if chosen.derived:
         notes.append(Finding("derived-series", WARNING, f"{chosen.name} was computed from another series, which is absent", KEPT))
+    elif computed := sum(one.derived for one in chosen.used):
+        text = f"{computed:,} of its {counted(len(chosen.used), 'slice')} {'is' if computed == 1 else 'are'} marked as computed from others"
+        notes.append(Finding("derived-series", WARNING, text, KEPT))
     return notes
 
 

@@ -189,6 +189,14 @@ def test_original_is_used_and_not_what_was_computed_from_it(write: Write, inhale
     assert codes(scan) == {"several-acquisitions"}
 
 
+def test_derived_slices_that_complete_a_stack_are_named(write: Write, inhaled: np.ndarray, tmp_path: Path) -> None:
+    kinds = ["DERIVED", "ORIGINAL"]
+    write(tmp_path, inhaled, ImageType=lambda place: [kinds[place < 8], "PRIMARY", "AXIAL"])
+    scan = only(tmp_path)
+    assert shows(scan, inhaled)
+    assert said(scan, "derived-series") == "4 of its 12 slices are marked as computed from others"
+
+
 def test_scouts_and_maps_within_a_series_are_named(write: Write, inhaled: np.ndarray, tmp_path: Path) -> None:
     write(tmp_path, inhaled)
     write(tmp_path, inhaled[:1], first=50, shift=40, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
