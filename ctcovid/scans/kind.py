@@ -12,8 +12,9 @@ from ctcovid.base.faults import raise_machine_fault
 from ctcovid.scans.read import UNDECODABLE, pillow_silenced
 
 COMPLETE, SEGMENTED = "complete", "segmented"
-# Compression leaves up to so much of black. Lungs have a median between these greys; so much of the middle between them is not black.
-BLACK, LUNG, MOST_BETWEEN = 8, (30, 200), 0.47
+# Compression leaves up to so much of black. Lungs have a median between these greys; so much of the middle between them is not black,
+# and so much of the upper and lower edge.
+BLACK, LUNG, MOST_BETWEEN, MOST_AT_EDGES = 8, (30, 200), 0.47, 0.1
 
 # The mean difference between the channels of a picture without colour. A tint differs by at most STRONGEST_TINT, and all but MOST_OFF of
 # the pixels differ from it by at most OFF_TINT, for compression.
@@ -31,7 +32,8 @@ def is_masked(pixels: np.ndarray) -> bool:
     shown = pixels > BLACK
     if np.mean(pixels >= 200) >= 0.05 or not 0 < np.mean(shown) < 0.5:
         return False
-    if not LUNG[0] <= np.median(pixels[shown]) <= LUNG[1]:
+    # Coronal and sagittal slices reach the upper and lower edge.
+    if np.mean(shown[[0, -1]]) > MOST_AT_EDGES or not LUNG[0] <= np.median(pixels[shown]) <= LUNG[1]:
         return False
     rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
     middle, half = (columns[0] + columns[-1]) / 2, 0.08 * (columns[-1] - columns[0] + 1)
