@@ -86,7 +86,10 @@ def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], 
         return scan.refused("no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
     chosen = best(candidates)
     missing, beside = of_series(chosen.headers, unread)
-    if missing and not usable_without(missing, chosen.headers, _positions(_planes(chosen.headers)), chosen.spacing):
+    positions = _positions(_planes(chosen.headers))
+    along = positions if len(positions) == len(chosen.headers) else [header.order[1] for header in chosen.headers]
+    places = {header.path: float(place) for header, place in zip(chosen.headers, along, strict=True)}
+    if missing and not usable_without(missing, chosen.slices, positions, chosen.spacing, places):
         return scan.refused(code_of(missing, "unreadable-slice"), missing_slices(missing, chosen.slices))
     notes = slice_findings(missing, chosen.slices) + file_findings(beside)
     if others := [series for series in everything if series is not chosen]:

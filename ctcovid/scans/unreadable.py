@@ -6,7 +6,7 @@ Messages name no files, as names of DICOM files may be those of patients.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,31 +73,32 @@ def of_series(members: Sequence[Header], unread: Sequence[Unread]) -> tuple[list
     return own, [one for one in unread if one not in own]
 
 
-def usable_without(missing: Sequence[Unread], members: Sequence[Header], positions: np.ndarray, spacing: float) -> bool:
+def usable_without(
+    missing: Sequence[Unread], slices: int, positions: np.ndarray, spacing: float, places: Mapping[Path, float] | None = None
+) -> bool:
     """Whether a series is usable without its `missing` slices, by the rule for pictures (`quality.can_lose`).
 
     Parameters
     ----------
-    members : headers of the readable slices
+    slices : number of readable slices
     positions : of these, in mm along the stack; empty if unknown
     spacing : usual distance of two slices in mm
+    places : by path, the positions or else the numbers of the readable slices
     """
     gaps = np.diff(np.sort(positions))
     # The gaps between readable slices show where the missing ones belong.
     in_a_row = max(round(float(gaps.max()) / spacing) - 1, 1) if len(gaps) and np.isfinite(spacing) else 1
-    in_a_row = max(in_a_row, _in_a_row_by_name(missing, members, positions))
-    return can_lose(len(missing), min(in_a_row, len(missing)), sum(header.frames for header in members) + len(missing))
+    in_a_row = max(in_a_row, _in_a_row_by_name(missing, places or {}))
+    return can_lose(len(missing), min(in_a_row, len(missing)), slices + len(missing))
 
 
-def _in_a_row_by_name(missing: Sequence[Unread], members: Sequence[Header], positions: np.ndarray) -> int:
+def _in_a_row_by_name(missing: Sequence[Unread], places: Mapping[Path, float]) -> int:
     """How many missing slices follow each other in the order of names, as at an end, where no gap shows them; 0 if names give no order."""
-    along = positions if len(positions) == len(members) else [header.order[1] for header in members]
-    place = dict(zip((header.path for header in members), along, strict=True))
-    names = sorted([*place, *(one.path for one in missing)], key=lambda path: natural_key(path.as_posix()))
-    steps = np.diff([place[path] for path in names if path in place])
+    names = sorted([*places, *(one.path for one in missing)], key=lambda path: natural_key(path.as_posix()))
+    steps = np.diff([places[path] for path in names if path in places])
     if not len(steps) or not ((steps > 0).all() or (steps < 0).all()):
         return 0
-    return max(len(run) for run in "".join(" " if path in place else "x" for path in names).split(" "))
+    return max(len(run) for run in "".join(" " if path in places else "x" for path in names).split(" "))
 
 
 def slice_findings(missing: Sequence[Unread], slices: int) -> list[Finding]:
