@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 
 from ctcovid.cli import app
 from ctcovid.commands.manual import OPTIONS, with_tables
-from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models.architectures import ARCHITECTURES
 from ctcovid.options.commands import COMMANDS
 from ctcovid.options.manual import pages
 from ctcovid.options.messages import Messages

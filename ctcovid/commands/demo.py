@@ -30,7 +30,7 @@ from ctcovid.explanation.upsample import to_slices
 from ctcovid.models import registry
 from ctcovid.models.device import choose_device, multiplies_bfloat16
 from ctcovid.models.network import Network
-from ctcovid.models.store import read_card
+from ctcovid.models.saved_model import read_card
 from ctcovid.options.demo import Options
 from ctcovid.phantom.dataset import MOST_SCANS, Parameters, plan, write_dataset
 from ctcovid.phantom.defects import Defects

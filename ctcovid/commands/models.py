@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcovid.base.console import Console
-from ctcovid.models.catalog import ARCHITECTURES, DEFAULT, architecture
+from ctcovid.models.architectures import ARCHITECTURES, DEFAULT, architecture
 from ctcovid.options.models import Options
 from ctcovid.reports.tables import Cell, Table
 

@@ -19,7 +19,7 @@ from ctcovid.commands.train_summary import Summary, announce, draw_curves, epoch
 from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.distributed.session import Session
 from ctcovid.distributed.sync_batchnorm import synchronise
-from ctcovid.models import registry, store
+from ctcovid.models import registry, saved_model
 from ctcovid.models.device import deterministic_convolutions, device_name, keep_freed_layers
 from ctcovid.options.recipe import RecipeOptions
 from ctcovid.options.train import Options
@@ -86,8 +86,8 @@ def run(options: Options, console: Console) -> Summary:
                 found = finalize(folder.weights, network, plan.data, session)
                 seen = training_slices(plan.data.train, session) if folder.state.progress.epoch else None
                 folder.register(plan.data, recipe, *found, seen)
-                card.output(folder.path / store.WEIGHTS)
-                card.output(folder.path / store.CARD)
+                card.output(folder.path / saved_model.WEIGHTS)
+                card.output(folder.path / saved_model.CARD)
         return summarise(folder, console)
 
 

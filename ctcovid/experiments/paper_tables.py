@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ctcovid.evaluation.significance import stars
-from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models.architectures import ARCHITECTURES
 from ctcovid.reports.figures import figure, literal
 from ctcovid.reports.tables import Table, csv_text
 from ctcovid.scans.classes import class_order

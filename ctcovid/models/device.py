@@ -11,7 +11,7 @@ from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.choices import PRECISIONS
 from ctcovid.base.errors import UsageError, counted
 from ctcovid.base.process_info import process_info
-from ctcovid.models.catalog import Architecture
+from ctcovid.models.architectures import Architecture
 
 # Bytes of the largest activations that one layer leaves to the next, on a CPU.
 LARGEST_KEPT = 1 << 30

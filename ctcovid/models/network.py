@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ctcovid.base.errors import ModelRefusedError
-from ctcovid.models.catalog import Architecture
+from ctcovid.models.architectures import Architecture
 
 # Volumes per forward pass, of so many voxels each: enough to keep a device busy, few enough for its memory.
 VOLUMES_AT_ONCE = {"cpu": 4, "mps": 4, "cuda": 32}

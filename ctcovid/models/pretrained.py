@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctcovid.base.errors import ModelRefusedError
-from ctcovid.models.store import unsound
-from ctcovid.models.weightfile import find_weights, read_weights
+from ctcovid.models.public_weights import find_weights, read_weights
+from ctcovid.models.saved_model import unsound
 
 # torchvision's names within a residual block, and ours; the (2+1)D ones first.
 _TORCHVISION = (

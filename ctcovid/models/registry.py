@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, did_you_mean
-from ctcovid.models import store
-from ctcovid.models.catalog import architecture
+from ctcovid.models import saved_model
+from ctcovid.models.architectures import architecture
 from ctcovid.scans.window import LUNG, Window
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     Raises InputError if there is no such model, UsageError if the device is absent, ModelRefusedError if the model cannot be trusted.
     """
     folder = find(model, runs)
-    card = store.read_card(folder)
+    card = saved_model.read_card(folder)
     from ctcovid.models.device import choose_device, choose_precision
     from ctcovid.models.network import SCALING, Network
     from ctcovid.models.reference import load_reference
@@ -145,18 +145,18 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
 
     if card["scaling"] != SCALING:
         raise ModelRefusedError(
-            f"{folder / store.CARD} needs the intensity scaling {card['scaling']}; this ctcovid has {SCALING}. Train the model again."
+            f"{folder / saved_model.CARD} needs the intensity scaling {card['scaling']}; this ctcovid has {SCALING}. Train the model again."
         )
     try:
         row = architecture(card["architecture"])
     except UsageError as error:
-        raise ModelRefusedError(f"{folder / store.CARD}: {error}") from error
+        raise ModelRefusedError(f"{folder / saved_model.CARD}: {error}") from error
     chosen = choose_device(device)
     dtype = choose_precision(precision, chosen, row)
     key = (folder.resolve(), card["weights_sha256"], chosen, dtype)
     if key not in _loaded:
         module = create(row.name, len(card["classes"]))
-        store.load_weights(folder, card, module)
+        saved_model.load_weights(folder, card, module)
         # Explanations need gradients of feature maps, never of weights; torch would keep what it needs for both.
         module.requires_grad_(False)
         network = Network(module, row, list(card["classes"]), chosen, dtype)
@@ -175,11 +175,11 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
     for folder in (runs / model, Path(model)):
         if folder.is_dir():
             return folder
-        if folder.is_file() and folder.name in (store.WEIGHTS, store.CARD):
+        if folder.is_file() and folder.name in (saved_model.WEIGHTS, saved_model.CARD):
             return folder.parent
     if Path(model).is_file():
         raise ModelRefusedError(
-            f"{model} is a file; a trained model is a run directory with {store.WEIGHTS} and {store.CARD}. "
+            f"{model} is a file; a trained model is a run directory with {saved_model.WEIGHTS} and {saved_model.CARD}. "
             "Predictions of other systems are files whose names end in .csv."
         )
     names = [folder.name for folder in finished]
@@ -191,13 +191,13 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
 
 def finished_runs(runs: Path = RUNS) -> list[Path]:
     """Run directories with a registered model, oldest first; those with an unreadable model.json come first."""
-    folders = [path.parent for path in runs.glob(f"*/{store.CARD}")]
+    folders = [path.parent for path in runs.glob(f"*/{saved_model.CARD}")]
     return sorted(folders, key=lambda folder: (_created(folder), folder.name))
 
 
 def _created(folder: Path) -> float:
     try:
-        return datetime.datetime.fromisoformat(store.read_card(folder)["created"]).timestamp()
+        return datetime.datetime.fromisoformat(saved_model.read_card(folder)["created"]).timestamp()
     except (ModelRefusedError, ValueError):
         return 0.0
 
@@ -205,6 +205,6 @@ def _created(folder: Path) -> float:
 def describe(folder: Path) -> dict[str, Any]:
     """The content of a finished run's model.json, without loading weights; {"error": …} if it cannot be read."""
     try:
-        return store.read_card(folder)
+        return saved_model.read_card(folder)
     except ModelRefusedError as error:
         return {"error": str(error)}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid.base import choices
-from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models.architectures import ARCHITECTURES
 
 # The thickest scans have fewer slices.
 MOST_SLICES = 1024

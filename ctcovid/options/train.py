@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid.base.errors import UsageError
-from ctcovid.models.catalog import DEFAULT, architecture
+from ctcovid.models.architectures import DEFAULT, architecture
 from ctcovid.options import shared
 from ctcovid.options.recipe import RecipeOptions
 
@@ -63,7 +63,7 @@ class Options(RecipeOptions, shared.Options):
         return self.runs / (self.name or f"{self.arch}-d{depth}-b{self.batch}")
 
     def require_sense(self) -> None:
-        from ctcovid.models.store import require_no_run
+        from ctcovid.models.saved_model import require_no_run
         from ctcovid.volumes.reader import VolumesFile
 
         architecture(self.arch)

@@ -1,231 +1,124 @@
-"""The order of slices, from their similarity: neighbours in a chest are more similar than other slices."""
+"""The slices of one stack from head to feet, by position, with what their distances and directions show."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-# There may be a tear between two slices if one elsewhere in the scan is this much more similar, or if the step between them is this
-# much longer than the steps before and after it.
-TORN, LONGER = 1.6, 1.8
-# Slices this near in the folder are not better neighbours, only different ones.
-NEAR = 2
-# Another order is used only if it is shorter by SHORTER of the longest tear: sound scans are as short as they can be. One that moves
-# whole blocks is preferred to one that moves single slices, unless it is longer by more than STEADIER of a usual step.
-SHORTER, STEADIER = 0.3, 0.3
-# A stack jumps where going back is shorter than the step by BACK. MOSTLY of the steps of interleaved scans do.
-# In the best order of one scan that was stored by turns, steps are shorter than SHORTEST of those within its parts.
-BACK, MOSTLY, SHORTEST = 0.9, 0.5, 0.72
-# In a masked slice, lung is brighter than LUNG; slices without common lung have a distance of OUTLINE grey levels.
-LUNG, OUTLINE = 20, 80.0
+from ctcovid.base.errors import counted
+from ctcovid.scans.contents import natural_key
+from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
+from ctcovid.scans.frames import Plane
+from ctcovid.scans.geometry import LPS_TO_RAS, OBLIQUE, Geometry, Turn, normalise, pixel_findings
+from ctcovid.scans.scan import Scan, Stack
+from ctcovid.scans.stacks import GAP, SAME_POSITION, UNEVEN, Slice, along, planes_of
 
 
-def distances(thumbnails: np.ndarray, masked: bool = False) -> np.ndarray:
-    """Distances of slices in grey levels, float64 (S, S), from thumbnails, uint8 (S, 64, 64).
-
-    Root mean square differences. For `masked` slices, those of the lung that both show, plus a term for their outlines: the jumps of
-    these from slice to slice would otherwise dominate.
-    """
-    pixels = thumbnails.astype(float)
-    # Adding whole pictures takes a seventh of the time of a mean over two axes.
-    halves = pixels[:, ::2, ::2] + pixels[:, ::2, 1::2] + pixels[:, 1::2, ::2] + pixels[:, 1::2, 1::2]
-    halves = (halves / 4).reshape(len(thumbnails), -1)
-    if masked:
-        return _of_lungs(halves)
-    # Relative to the mean slice, so that rounding loses little.
-    halves = halves - halves.mean(0)
-    squares = (halves**2).sum(1)
-    found = squares[:, None] + squares[None, :] - 2 * (halves @ halves.T)
-    np.fill_diagonal(found, 0)
-    return np.sqrt(np.maximum(found, 0) / halves.shape[1])
-
-
-def _of_lungs(pixels: np.ndarray) -> np.ndarray:
-    lung = (pixels > LUNG).astype(float)
-    grey = pixels * lung
-    common = lung @ lung.T
-    inside = (grey**2) @ lung.T
-    squares = np.maximum(inside + inside.T - 2 * (grey @ grey.T), 0) / np.maximum(common, 1)
-    area = lung.sum(1)
-    union = area[:, None] + area[None, :] - common
-    found = np.sqrt(squares) + OUTLINE * (1 - common / np.maximum(union, 1))
-    np.fill_diagonal(found, 0)
-    return found
-
-
-def tears(apart: np.ndarray) -> list[int]:
-    """Indices i where slice i + 1 perhaps does not follow slice i, in a stack with these distances."""
-    count = len(apart)
-    if count < 4:
-        return []
-    far = np.abs(np.arange(count)[:, None] - np.arange(count)[None, :]) > NEAR
-    best = np.where(far, apart, np.inf).min(1)
-    step = apart[np.arange(count - 1), np.arange(1, count)]
-    # One side of a seam suffices: the other may be an end of the chest, which is similar to nothing.
-    unlike = step > TORN * np.maximum(np.minimum(best[:-1], best[1:]), 0.5 * np.median(step))
-    around = np.maximum(np.append(step[1:], 0), np.append(0, step[:-1]))
-    return [int(index) for index in np.flatnonzero((unlike | (step > LONGER * around)) & (step > 0))]
+def ordered(scan: Scan, slices: Sequence[Slice], notes: list[Finding]) -> Scan:
+    """`scan` with the slices of one stack from head to feet, with `notes` and further findings."""
+    raw = [one for one in slices if not one.frame.rescaled]
+    if any(not one.header.signed for one in raw):
+        text = "no RescaleIntercept, and unsigned values are not Hounsfield units; export the series with its rescale"
+        return scan.refused("not-hounsfield", text)
+    if raw:
+        notes.append(Finding("no-rescale", WARNING, "no RescaleIntercept; stored values are taken for Hounsfield units", KEPT))
+    places, measured = along(slices)
+    planes = planes_of(slices)
+    order = sorted(range(len(slices)), key=lambda one: (places[one], *slices[one].header.order, slices[one].header.instance, one))
+    if not measured:
+        order.sort(key=lambda one: (*slices[one].header.order, natural_key(slices[one].header.path.name), slices[one].number))
+    if len(slices) > 1 and (not measured or not planes or np.ptp([plane.position for plane in planes], axis=0).max() < 0.01):
+        said = "give all slices the same position" if planes else "give no positions of slices"
+        by = "SliceLocation" if measured else "their numbers"
+        notes.append(Finding("no-positions", WARNING, f"its files {said}; slices are in the order of {by}", KEPT))
+        return _with_slices(scan, [slices[one] for one in order], Turn(), None, notes)
+    if not planes:
+        return _with_slices(scan, list(slices), Turn(), None, notes)
+    kept = _without_repeats(order, places, notes)
+    _check_distances(places[kept], notes)
+    slices, planes = [slices[one] for one in kept], [planes[one] for one in kept]
+    first = slices[0]
+    try:
+        turn, geometry, angle = normalise(_affine(planes, first.frame.thickness), (len(kept), first.header.rows, first.header.columns))
+    except ValueError as error:
+        return scan.refused("no-geometry", str(error))
+    turn = replace(turn, axes=(0, *turn.axes[1:]))
+    _check_tilt(planes, first.header.tilt, angle, notes)
+    if not all(plane.spacing for plane in planes):
+        notes.append(
+            Finding("no-pixel-spacing", WARNING, "its files give no PixelSpacing; slices are in the order of their positions", KEPT)
+        )
+        return _with_slices(scan, slices, turn, None, notes)
+    return _with_slices(scan, slices, turn, geometry, notes + pixel_findings(geometry))
 
 
-def jumps(apart: np.ndarray, in_a_row: int = 3) -> float:
-    """The share of steps after which the stack comes back, as in two interleaved scans; 0 if there are never so many in a row.
-
-    There a slice is more similar to the second, third or fourth next one than to its neighbour. In a slice of another scan there are
-    two such steps in a row. In the real scans there is never more than one, whatever their spacing, thickness and window.
-    """
-    count = len(apart)
-    step = np.diagonal(apart, 1)
-    back = np.full(count - 1, np.inf)
-    for further in range(2, min(5, count)):
-        over = np.diagonal(apart, further)
-        back[: len(over)] = np.minimum(back[: len(over)], over)
-        back[-len(over) :] = np.minimum(back[-len(over) :], over)
-    found = back < BACK * step
-    runs = np.split(found, np.flatnonzero(~found))
-    return float(found.mean()) if max(run.sum() for run in runs) >= in_a_row else 0.0
+def _with_slices(scan: Scan, slices: Sequence[Slice], turn: Turn, geometry: Geometry | None, notes: list[Finding]) -> Scan:
+    first = slices[0].header
+    several = any(one.header.frames > 1 for one in slices)
+    frames = tuple(one.number for one in slices) if several else ()
+    stack = Stack("dicom", (first.frames, first.rows, first.columns), turn, frames, geometry)
+    return replace(scan, slices=tuple(one.header.path for one in slices), stack=stack, findings=tuple(notes))
 
 
-def alternates(apart: np.ndarray) -> bool:
-    """Whether a stack whose order is not known certainly holds two or more scans by turns: each by itself goes on steadily.
-
-    Slices in no order at all jump as often, but every second, third or fourth of them do, too. One scan whose slices were stored by
-    turns has another order with shorter steps than those within its parts; two different scans have not.
-    """
-    if jumps(apart) < MOSTLY:
-        return False
-    for turns in (2, 3, 4):
-        if len(apart) < 5 * turns or np.median(np.diagonal(apart, turns)) > BACK * np.median(np.diagonal(apart, 1)):
-            continue
-        each = [apart[first::turns, first::turns] for first in range(turns)]
-        if all(jumps(one) == 0 and np.median(np.diagonal(one, 2)) > np.median(np.diagonal(one, 1)) / BACK for one in each):
-            order = _chain(apart)
-            within = np.concatenate([np.diagonal(one, 1) for one in each])
-            return bool(np.median(apart[order[:-1], order[1:]]) > SHORTEST * np.median(within))
-    return False
+def _without_repeats(order: list[int], positions: np.ndarray, notes: list[Finding]) -> list[int]:
+    """The first of slices at the same position, which is that of the first acquisition."""
+    gaps = np.diff(positions[order])
+    usual = float(np.median(gaps[gaps > 0.01])) if (gaps > 0.01).any() else 1.0
+    kept = [order[0]]
+    repeated = []
+    for rank, one in enumerate(order[1:], start=1):
+        if positions[one] - positions[kept[-1]] < max(SAME_POSITION * usual, 0.01):
+            repeated.append(rank)
+        else:
+            kept.append(one)
+    if repeated:
+        text = f"{counted(len(repeated), 'slice')} at the position of another; the first of each is kept"
+        notes.append(Finding("duplicate-position", WARNING, text, SLICE_DROPPED, tuple(repeated)))
+    return kept
 
 
-def reordered(apart: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The order in which slices follow each other, and whether it is certain; the stored order if there is no tear.
-
-    Parameters
-    ----------
-    apart : float (S, S), distances of the slices as stored
-
-    Returns
-    -------
-    int (S,), the stored indices in the better order, in the direction of most of the stored stack; and whether it is certain
-    """
-    stored = np.arange(len(apart))
-    torn = tears(apart)
-    if not torn:
-        return stored, True
-    best = _chain(apart)
-    if 3 * len(torn) < len(stored):
-        blocks = np.split(stored, np.array(torn) + 1)
-        by_blocks = np.concatenate([blocks[index] for index in _chain_blocks(blocks, apart)])
-        if _length(apart, by_blocks) <= _length(apart, best) + STEADIER * np.median(np.diagonal(apart, 1)):
-            best = by_blocks
-    gain = _length(apart, stored) - _length(apart, best)
-    if gain >= SHORTER * max(apart[index, index + 1] for index in torn):
-        return best, True
-    return stored, gain < 0.2 * _length(apart, stored)
+def _check_distances(positions: np.ndarray, notes: list[Finding]) -> None:
+    gaps = np.diff(positions)
+    if len(gaps) < 2:
+        return
+    usual = float(np.median(gaps))
+    wide = np.flatnonzero(gaps > GAP * usual)
+    if len(wide):
+        missing = int(sum(max(round(gap / usual) - 1, 1) for gap in gaps[wide]))
+        count = f"a gap of {gaps.max():.4g} mm" if len(wide) == 1 else f"{len(wide):,} gaps of up to {gaps.max():.4g} mm"
+        text = f"about {counted(missing, 'slice')} {'is' if missing == 1 else 'are'} missing: {count}, where {usual:.4g} mm is usual"
+        notes.append(Finding("gap", WARNING, text, KEPT, tuple(int(index) for index in wide)))
+    uneven = np.flatnonzero((np.abs(gaps - usual) > UNEVEN * usual) & (gaps <= GAP * usual))
+    if len(uneven):
+        text = f"slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart"
+        notes.append(Finding("uneven-spacing", WARNING, text, KEPT, tuple(int(index) for index in uneven)))
 
 
-def _length(apart: np.ndarray, order: np.ndarray) -> float:
-    return float(apart[order[:-1], order[1:]].sum())
+def _check_tilt(planes: Sequence[Plane], stated: float, angle: float, notes: list[Finding]) -> None:
+    sheared = 0.0
+    if len(planes) > 1:
+        along = np.subtract(planes[-1].position, planes[0].position)
+        cosine = abs(float(along @ planes[0].normal)) / max(float(np.linalg.norm(along)), 1e-9)
+        sheared = float(np.degrees(np.arccos(min(cosine, 1.0))))
+    if max(abs(stated), sheared) > 0.5:
+        text = f"the gantry was tilted by {max(abs(stated), sheared):.1f}°; slices are used unchanged"
+        notes.append(Finding("gantry-tilt", WARNING, text, KEPT))
+    elif angle > OBLIQUE:
+        notes.append(Finding("oblique", WARNING, f"slices are {angle:.0f}° off the patient's axes; used unchanged", KEPT))
 
 
-def _chain_blocks(blocks: list[np.ndarray], apart: np.ndarray) -> list[int]:
-    """Blocks in the order in which the end of one is similar to the start of the next; none is reversed."""
-    ends, starts = [block[-1] for block in blocks], [block[0] for block in blocks]
-    seams = apart[np.ix_(ends, starts)].copy()
-    np.fill_diagonal(seams, np.inf)
-    following: dict[int, int] = {}
-    taken: set[int] = set()
-    last = list(range(len(blocks)))
-
-    def end_of(block: int) -> int:
-        while block in following:
-            block = following[block]
-        return block
-
-    for index in np.argsort(seams, axis=None, kind="stable"):
-        one, other = divmod(int(index), len(blocks))
-        if one in following or other in taken or end_of(other) == one:
-            continue
-        following[one] = other
-        taken.add(other)
-        if len(following) == len(blocks) - 1:
-            break
-    chain = [next(block for block in last if block not in taken)]
-    while chain[-1] in following:
-        chain.append(following[chain[-1]])
-    return _moved(chain, seams)
-
-
-def _moved(chain: list[int], seams: np.ndarray) -> list[int]:
-    """The chain, with up to four neighbours at a time moved elsewhere while that makes it shorter."""
-
-    def length(order: list[int]) -> float:
-        return float(seams[order[:-1], order[1:]].sum())
-
-    best = length(chain)
-    for _ in range(20):
-        found = None
-        for first in range(len(chain)):
-            for stretch in range(1, min(4, len(chain) - first) + 1):
-                rest = chain[:first] + chain[first + stretch :]
-                for to in range(len(rest) + 1):
-                    tried = rest[:to] + chain[first : first + stretch] + rest[to:]
-                    if (new := length(tried)) < best - 1e-9:
-                        best, found = new, tried
-            if len(chain) > 40 and found:
-                break
-        if found is None:
-            return chain
-        chain = found
-    return chain
-
-
-def _chain(apart: np.ndarray) -> np.ndarray:
-    """A short path through all slices: nearest pairs joined first, then 2-opt; in the direction of most of the stored stack."""
-    count = len(apart)
-    links: list[list[int]] = [[] for _ in range(count)]
-    group = np.arange(count)
-    upper = np.triu_indices(count, 1)
-    joined = 0
-    for index in np.argsort(apart[upper], kind="stable"):
-        one, other = int(upper[0][index]), int(upper[1][index])
-        if len(links[one]) < 2 and len(links[other]) < 2 and group[one] != group[other]:
-            links[one].append(other)
-            links[other].append(one)
-            group[group == group[other]] = group[one]
-            joined += 1
-            if joined == count - 1:
-                break
-    here = next(index for index in range(count) if len(links[index]) < 2)
-    path, before = [here], -1
-    while len(path) < count:
-        before, here = here, next(index for index in links[here] if index != before)
-        path.append(here)
-    order = _untangled(np.array(path), apart)
-    return order if (np.diff(order) > 0).sum() * 2 >= count - 1 else order[::-1].copy()
-
-
-def _untangled(order: np.ndarray, apart: np.ndarray) -> np.ndarray:
-    """2-opt with free ends: stretches are reversed while the path gets shorter."""
-    count = len(order)
-    for _ in range(2 * count):
-        along = apart[np.ix_(order, order)]
-        step = along[np.arange(count - 1), np.arange(1, count)]
-        # Reversing the stretch first..last replaces the steps into and out of it; there is none beyond the ends.
-        into, out = np.append(0, step), np.append(step, 0)
-        new_into = np.vstack([np.zeros(count), along[:-1]])
-        new_out = np.hstack([along[:, 1:], np.zeros((count, 1))])
-        gain = into[:, None] + out[None, :] - new_into - new_out
-        gain[np.tril_indices(count)] = 0
-        first, last = np.unravel_index(int(gain.argmax()), gain.shape)
-        if gain[first, last] < 1e-6:
-            break
-        order = order.copy()
-        order[first : last + 1] = order[first : last + 1][::-1]
-    return order
+def _affine(planes: Sequence[Plane], thickness: float) -> np.ndarray:
+    """From (column, row, slice) to RAS+ millimetres, with the mean step along slices, which includes a tilt."""
+    first = planes[0]
+    rows, columns = first.spacing or (1.0, 1.0)
+    affine = np.eye(4)
+    affine[:3, 0] = np.multiply(first.orientation[:3], columns)
+    affine[:3, 1] = np.multiply(first.orientation[3:], rows)
+    if len(planes) > 1:
+        affine[:3, 2] = np.subtract(planes[-1].position, first.position) / (len(planes) - 1)
+    else:
+        affine[:3, 2] = first.normal * (-1 if first.normal[2] > 0 else 1) * (thickness or 1.0)
+    affine[:3, 3] = first.position
+    return LPS_TO_RAS @ affine

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ctcovid.base.errors import counted
-from ctcovid.scans import anatomy, order, repeats
+from ctcovid.scans import anatomy, repeats, similarity
 from ctcovid.scans.findings import ERROR, INFO, KEPT, REPAIRED, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import SEGMENTED, image_kind
 from ctcovid.scans.scale import hounsfield_problem
@@ -195,8 +195,8 @@ def _narrow(thumbnails: list[np.ndarray]) -> str:
 def _alternating(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> Finding | None:
     if not _shows_anatomy(summaries, kept):
         return None
-    apart = order.distances(np.stack([summaries[position].thumbnail for position in kept]), masked)
-    if order.jumps(apart) >= order.MOSTLY if ordered else order.alternates(apart):
+    apart = similarity.distances(np.stack([summaries[position].thumbnail for position in kept]), masked)
+    if similarity.jumps(apart) >= similarity.MOSTLY if ordered else similarity.alternates(apart):
         message = "Slices of different scans alternate: each resembles a later one more than its neighbour."
         return Finding("inconsistent-stack", ERROR, message, SCAN_DROPPED)
     return None
@@ -217,10 +217,10 @@ def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool)
         if exact:
             groups = repeats.exact_repeats([summaries[position].digest for position in kept])
         else:
-            groups = repeats.near_repeats(order.distances(stack))
+            groups = repeats.near_repeats(similarity.distances(stack))
         if not groups:
             continue
-        drop = repeats.chosen(groups, order.distances(stack, masked))
+        drop = repeats.chosen(groups, similarity.distances(stack, masked))
         whole = repeats.is_whole_stack(drop, len(kept))
         positions = tuple(kept[index] for index in drop)
         how = "bit for bit" if exact else "except for their compression"
@@ -245,7 +245,7 @@ def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, 
     findings = [] if seen.lung_window else [_window()]
     if not _shows_anatomy(summaries, kept):
         return findings, kept
-    apart = order.distances(padded, masked)
+    apart = similarity.distances(padded, masked)
     if refusal := _refusal(stack, apart, seen, masked):
         return [refusal], kept
     found, kept, moved = _ordered(apart, kept, ordered, seen.lung_window)
@@ -267,7 +267,7 @@ def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked
     if anatomy.unrelated(apart):
         return Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its slices are unrelated pictures.", SCAN_DROPPED)
     # Photographs may show something at all edges, too, but have many greys, no black around, and no order.
-    is_ct = seen.even or masked or not seen.lung_window or order.jumps(apart) < order.MOSTLY / 2
+    is_ct = seen.even or masked or not seen.lung_window or similarity.jumps(apart) < similarity.MOSTLY / 2
     if is_ct and not anatomy.is_axial(stack):
         message = "Not axial slices: their upper and lower edges cut through the body, as those of coronal and sagittal slices do."
         return Finding("not-axial", ERROR, message, SCAN_DROPPED)
@@ -285,7 +285,7 @@ def _ordered(apart: np.ndarray, kept: list[int], ordered: bool, repairable: bool
     """Findings about the order, the kept slices in order, and their indices as they were."""
     findings = []
     stored = np.arange(len(kept))
-    better, certain = (stored, True) if ordered else order.reordered(apart)
+    better, certain = (stored, True) if ordered else similarity.reordered(apart)
     if not repairable:
         better, certain = stored, certain and bool((better == stored).all())
     moved = np.flatnonzero(better != stored)
@@ -293,7 +293,7 @@ def _ordered(apart: np.ndarray, kept: list[int], ordered: bool, repairable: bool
         findings.append(Finding("shuffled", WARNING, "Slices were out of order.", REPAIRED, tuple(kept[index] for index in moved)))
     elif not certain:
         findings.append(Finding("order-doubtful", WARNING, "Slices seem to be out of order, but no other order is certain.", KEPT))
-    if certain and order.jumps(apart[np.ix_(better, better)], 2):
+    if certain and similarity.jumps(apart[np.ix_(better, better)], 2):
         message = "Some neighbours differ more than slices farther apart: slices of another scan may lie between them."
         findings.append(Finding("inconsistent-stack", WARNING, message, KEPT))
     return findings, [kept[index] for index in better], better

@@ -14,8 +14,8 @@ from ctcovid.scans.dicom import NOT_DICOM, SECONDARY_CAPTURE, Header
 from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.frames import Plane
 from ctcovid.scans.geometry import MOST_OBLIQUE
-from ctcovid.scans.lone import direction_number, joined, missing_parts, with_joined_studies
-from ctcovid.scans.placed import ordered
+from ctcovid.scans.joined_series import direction_number, joined, missing_parts, with_joined_studies
+from ctcovid.scans.order import ordered
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.stacks import FEWEST, Chosen, Slice, along, choose, usual
 from ctcovid.scans.unreadable import Unread, code_of, file_findings, missing_slices, of_series, reasons, slice_findings, usable_without

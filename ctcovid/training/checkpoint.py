@@ -15,7 +15,7 @@ import torch
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
 from ctcovid.base.files import atomic
 from ctcovid.models.network import Network
-from ctcovid.models.store import read_tensors
+from ctcovid.models.saved_model import read_tensors
 from ctcovid.training.ema import Ema
 from ctcovid.training.history import EpochRow
 

@@ -10,7 +10,7 @@ from ctcovid.base.errors import ModelRefusedError, UsageError
 from ctcovid.base.runcard import sha256
 from ctcovid.models.network import Network
 from ctcovid.models.pretrained import load_pretrained
-from ctcovid.models.weightfile import find_weights
+from ctcovid.models.public_weights import find_weights
 from ctcovid.training.checkpoint import Progress
 
 

@@ -9,10 +9,10 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError, counted
 from ctcovid.base.runcard import sha256
 from ctcovid.distributed.ranks import Ranks
-from ctcovid.models import store
+from ctcovid.models import saved_model
 from ctcovid.models.device import device_kind
 from ctcovid.models.network import Network
-from ctcovid.models.weightfile import find_weights
+from ctcovid.models.public_weights import find_weights
 from ctcovid.options.train import Options
 from ctcovid.training.checkpoint import read_checkpoint
 from ctcovid.training.data import TrainingData
@@ -35,13 +35,13 @@ def find_checkpoint(folder: Path, resume: bool, overwrite: bool) -> dict[str, An
 
     Raises OutputExistsError if there is a run already and neither `resume` nor `overwrite` is on.
     """
-    path = folder / store.CHECKPOINT
+    path = folder / saved_model.CHECKPOINT
     if resume and path.is_file():
         return read_checkpoint(path)
-    if resume and (folder / store.CARD).is_file():
-        raise InputError(f"{folder} is finished and has no {store.CHECKPOINT} to resume from. Choose another --name.")
+    if resume and (folder / saved_model.CARD).is_file():
+        raise InputError(f"{folder} is finished and has no {saved_model.CHECKPOINT} to resume from. Choose another --name.")
     if not overwrite:
-        store.require_no_run(folder)
+        saved_model.require_no_run(folder)
     return None
 
 
@@ -66,7 +66,7 @@ def recorded_pretrained(given: Path | None, before: dict[str, Any] | None) -> di
     try:
         same = before is not None and sha256(find_weights(given)) == before["sha256"]
     except InputError:
-        same = before is not None and before["path"] in (str(given.resolve()), str((given / store.WEIGHTS).resolve()))
+        same = before is not None and before["path"] in (str(given.resolve()), str((given / saved_model.WEIGHTS).resolve()))
     if not same:
         raise UsageError(f"The run did not start with {given}. Omit --pretrained, or choose another --name.")
     return before

@@ -12,7 +12,7 @@ from ctcovid.base.files import RUN_CARD, made_by
 from ctcovid.base.runcard import versions
 from ctcovid.base.temporaries import clear_all
 from ctcovid.distributed.ranks import Ranks
-from ctcovid.models import store
+from ctcovid.models import saved_model
 from ctcovid.models.network import SCALING
 from ctcovid.models.reference import FILE as FEATURES
 from ctcovid.models.reference import ReferenceFeatures, save_reference
@@ -27,7 +27,7 @@ from ctcovid.training.recipe import Recipe
 
 BEST, HISTORY = "best.safetensors", "metrics.csv"
 # What training writes into the folder of its run, except its run card and the files of TensorBoard.
-WRITTEN = (store.CARD, store.WEIGHTS, FEATURES, SEEN, BEST, store.CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
+WRITTEN = (saved_model.CARD, saved_model.WEIGHTS, FEATURES, SEEN, BEST, saved_model.CHECKPOINT, HISTORY, "loss.png", "accuracy.png")
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / store.CHECKPOINT
+        return self.path / saved_model.CHECKPOINT
 
     def is_finished(self) -> bool:
         """Whether the model of all epochs so far is registered. That of fewer epochs stays until a resumed run has finished.
 
         Raises ModelRefusedError if model.json is damaged.
         """
-        return (self.path / store.CARD).is_file() and store.read_card(self.path).get("trained") == self.state.progress.epoch
+        return (self.path / saved_model.CARD).is_file() and saved_model.read_card(self.path).get("trained") == self.state.progress.epoch
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -70,14 +70,14 @@ class RunFolder:
         if self.ranks.first and self.state.progress.best is row:
             module = self.state.network.module
             with self.ranks.writing(), room_for(self.checkpoint), averaged(module, self.state.ema):
-                store.save_weights(self.path / BEST, module)
+                saved_model.save_weights(self.path / BEST, module)
         self.save()
         self.write_history()
 
     def keep_untrained(self) -> None:
         """Write the initial weights, if nothing is trained."""
         if self.ranks.first:
-            store.save_weights(self.path / BEST, self.state.network.module)
+            saved_model.save_weights(self.path / BEST, self.state.network.module)
         self.save()
 
     def write_history(self) -> None:
@@ -88,7 +88,7 @@ class RunFolder:
     def weights(self) -> Path:
         """The weights that become the model's."""
         best = self.path / BEST
-        return best if best.exists() else self.path / store.WEIGHTS
+        return best if best.exists() else self.path / saved_model.WEIGHTS
 
     def register(
         self, data: TrainingData, recipe: Recipe, use: dict[str, Any], reference: ReferenceFeatures | None, seen: TrainingSlices | None
@@ -96,14 +96,14 @@ class RunFolder:
         """Make the weights the model of the run, and write model.json last; `use`, `reference` and `seen` are from `finalize`."""
         weights, file = self.weights, data.train.file
         # A model.json of fewer epochs would describe other weights.
-        (self.path / store.CARD).unlink(missing_ok=True)
-        weights.replace(self.path / store.WEIGHTS)
+        (self.path / saved_model.CARD).unlink(missing_ok=True)
+        weights.replace(self.path / saved_model.WEIGHTS)
         if reference is not None:
             use = use | {"features": save_reference(self.path, reference)}
         if seen is not None:
             use = use | {"training_slices": save_training_slices(self.path, seen)}
         network, progress = self.state.network, self.state.progress
-        store.save_card(
+        saved_model.save_card(
             self.path,
             {
                 "architecture": network.architecture.name,

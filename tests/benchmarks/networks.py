@@ -36,7 +36,7 @@ from ctcovid.base.errors import CtcovidError
 from ctcovid.base.files import claim_file, write_json
 from ctcovid.kernels import native
 from ctcovid.models import registry
-from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models.architectures import ARCHITECTURES
 from ctcovid.models.costs import plan
 from ctcovid.models.device import LARGEST_KEPT, choose_device, device_name
 

@@ -30,7 +30,7 @@ from ctcovid.base import cpus
 from ctcovid.base.errors import CtcovidError
 from ctcovid.base.files import write_json
 from ctcovid.inference.classify import ScanPrediction, classify
-from ctcovid.models import registry, store
+from ctcovid.models import registry, saved_model
 from ctcovid.models.network import SCALING
 from ctcovid.phantom.chest import chest
 from ctcovid.scans.discover import find_scans
@@ -42,9 +42,9 @@ def prepared(folder: Path, arch: str, depth: int, size: int, scans: int, slices:
     """Write a model and its scans; the volumes of one scan, uint8 (N, depth, size, size)."""
     torch.manual_seed(0)
     (folder / "runs" / "model").mkdir(parents=True)
-    store.save_weights(folder / "runs" / "model" / store.WEIGHTS, registry.create(arch))
+    saved_model.save_weights(folder / "runs" / "model" / saved_model.WEIGHTS, registry.create(arch))
     card = {"architecture": arch, "classes": CLASSES, "positive": "NCP", "depth": depth, "size": size, "scaling": SCALING}
-    store.save_card(folder / "runs" / "model", {**card, "data": {"path": "none"}})
+    saved_model.save_card(folder / "runs" / "model", {**card, "data": {"path": "none"}})
     greys, _ = chest("NCP", slices, size)
     for number in range(scans):
         (folder / "scans" / str(number)).mkdir(parents=True)

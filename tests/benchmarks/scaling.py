@@ -29,7 +29,7 @@ from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.commands import prepare
 from ctcovid.models import registry
-from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models.architectures import ARCHITECTURES
 from ctcovid.models.device import choose_device, device_name
 from ctcovid.phantom.dataset import Parameters, write_dataset
 from ctcovid.volumes.reader import VolumesFile

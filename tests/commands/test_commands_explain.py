@@ -22,7 +22,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, UsageError
 from ctcovid.commands import demo, explain, predict
 from ctcovid.explanation.pointing import Pointing
-from ctcovid.models import registry, store
+from ctcovid.models import registry, saved_model
 from ctcovid.models.network import SCALING
 
 CLASSES = ["NCP", "CP", "Normal"]
@@ -31,10 +31,10 @@ CLASSES = ["NCP", "CP", "Normal"]
 def registered(runs: Path, module: nn.Module, size: int = 32) -> Path:
     """A folder of runs whose only one, called small, has these weights."""
     (runs / "small").mkdir(parents=True)
-    store.save_weights(runs / "small" / store.WEIGHTS, module)
+    saved_model.save_weights(runs / "small" / saved_model.WEIGHTS, module)
     about = {"architecture": "r3d18", "classes": CLASSES, "positive": "NCP", "depth": 4, "size": size, "scaling": SCALING}
     split = {"split": {"train": ["patient-7"], "valid": [], "test": []}}
-    store.save_card(runs / "small", {**about, **split, "data": {"path": "volumes.h5", "fingerprint": "sha256:0"}})
+    saved_model.save_card(runs / "small", {**about, **split, "data": {"path": "volumes.h5", "fingerprint": "sha256:0"}})
     return runs
 
 

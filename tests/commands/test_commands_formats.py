@@ -20,7 +20,7 @@ from PIL import Image
 from thin import THIN
 
 from ctcovid.base.errors import InputError
-from ctcovid.models import registry, store
+from ctcovid.models import registry, saved_model
 from ctcovid.models.network import SCALING
 from ctcovid.scans.manifest import manifest_scans
 
@@ -108,9 +108,9 @@ def test_files_by_name_are_classified_and_explained_with_the_window_of_the_model
     """By a network in its full width."""
     torch.manual_seed(0)
     (listed / "out" / "runs" / "wide").mkdir(parents=True)
-    store.save_weights(listed / "out" / "runs" / "wide" / store.WEIGHTS, registry.create("r3d18"))
+    saved_model.save_weights(listed / "out" / "runs" / "wide" / saved_model.WEIGHTS, registry.create("r3d18"))
     card = {"architecture": "r3d18", "classes": ["NCP", "CP", "Normal"], "positive": "NCP", "depth": 4, "size": 24, "scaling": SCALING}
-    store.save_card(listed / "out" / "runs" / "wide", {**card, "window": [LEVEL, WIDTH], "data": {"path": "volumes.h5"}})
+    saved_model.save_card(listed / "out" / "runs" / "wide", {**card, "window": [LEVEL, WIDTH], "data": {"path": "volumes.h5"}})
     line = ("predict", "scanner/S0", "NCP.nii.gz", "png/NCP", "--runs", "out/runs", "--output", "out/predictions.csv")
     done = ctcovid(listed, *line)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from ctcovid.base import runcard
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, OutputExistsError, UsageError
 from ctcovid.commands import predict
-from ctcovid.models import registry, resnet3d, store
+from ctcovid.models import registry, resnet3d, saved_model
 from ctcovid.models.network import SCALING
 
 CLASSES = ["NCP", "CP", "Normal"]
@@ -39,9 +39,9 @@ def save_model(folder: Path, seed: int, depth: int = 4, size: int = 32, **about:
     module = registry.create("r3d18")
     # Random weights alone give every volume nearly the same probabilities.
     module.fc.weight.data *= 30
-    store.save_weights(folder / store.WEIGHTS, module)
+    saved_model.save_weights(folder / saved_model.WEIGHTS, module)
     card = {"architecture": "r3d18", "classes": CLASSES, "positive": "NCP", "depth": depth, "size": size, "scaling": SCALING}
-    store.save_card(folder, {**card, "data": {"path": "volumes.h5"}, **about})
+    saved_model.save_card(folder, {**card, "data": {"path": "volumes.h5"}, **about})
 
 
 @pytest.fixture(scope="module")

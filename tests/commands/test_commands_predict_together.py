@@ -18,7 +18,7 @@ import torch
 from thin import WIDTHS
 
 from ctcovid.commands.predict import ROUND
-from ctcovid.models import registry, store
+from ctcovid.models import registry, saved_model
 from ctcovid.models.network import SCALING
 
 pytestmark = pytest.mark.usefixtures("thin")
@@ -50,9 +50,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, thin: None) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     (folder / "small").mkdir()
-    store.save_weights(folder / "small" / store.WEIGHTS, registry.create("r3d18"))
+    saved_model.save_weights(folder / "small" / saved_model.WEIGHTS, registry.create("r3d18"))
     card = {"architecture": "r3d18", "classes": ["NCP", "CP", "Normal"], "positive": "NCP", "depth": 4, "size": 32, "scaling": SCALING}
-    store.save_card(folder / "small", {**card, "data": {"path": "volumes.h5"}})
+    saved_model.save_card(folder / "small", {**card, "data": {"path": "volumes.h5"}})
     return folder
 
 

@@ -107,7 +107,7 @@ def test_two_epochs_and_two_more_equal_four(volumes: Path, undisturbed: Path, tm
     _assert_same(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize(("step", "first"), [("ctcovid.commands.train.finalize", 1), ("ctcovid.models.store.save_card", 3)])
+@pytest.mark.parametrize(("step", "first"), [("ctcovid.commands.train.finalize", 1), ("ctcovid.models.saved_model.save_card", 3)])
 def test_an_extended_run_that_is_stopped_while_it_is_finished_is_finished_by_resume(
     volumes: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, first: int
 ) -> None:

@@ -21,7 +21,7 @@ from thin import THIN, WIDTHS
 
 from ctcovid.base.console import Console
 from ctcovid.commands import evaluate, prepare
-from ctcovid.models import registry, store
+from ctcovid.models import registry, saved_model
 from ctcovid.models.network import SCALING
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from ctcovid.base.console import Console
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 from ctcovid.distributed.ranks import together
 from ctcovid.distributed.sync_batchnorm import synchronise
@@ -153,7 +153,7 @@ import torch
 from torch import nn
 from ctcovid.base.console import Console
 from ctcovid.base.signals import StopRequest
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 from ctcovid.distributed.ranks import together
 from ctcovid.distributed.session import Session
@@ -237,9 +237,9 @@ def data(thin: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare.run(options, Console(quiet=True, results=False))
     torch.manual_seed(0)
     (root / "runs" / "untrained").mkdir(parents=True)
-    store.save_weights(root / "runs" / "untrained" / store.WEIGHTS, registry.create("r3d18"))
+    saved_model.save_weights(root / "runs" / "untrained" / saved_model.WEIGHTS, registry.create("r3d18"))
     card = {"architecture": "r3d18", "classes": ["NCP", "CP", "Normal"], "positive": "NCP", "depth": 4, "size": 32, "scaling": SCALING}
-    store.save_card(root / "runs" / "untrained", {**card, "data": {"path": str(root / "volumes.h5")}})
+    saved_model.save_card(root / "runs" / "untrained", {**card, "data": {"path": str(root / "volumes.h5")}})
     return root
 
 
@@ -358,7 +358,7 @@ def test_two_processes_train_beyond_the_paper_and_one_resumes(data: Path, tmp_pa
 
 def test_a_validation_that_is_nan_in_one_process_ends_all(data: Path, tmp_path: Path) -> None:
     """The statistics fail in validation alone; the three volumes of it are those of one process and of the other."""
-    weights = load_file(data / "runs" / "untrained" / store.WEIGHTS)
+    weights = load_file(data / "runs" / "untrained" / saved_model.WEIGHTS)
     broken = {"bn1.running_mean": torch.full((WIDTHS[0],), -3e38), "bn1.weight": torch.full((WIDTHS[0],), 1e6)}
     save_file(weights | broken, tmp_path / "w.safetensors")
     line = [*train_line(data, tmp_path), "--epochs", 2, "--pretrained", tmp_path / "w.safetensors", "--precision", "float32"]

@@ -23,7 +23,7 @@ from ctcovid.explanation.faithfulness import (
 )
 from ctcovid.explanation.scan_maps import ScanMaps
 from ctcovid.models import registry
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 from ctcovid.models.registry import TrainedModel
 

@@ -15,7 +15,7 @@ from ctcovid.explanation.methods import Method, saliency_maps
 from ctcovid.explanation.noise import Noise
 from ctcovid.explanation.upsample import most_salient_slices, to_slices
 from ctcovid.models import registry
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 
 CPU = (["NCP", "CP", "Normal"], torch.device("cpu"), torch.float32)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ctcovid.base.choices import OCCLUSION
 from ctcovid.explanation.methods import Method, saliency_maps
 from ctcovid.explanation.occlusion import CELLS, covered, log_odds, lung_grey, odds_of, patches
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 
 

@@ -10,7 +10,7 @@ import torch
 import ctcovid
 from ctcovid.base.errors import UsageError
 from ctcovid.models import device, registry
-from ctcovid.models.catalog import ARCHITECTURES, architecture
+from ctcovid.models.architectures import ARCHITECTURES, architecture
 from ctcovid.models.device import choose_device, choose_precision, deterministic_convolutions, keep_freed_layers
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from torch import nn
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models import network as network_module
 from ctcovid.models import registry
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 
 CLASSES = ["NCP", "CP", "Normal"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError
-from ctcovid.models import registry, store
-from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models import registry, saved_model
+from ctcovid.models.architectures import ARCHITECTURES
 from ctcovid.models.network import SCALING, Network
 from ctcovid.models.registry import require_fit
 from ctcovid.scans.window import Window
@@ -43,17 +43,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Network]:
     network = registry.build(ARCHITECTURE, CLASSES, "cpu", "float32")
     folder = tmp_path_factory.mktemp("trained") / "runs" / "mc3-d4"
     folder.mkdir(parents=True)
-    store.save_weights(folder / store.WEIGHTS, network.module)
-    store.save_card(folder, CARD)
+    saved_model.save_weights(folder / saved_model.WEIGHTS, network.module)
+    saved_model.save_card(folder, CARD)
     return folder, network
 
 
 def with_card(folder: Path, trained: Path, **changes: Any) -> Path:
     """A run with the weights of `trained` and a card of its own."""
     folder.mkdir(parents=True)
-    (folder / store.WEIGHTS).symlink_to(trained / store.WEIGHTS)
-    card = {**json.loads((trained / store.CARD).read_text()), **changes}
-    (folder / store.CARD).write_text(json.dumps(card))
+    (folder / saved_model.WEIGHTS).symlink_to(trained / saved_model.WEIGHTS)
+    card = {**json.loads((trained / saved_model.CARD).read_text()), **changes}
+    (folder / saved_model.CARD).write_text(json.dumps(card))
     return folder
 
 
@@ -61,9 +61,9 @@ def finished_run(runs: Path, name: str, hour: int) -> Path:
     """A run directory with a card of that hour, and weights that nobody reads here."""
     folder = runs / name
     folder.mkdir(parents=True)
-    (folder / store.WEIGHTS).write_bytes(b"")
-    store.save_card(folder, {**CARD, "created": f"2021-07-23T{hour:02d}:00:00+00:00"})
-    os.utime(folder / store.CARD, (1_627_000_000 + 3600 * hour,) * 2)
+    (folder / saved_model.WEIGHTS).write_bytes(b"")
+    saved_model.save_card(folder, {**CARD, "created": f"2021-07-23T{hour:02d}:00:00+00:00"})
+    os.utime(folder / saved_model.CARD, (1_627_000_000 + 3600 * hour,) * 2)
     return folder
 
 
@@ -81,7 +81,7 @@ def test_a_model_is_loaded_once_in_a_process(trained: tuple[Path, Network], monk
     folder, _ = trained
     first = registry.load(folder.name, "cpu", "float32", folder.parent)
     assert registry.load(str(folder), "cpu", "float32") is first
-    assert registry.load(str(folder / store.WEIGHTS), "cpu", "float32") is first
+    assert registry.load(str(folder / saved_model.WEIGHTS), "cpu", "float32") is first
     assert registry.load(None, "cpu", "float32", folder.parent) is first
     monkeypatch.chdir(folder.parent.parent)
     assert registry.load("runs/mc3-d4", "cpu", "float32") is first
@@ -100,9 +100,9 @@ def test_a_model_that_was_trained_again_is_loaded_again(trained: tuple[Path, Net
     first = registry.load(str(folder), "cpu", "float32")
     torch.manual_seed(1)
     network = registry.build(ARCHITECTURE, CLASSES, "cpu", "float32")
-    (folder / store.WEIGHTS).unlink()
-    store.save_weights(folder / store.WEIGHTS, network.module)
-    store.save_card(folder, CARD)
+    (folder / saved_model.WEIGHTS).unlink()
+    saved_model.save_weights(folder / saved_model.WEIGHTS, network.module)
+    saved_model.save_card(folder, CARD)
     second = registry.load(str(folder), "cpu", "float32")
     assert second is not first
     assert torch.equal(second.network.module.state_dict()["fc.weight"], network.module.state_dict()["fc.weight"])
@@ -112,7 +112,7 @@ def test_weights_for_another_number_of_classes_are_refused(trained: tuple[Path, 
     folder = with_card(tmp_path / "two", trained[0], classes=["NCP", "Normal"])
     with pytest.raises(ModelRefusedError, match="2 classes") as caught:
         registry.load(str(folder), "cpu")
-    assert str(folder / store.WEIGHTS) in str(caught.value)
+    assert str(folder / saved_model.WEIGHTS) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_card_that_this_program_cannot_honour_is_refused(
     folder = with_card(tmp_path / "odd", trained[0], **change)
     with pytest.raises(ModelRefusedError, match=said) as caught:
         registry.load(str(folder), "cpu")
-    assert str(folder / store.CARD) in str(caught.value)
+    assert str(folder / saved_model.CARD) in str(caught.value)
 
 
 def test_a_model_from_before_there_was_a_choice_of_windows_has_the_lung_window(trained: tuple[Path, Network], tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_a_file_in_place_of_a_run_directory_is_refused(tmp_path: Path) -> None:
 def test_a_run_with_a_damaged_card_is_described_by_its_error(tmp_path: Path) -> None:
     """So that one of them does not keep `ctcovid models` from listing the others."""
     good, bad = finished_run(tmp_path, "good", 1), finished_run(tmp_path, "bad", 2)
-    (bad / store.CARD).write_text("{")
+    (bad / saved_model.CARD).write_text("{")
     assert registry.describe(good)["architecture"] == ARCHITECTURE
-    assert str(bad / store.CARD) in registry.describe(bad)["error"]
+    assert str(bad / saved_model.CARD) in registry.describe(bad)["error"]
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "tv_s3d"])

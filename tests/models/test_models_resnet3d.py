@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctcovid.models import registry, resnet3d
-from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models.architectures import ARCHITECTURES
 from ctcovid.models.resnet3d import BasicBlock, Bottleneck
 
 # Table 3: N of Conv2 to Conv5. The (2+1)D networks replace the convolutions only (Sec. 2.6).

@@ -10,7 +10,7 @@ import torch
 
 from ctcovid.base.errors import UsageError
 from ctcovid.models import registry
-from ctcovid.models.catalog import ARCHITECTURES
+from ctcovid.models.architectures import ARCHITECTURES
 
 TORCHVISION = [name for name in ARCHITECTURES if name.startswith("tv_")]
 # The separable Inception pools over 2x7x7 maps, and so needs thick volumes.

@@ -11,7 +11,7 @@ from ctcovid.base.process_info import ProcessInfo
 from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.ranks import Ranks
 from ctcovid.distributed.session import Session
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 from ctcovid.training.checkpoint import Progress, TrainingState
 from ctcovid.training.recipe import Recipe

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 from ctcovid.training.checkpoint import Progress, TrainingState, read_checkpoint, restore, room_for, save_checkpoint
 from ctcovid.training.history import EpochRow

@@ -10,7 +10,7 @@ import torch
 from small import Breaking
 
 from ctcovid.base.errors import UsageError
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 from ctcovid.training import memory
 

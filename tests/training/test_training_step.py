@@ -15,7 +15,7 @@ from ctcovid.base.process_info import ProcessInfo
 from ctcovid.distributed.ranks import Ranks
 from ctcovid.kernels import native
 from ctcovid.models import registry
-from ctcovid.models.catalog import architecture
+from ctcovid.models.architectures import architecture
 from ctcovid.models.network import Network
 from ctcovid.training.checkpoint import TrainingState
 from ctcovid.training.ema import Ema

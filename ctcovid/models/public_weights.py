@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctcovid.base.errors import InputError, ModelRefusedError
 from ctcovid.base.faults import raise_machine_fault
-from ctcovid.models.store import WEIGHTS, read_tensors
+from ctcovid.models.saved_model import WEIGHTS, read_tensors
 
 # Under which a checkpoint keeps the weights.
 KEYS = ("state_dict", "model_state_dict", "model", "net")

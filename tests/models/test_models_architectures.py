@@ -7,7 +7,7 @@ import torch
 
 from ctcovid.base.errors import UsageError
 from ctcovid.models import registry
-from ctcovid.models.catalog import ARCHITECTURES, DEFAULT, architecture
+from ctcovid.models.architectures import ARCHITECTURES, DEFAULT, architecture
 from ctcovid.models.torchvision import import_torchvision
 
 # 3D-ResNets-PyTorch with conv1_t_size=7, conv1_t_stride=1, max pool, 3 channels, 3 classes, shortcut A or B as the paper has it.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ctcovid.base.errors import ModelRefusedError
-from ctcovid.models import store
+from ctcovid.models import saved_model
 
 
 def tiny(classes: int = 3, seed: int = 0) -> nn.Module:
@@ -29,22 +29,22 @@ def folder(tmp_path: Path) -> Path:
     """A run directory with a small model."""
     run = tmp_path / "a run"
     run.mkdir()
-    store.save_weights(run / store.WEIGHTS, tiny())
+    saved_model.save_weights(run / saved_model.WEIGHTS, tiny())
     card = {"architecture": "tiny", "classes": ["NCP", "CP", "Normal"], "positive": "NCP", "depth": 4, "size": 32}
-    store.save_card(run, {**card, "scaling": {"offset": 0.0, "scale": 255.0}, "data": {"path": "volumes.h5"}})
+    saved_model.save_card(run, {**card, "scaling": {"offset": 0.0, "scale": 255.0}, "data": {"path": "volumes.h5"}})
     return run
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    card = json.loads((folder / store.CARD).read_text())
+    card = json.loads((folder / saved_model.CARD).read_text())
     card = change(card) or card
-    (folder / store.CARD).write_text(json.dumps(card))
+    (folder / saved_model.CARD).write_text(json.dumps(card))
 
 
 def refusal(folder: Path, file: str, network: nn.Module | None = None) -> str:
     """The sentence with which the model is refused; it names the file."""
     with pytest.raises(ModelRefusedError) as caught:
-        store.load_weights(folder, store.read_card(folder), network or tiny(seed=1))
+        saved_model.load_weights(folder, saved_model.read_card(folder), network or tiny(seed=1))
     assert caught.value.exit_code == 6
     assert str(folder / file) in str(caught.value)
     return str(caught.value)
@@ -52,24 +52,24 @@ def refusal(folder: Path, file: str, network: nn.Module | None = None) -> str:
 
 def test_weights_and_card_come_back_exactly(folder: Path) -> None:
     original, loaded = tiny(), tiny(seed=1)
-    card = store.read_card(folder)
-    store.load_weights(folder, card, loaded)
+    card = saved_model.read_card(folder)
+    saved_model.load_weights(folder, card, loaded)
     expected, found = original.state_dict(), loaded.state_dict()
     assert expected.keys() == found.keys()
     assert "1.num_batches_tracked" in found
     assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items())
     assert (card["classes"], card["positive"], card["depth"], card["size"]) == (["NCP", "CP", "Normal"], "NCP", 4, 32)
-    assert card["format_version"] == store.CARD_VERSION
+    assert card["format_version"] == saved_model.CARD_VERSION
 
 
 def test_weights_in_channels_last_memory_are_saved_in_order(folder: Path) -> None:
     laid_out = tiny().to(memory_format=torch.channels_last_3d)
-    store.save_weights(folder / "other.safetensors", laid_out)
-    assert (folder / "other.safetensors").read_bytes() == (folder / store.WEIGHTS).read_bytes()
+    saved_model.save_weights(folder / "other.safetensors", laid_out)
+    assert (folder / "other.safetensors").read_bytes() == (folder / saved_model.WEIGHTS).read_bytes()
 
 
 def test_saving_leaves_nothing_beside_the_two_files(folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == [store.CARD, store.WEIGHTS]
+    assert sorted(path.name for path in folder.iterdir()) == [saved_model.CARD, saved_model.WEIGHTS]
 
 
 class Burglar:
@@ -94,8 +94,8 @@ PICKLES: dict[str, Callable[[Path, object], object]] = {
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pickle_is_refused_and_not_run(folder: Path, kind: str, tmp_path: Path) -> None:
     mark = tmp_path / "burgled"
-    PICKLES[kind](folder / store.WEIGHTS, {"weight": Burglar(mark)})
-    said = refusal(folder, store.WEIGHTS)
+    PICKLES[kind](folder / saved_model.WEIGHTS, {"weight": Burglar(mark)})
+    said = refusal(folder, saved_model.WEIGHTS)
     assert not mark.exists()
     # Protocol 0 is plain text without a mark of its own.
     assert "pickle" in said or kind == "protocol 0"
@@ -109,35 +109,35 @@ def test_the_trap_of_the_test_above_is_a_real_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 1, 8, 50, -1])
 def test_truncated_weights_are_refused(folder: Path, kept: int) -> None:
-    whole = (folder / store.WEIGHTS).read_bytes()
-    (folder / store.WEIGHTS).write_bytes(whole[:kept])
-    assert "damaged" in refusal(folder, store.WEIGHTS)
+    whole = (folder / saved_model.WEIGHTS).read_bytes()
+    (folder / saved_model.WEIGHTS).write_bytes(whole[:kept])
+    assert "damaged" in refusal(folder, saved_model.WEIGHTS)
 
 
 def test_missing_weights_are_refused(folder: Path) -> None:
-    (folder / store.WEIGHTS).unlink()
-    assert "missing" in refusal(folder, store.WEIGHTS)
+    (folder / saved_model.WEIGHTS).unlink()
+    assert "missing" in refusal(folder, saved_model.WEIGHTS)
 
 
 def test_a_single_changed_number_is_noticed(folder: Path) -> None:
-    whole = bytearray((folder / store.WEIGHTS).read_bytes())
+    whole = bytearray((folder / saved_model.WEIGHTS).read_bytes())
     whole[-1] ^= 1
-    (folder / store.WEIGHTS).write_bytes(bytes(whole))
-    assert store.CARD in refusal(folder, store.WEIGHTS)
+    (folder / saved_model.WEIGHTS).write_bytes(bytes(whole))
+    assert saved_model.CARD in refusal(folder, saved_model.WEIGHTS)
 
 
 def test_weights_of_another_run_are_refused(folder: Path) -> None:
-    store.save_weights(folder / store.WEIGHTS, tiny(seed=5))
-    refusal(folder, store.WEIGHTS)
+    saved_model.save_weights(folder / saved_model.WEIGHTS, tiny(seed=5))
+    refusal(folder, saved_model.WEIGHTS)
 
 
 def test_weights_for_another_number_of_classes_are_refused(folder: Path) -> None:
     rewrite(folder, lambda card: card.update(classes=["NCP", "Normal"]))
-    assert "does not fit tiny with 2 classes" in refusal(folder, store.WEIGHTS, tiny(classes=2))
+    assert "does not fit tiny with 2 classes" in refusal(folder, saved_model.WEIGHTS, tiny(classes=2))
 
 
 def test_weights_of_another_network_are_refused(folder: Path) -> None:
-    refusal(folder, store.WEIGHTS, nn.Sequential(nn.Conv3d(1, 4, 3), nn.Flatten(), nn.Linear(4, 3)))
+    refusal(folder, saved_model.WEIGHTS, nn.Sequential(nn.Conv3d(1, 4, 3), nn.Flatten(), nn.Linear(4, 3)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -145,18 +145,18 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, value: float) -> 
     network = tiny()
     with torch.no_grad():
         network[3].weight[1, 2] = value
-    store.save_weights(folder / store.WEIGHTS, network)
-    store.save_card(folder, store.read_card(folder))
-    assert "3.weight" in refusal(folder, store.WEIGHTS)
+    saved_model.save_weights(folder / saved_model.WEIGHTS, network)
+    saved_model.save_card(folder, saved_model.read_card(folder))
+    assert "3.weight" in refusal(folder, saved_model.WEIGHTS)
 
 
 def test_weights_with_a_variance_below_zero_are_refused(folder: Path) -> None:
     """Each is finite, and the square root of the variance is not."""
     network = tiny()
     network[1].running_var[2] = -1
-    store.save_weights(folder / store.WEIGHTS, network)
-    store.save_card(folder, store.read_card(folder))
-    assert "variance below zero in 1.running_var" in refusal(folder, store.WEIGHTS)
+    saved_model.save_weights(folder / saved_model.WEIGHTS, network)
+    saved_model.save_card(folder, saved_model.read_card(folder))
+    assert "variance below zero in 1.running_var" in refusal(folder, saved_model.WEIGHTS)
 
 
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -177,7 +177,7 @@ def test_why_a_file_is_not_read_is_said_without_advice_to_have_its_code_run(kind
         warnings.simplefilter("ignore")
         write(tmp_path / "file")
     with pytest.raises(ValueError, match=reason) as caught:
-        store.read_tensors(tmp_path / "file")
+        saved_model.read_tensors(tmp_path / "file")
     said = str(caught.value)
     assert len(said) < 120 and said.isprintable() and "weights_only" not in said
 
@@ -185,30 +185,30 @@ def test_why_a_file_is_not_read_is_said_without_advice_to_have_its_code_run(kind
 @pytest.mark.parametrize("field", ["architecture", "classes", "positive", "depth", "size", "scaling", "data", "weights_sha256"])
 def test_a_card_without_a_field_is_refused_by_name(folder: Path, field: str) -> None:
     rewrite(folder, lambda card: card.pop(field) and None)
-    assert f"lacks {field}" in refusal(folder, store.CARD)
+    assert f"lacks {field}" in refusal(folder, saved_model.CARD)
     rewrite(folder, lambda card: card.update({field: None}))
-    assert f"lacks {field}" in refusal(folder, store.CARD)
+    assert f"lacks {field}" in refusal(folder, saved_model.CARD)
 
 
 def test_the_card_of_a_newer_version_is_refused_with_the_way_out(folder: Path) -> None:
-    rewrite(folder, lambda card: card.update(format_version=store.CARD_VERSION + 1))
-    assert "pip install -U ctcovid" in refusal(folder, store.CARD)
+    rewrite(folder, lambda card: card.update(format_version=saved_model.CARD_VERSION + 1))
+    assert "pip install -U ctcovid" in refusal(folder, saved_model.CARD)
 
 
 @pytest.mark.parametrize("version", ["2", None, [1]])
 def test_a_card_whose_version_is_not_a_number_is_refused(folder: Path, version: object) -> None:
     rewrite(folder, lambda card: card.update(format_version=version))
-    refusal(folder, store.CARD)
+    refusal(folder, saved_model.CARD)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'"text"', b"\xff\xfe\x00", b"null"])
 def test_a_damaged_card_is_refused(folder: Path, content: bytes) -> None:
-    (folder / store.CARD).write_bytes(content)
-    refusal(folder, store.CARD)
+    (folder / saved_model.CARD).write_bytes(content)
+    refusal(folder, saved_model.CARD)
 
 
 def test_a_run_without_a_card_is_called_unfinished(folder: Path) -> None:
-    (folder / store.CARD).unlink()
+    (folder / saved_model.CARD).unlink()
     with pytest.raises(ModelRefusedError, match=r"unfinished.*--resume") as caught:
-        store.read_card(folder)
+        saved_model.read_card(folder)
     assert str(folder) in str(caught.value)
