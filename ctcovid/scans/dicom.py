@@ -19,7 +19,7 @@ from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE
 
 TAGS = (
     "SOPClassUID SOPInstanceUID Modality StudyInstanceUID SeriesInstanceUID PatientID InstanceNumber GantryDetectorTilt "
-    "Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated PixelRepresentation "
+    "Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated PixelRepresentation "
     f"ConcatenationUID InConcatenationNumber InConcatenationTotalNumber {frames.TAGS}"
 )
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -54,6 +54,7 @@ class Header:
     columns: int
     frames: int
     samples: int
+    monochrome: bool
     tilt: float
     signed: bool
     enhanced: bool
@@ -205,6 +206,7 @@ def _header(path: Path, dataset: Any) -> Header:
         columns=_integer(dataset, "Columns"),
         frames=count,
         samples=_integer(dataset, "SamplesPerPixel", 1),
+        monochrome=_text(dataset, "PhotometricInterpretation").upper() in ("MONOCHROME1", "MONOCHROME2", ""),
         tilt=_number(dataset, "GantryDetectorTilt"),
         signed=_integer(dataset, "PixelRepresentation") == 1,
         enhanced=count > 1 or "PerFrameFunctionalGroupsSequence" in dataset,

@@ -20,6 +20,8 @@ from ctcovid.scans.slice_summary import SIDE, SliceSummary
 MOST_LOST, MOST_NEIGHBOURS_LOST = 0.1, 2
 # Grey levels of small pictures of slices: a chest in a window shows bright tissue or bone beside dark air or lung.
 LEAST_BRIGHT, LEAST_SPAN = 110, 80
+# Lungs alone, on black: 101 and more in each real slice measured.
+LEAST_BRIGHT_LUNG = 60
 # Fewer slices show too little of a chest to check its anatomy.
 FEWEST_FOR_ANATOMY = 6
 
@@ -178,16 +180,18 @@ def _padding(summaries: dict[int, SliceSummary]) -> list[Finding]:
 def _scale(summaries: dict[int, SliceSummary]) -> list[Finding]:
     """Refuse what is neither in Hounsfield units nor in the grey of a window, by the values of the whole scan."""
     counts = [item.hounsfield for item in summaries.values() if item.hounsfield is not None]
-    problem = hounsfield_problem(np.sum(counts, axis=0)) if counts else _narrow([item.thumbnail for item in summaries.values()])
+    masked = image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)) == SEGMENTED
+    problem = hounsfield_problem(np.sum(counts, axis=0)) if counts else _narrow([item.thumbnail for item in summaries.values()], masked)
     return [Finding("not-hounsfield", ERROR, f"{problem[:1].upper()}{problem[1:]}", SCAN_DROPPED)] if problem else []
 
 
-def _narrow(thumbnails: list[np.ndarray]) -> str:
+def _narrow(thumbnails: list[np.ndarray], masked: bool) -> str:
     """Why grey levels are not those of a window, in which a chest shows all from dark to bright; empty if they may be."""
     if not thumbnails:
         return ""
     lowest, highest = (int(end) for end in (np.min(thumbnails), np.max(thumbnails)))
-    if highest == lowest or (highest >= LEAST_BRIGHT and highest - lowest >= LEAST_SPAN):
+    bright, span = (LEAST_BRIGHT_LUNG, LEAST_BRIGHT_LUNG) if masked else (LEAST_BRIGHT, LEAST_SPAN)
+    if highest == lowest or (highest >= bright and highest - lowest >= span):
         return ""
     return f"its grey levels from {lowest} to {highest} are not those of a window. Export the scan in a lung window, from black to white."
 

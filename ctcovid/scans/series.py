@@ -229,7 +229,7 @@ def _unfit(one: Slice) -> str:
         return "scout"
     if header.sop_class.startswith(SECONDARY_CAPTURE):
         return "secondary capture"
-    if header.samples != 1:
+    if header.samples != 1 or not header.monochrome:
         return "colour"
     return _direction(plane) if plane else ""
 

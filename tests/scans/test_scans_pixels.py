@@ -140,3 +140,9 @@ def test_kinds_of_pixels_that_are_not_read_are_not_called_damaged(hounsfield: np
     change(paths, floats)
     with pytest.raises(InputError, match=r"its pixels are floating-point numbers; ctcovid reads integers of 8, 16 and 32 bits"):
         next(dicom_frames(paths[0], (1, 64, 64)))
+
+
+def test_values_that_index_a_palette_are_colour(hounsfield: np.ndarray, write_series: Write, tmp_path: Path) -> None:
+    write_series(tmp_path, hounsfield, PhotometricInterpretation="PALETTE COLOR")
+    (scan,) = find_scans([tmp_path])
+    assert not scan.slices and "colour" in scan.refusal

@@ -13,7 +13,10 @@ from scipy import ndimage
 from ctcovid.scans.decoded import from_hounsfield, undeclared_padding
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.pixels import dicom_frames
+from ctcovid.scans.quality import check
+from ctcovid.scans.read import probe, read_scan, read_slice
 from ctcovid.scans.scale import GREY, WIDE, Scale, hounsfield_counts, hounsfield_problem, picture_scale
+from ctcovid.scans.slice_summary import summarise
 from ctcovid.scans.window import LUNG, Window
 
 WINDOWS = {"lung": LUNG, "lung, narrower": Window(-500, 1200), "mediastinum": Window(40, 400)}
@@ -75,7 +78,6 @@ def test_deeplesion_and_int16_as_it_is_are_hounsfield_units(
 
 
 def test_pictures_of_deeplesion_give_the_greys_of_the_series(hounsfield: np.ndarray, tmp_path: Path) -> None:
-    from ctcovid.scans.read import read_scan
 
     for number, values in enumerate(hounsfield):
         Image.fromarray((values + 32768).astype(np.uint16)).save(tmp_path / f"{number}.png")
@@ -138,7 +140,6 @@ def test_no_real_slice_has_undeclared_padding(hounsfield: np.ndarray) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("name", "bits"), [("s.png", 8), ("s.png", 16), ("s.jpg", 8), ("s.tif", 8), ("s.tif", 16)])
 def test_pictures_are_turned_as_their_orientation_says(name: str, bits: int, orientation: int, tmp_path: Path) -> None:
-    from ctcovid.scans.read import probe, read_slice
 
     y, x = np.mgrid[:40, :24]
     upright = np.where((y < 20) & (x < 12), 0, 255).astype(np.uint8)
@@ -156,7 +157,6 @@ def test_pictures_are_turned_as_their_orientation_says(name: str, bits: int, ori
 
 
 def test_white_is_zero_is_honoured_at_16_bits(hounsfield: np.ndarray, tmp_path: Path) -> None:
-    from ctcovid.scans.read import read_scan
 
     for number, values in enumerate(hounsfield[:4]):
         path = tmp_path / f"{number}.tif"
@@ -167,3 +167,18 @@ def test_white_is_zero_is_honoured_at_16_bits(hounsfield: np.ndarray, tmp_path: 
         path.write_bytes(content)
     found = read_scan(find_scans([tmp_path])[0], 512).astype(int)
     assert np.abs(found - LUNG.grey(hounsfield[:4])).max() <= 1
+
+
+@pytest.mark.parametrize("highest", [1, 60, 100])
+def test_pictures_that_do_not_reach_from_dark_to_bright_are_refused(highest: int, hounsfield: np.ndarray) -> None:
+    for slices in (hounsfield, hounsfield[4:5]):
+        narrow = [(LUNG.grey(one) * (highest / 255)).astype(np.uint8) for one in slices]
+        verdict = check([f"{number}.png" for number in range(len(narrow))], [summarise(one) for one in narrow])
+        assert [finding.code for finding in verdict.findings] == ["not-hounsfield"] and not verdict.kept
+
+
+@pytest.mark.parametrize("scan", ["ccccii-segmented/NCP/96/1328", "ccccii-segmented/Normal/1995/500"])
+def test_each_segmented_slice_alone_is_bright_enough(scan: str, sample_data: Path) -> None:
+    (found,) = find_scans([sample_data / scan])
+    for path in found.slices[::8]:
+        assert check([path.name], [summarise(read_slice(path))]).kept == (0,)
