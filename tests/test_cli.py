@@ -58,7 +58,7 @@ def test_option_goes_before_environment_before_file_before_default(tmp_path: Pat
     assert "from-all/" in ctcovid(*asked, cwd=tmp_path, CTCOVID_RUNS="from-all").stderr
     assert "from-own/" in ctcovid(*asked, cwd=tmp_path, CTCOVID_RUNS="from-all", CTCOVID_MODELS_RUNS="from-own").stderr
     assert "from-line/" in ctcovid(*asked, "--runs", "from-line", cwd=tmp_path, CTCOVID_RUNS="from-all").stderr
-    assert "under runs/" in ctcovid("models", cwd=tmp_path).stderr
+    assert "No trained model in runs/" in ctcovid("models", cwd=tmp_path).stderr
 
 
 def test_a_misspelt_environment_variable_is_reported(tmp_path: Path) -> None:

@@ -26,8 +26,6 @@ FEWEST_WHITE = 20
 LEAST_OF_EACH = 0.06
 # As shares of the values that are neither padding nor cut off: a scan in Hounsfield units has more air and tissue, and less below air.
 LEAST_AIR, LEAST_TISSUE, MOST_BELOW = 0.002, 0.002, 0.2
-# Lungs full of fluid have this many times less air than tissue of half its density.
-AIR_TO_DENSE_LUNG = 0.05
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,7 @@ def hounsfield_problem(counts: np.ndarray) -> str:
         return float(counts[first:last].sum() / total)
 
     air, tissue = share(-1100, -600), share(-200, 300)
-    if not counts.any() or (
-        air >= max(LEAST_AIR, AIR_TO_DENSE_LUNG * share(-600, -250))
-        and tissue >= LEAST_TISSUE
-        and counts[0] + share(-1200, -1150) * total <= MOST_BELOW * total
-    ):
+    if not counts.any() or (air >= LEAST_AIR and tissue >= LEAST_TISSUE and counts[0] + share(-1200, -1150) * total <= MOST_BELOW * total):
         return ""
     lacks = "soft tissue, around 0" if tissue < LEAST_TISSUE else "air and lung, from −1000 to −600" if air < LEAST_AIR else "a chest"
     return (

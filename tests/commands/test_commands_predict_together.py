@@ -60,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, thin: None) -> Path:
 def scans(tmp_path: Path, make_scan: Callable[..., Path]) -> Path:
     """Six scans for each process in every round of two."""
     for number in range(SCANS):
-        make_scan(tmp_path / "scans" / f"s{number:02d}", slices=4, level=40 + 3 * number)
+        make_scan(tmp_path / "scans" / f"s{number:02d}", slices=4, level=60 + 3 * number)
     return tmp_path / "scans"
 
 
