@@ -10,10 +10,10 @@ import pytest
 from ctcovid.evaluation.predictions import read_predictions
 
 
-def test_each_line_is_timed_for_each_checkout() -> None:
-    found = evaluate.measure([evaluate.HERE, evaluate.HERE], 60, 1)
+def test_each_line_is_timed() -> None:
+    found = evaluate.measure([evaluate.HERE], 60, 1)
     assert set(found) == set(evaluate.LINES)
-    assert all(len(took) == 2 and all(one.cpu > 0 and one.clock > 0 for one in took) for took in found.values())
+    assert all(len(took) == 1 and all(one.cpu > 0 and one.clock > 0 for one in took) for took in found.values())
 
 
 def test_another_checkout_is_the_one_that_runs(tmp_path: Path) -> None:
