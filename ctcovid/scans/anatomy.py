@@ -58,8 +58,10 @@ class Anatomy:
         """False only if that is certain enough to drop the scan."""
         if self.lung_share < LEAST_LUNG:
             return False
-        # Lungs that are cut move along the edge, and the corners show what is beside them.
-        return self.even if self.cut else (self.steady >= LEAST_STEADY and (self.air >= LEAST_AIR or self.lung_share >= LITTLE_LUNG))
+        # Lungs that are cut move along the edge, and the corners show what is beside them. With air in the corners, the body is only large.
+        if self.cut and self.air < LEAST_AIR:
+            return self.even
+        return self.steady >= LEAST_STEADY and (self.air >= LEAST_AIR or self.lung_share >= LITTLE_LUNG)
 
 
 def anatomy(thumbnails: np.ndarray, masked: bool) -> Anatomy:
