@@ -29,7 +29,7 @@ from ctcovid.inference.temperature import calibrated
 from ctcovid.models import registry
 from ctcovid.models.device import device_name, keep_freed_layers
 from ctcovid.models.network import Network
-from ctcovid.models.reference import probabilities_and_features
+from ctcovid.models.reference_features import probabilities_and_features
 from ctcovid.models.registry import TrainedModel
 from ctcovid.options.explain import Options
 from ctcovid.reports.explanation_files import Explanation, write_explanation

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ctcovid.base.console import Console
-from ctcovid.models.seen import slice_hash
+from ctcovid.models.training_slices import slice_hash
 
 if TYPE_CHECKING:
     from ctcovid.volumes.layout import ScanRow

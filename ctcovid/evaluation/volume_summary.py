@@ -9,7 +9,7 @@ import numpy as np
 
 from ctcovid.base.console import Console
 from ctcovid.evaluation.baselines import global_features
-from ctcovid.models.seen import slice_hash
+from ctcovid.models.training_slices import slice_hash
 
 if TYPE_CHECKING:
     from ctcovid.volumes.batches import VolumeSet

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from ctcovid.base.errors import UsageError, did_you_mean
 from ctcovid.kernels.depthfold import GlobalAverage
 from ctcovid.models.network import Network
-from ctcovid.models.reference import last_linear
+from ctcovid.models.reference_features import last_linear
 
 AVERAGES = (GlobalAverage, nn.AdaptiveAvgPool3d)
 

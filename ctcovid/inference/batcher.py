@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ctcovid.models.network import Network
-from ctcovid.models.reference import probabilities_and_features
+from ctcovid.models.reference_features import probabilities_and_features
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctcovid.base.errors import InputError, counted
-from ctcovid.models.seen import slice_hash
+from ctcovid.models.training_slices import slice_hash
 from ctcovid.scans.absent import MACHINE_FAULT
 from ctcovid.scans.findings import ERROR, SCAN_DROPPED, Finding
 from ctcovid.scans.quality import Unusable

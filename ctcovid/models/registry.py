@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ctcovid.models.network import Network
-    from ctcovid.models.reference import ReferenceFeatures
-    from ctcovid.models.seen import TrainingSlices
+    from ctcovid.models.reference_features import ReferenceFeatures
+    from ctcovid.models.training_slices import TrainingSlices
 
 RUNS = Path("runs")
 # What to propose if volumes are too small for an architecture.
@@ -140,8 +140,8 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     card = saved_model.read_card(folder)
     from ctcovid.models.device import choose_device, choose_precision
     from ctcovid.models.network import SCALING, Network
-    from ctcovid.models.reference import load_reference
-    from ctcovid.models.seen import load_training_slices
+    from ctcovid.models.reference_features import load_reference
+    from ctcovid.models.training_slices import load_training_slices
 
     if card["scaling"] != SCALING:
         raise ModelRefusedError(

@@ -15,8 +15,8 @@ from ctcovid.base.errors import agreeing, counted
 from ctcovid.distributed.session import Session
 from ctcovid.inference.temperature import LEAST, MOST, calibrated, fit_temperature, of_scans, scan_losses, trusted_temperature
 from ctcovid.models.network import Network
-from ctcovid.models.reference import QUANTILE, ReferenceFeatures, distances, fit_reference, probabilities_and_features
-from ctcovid.models.seen import TrainingSlices, slice_hash
+from ctcovid.models.reference_features import QUANTILE, ReferenceFeatures, distances, fit_reference, probabilities_and_features
+from ctcovid.models.training_slices import TrainingSlices, slice_hash
 from ctcovid.training.data import TrainingData
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.layout import ScanRow

@@ -14,10 +14,10 @@ from ctcovid.base.temporaries import clear_all
 from ctcovid.distributed.ranks import Ranks
 from ctcovid.models import saved_model
 from ctcovid.models.network import SCALING
-from ctcovid.models.reference import FILE as FEATURES
-from ctcovid.models.reference import ReferenceFeatures, save_reference
-from ctcovid.models.seen import FILE as SEEN
-from ctcovid.models.seen import TrainingSlices, save_training_slices
+from ctcovid.models.reference_features import FILE as FEATURES
+from ctcovid.models.reference_features import ReferenceFeatures, save_reference
+from ctcovid.models.training_slices import FILE as SEEN
+from ctcovid.models.training_slices import TrainingSlices, save_training_slices
 from ctcovid.training import scalars
 from ctcovid.training.checkpoint import TrainingState, room_for, save_checkpoint
 from ctcovid.training.data import TrainingData

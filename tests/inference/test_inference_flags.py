@@ -11,7 +11,7 @@ import pytest
 
 from ctcovid.inference.checked_scan import CheckedScan
 from ctcovid.inference.flags import flags_of, sentence
-from ctcovid.models.reference import ReferenceFeatures
+from ctcovid.models.reference_features import ReferenceFeatures
 from ctcovid.scans.findings import INFO, REPAIRED, WARNING, Finding
 from ctcovid.scans.geometry import Geometry
 from ctcovid.scans.scan import Scan, Stack

@@ -11,7 +11,7 @@ from scipy.spatial.distance import mahalanobis
 
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models import registry
-from ctcovid.models.reference import (
+from ctcovid.models.reference_features import (
     FILE,
     SHRINKAGE,
     ReferenceFeatures,

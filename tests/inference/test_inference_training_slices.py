@@ -16,7 +16,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.commands import predict, prepare, train
 from ctcovid.models import registry
-from ctcovid.models.seen import FILE
+from ctcovid.models.training_slices import FILE
 from ctcovid.scans.discover import find_scans, with_patients
 
 pytestmark = pytest.mark.usefixtures("thin")
