@@ -247,7 +247,7 @@ def test_the_network_agrees_with_a_plain_one(name: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32, 64])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 9, 16])
 def test_the_network_agrees_with_a_plain_one_in_training(name: str, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits, gradients of the input and of all parameters, and all running statistics, in float64 and sixteen times thinner."""
     monkeypatch.setattr(resnet3d, "WIDTHS", (4, 8, 16, 32))
@@ -276,8 +276,7 @@ def gradients(network: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor
     return {"logits": logits.detach(), "x": x.grad, **{key: parameter.grad for key, parameter in network.named_parameters()}}
 
 
-@pytest.mark.parametrize(("name", "depth"), [("r3d18", 4), ("r3d18", 16), ("r3d50", 5), ("r2plus1d18", 4)])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("name", "depth", "batch"), [("r3d18", 4, 3), ("r3d18", 16, 1), ("r3d50", 5, 1), ("r2plus1d18", 4, 3)])
 def test_in_float32_the_folded_network_is_as_near_to_the_truth_as_the_plain_one(name: str, depth: int, batch: int) -> None:
     """The truth is the plain network in float64, the measure how torch's own two memory orders differ from it.
 
