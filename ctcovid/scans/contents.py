@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctcovid.base.errors import InputError
-from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.faults import MachineFaultError, raise_machine_fault
 from ctcovid.scans.absent import STAND_INS
 from ctcovid.scans.decode import ending
 from ctcovid.scans.dicom import begins_as_dicom, is_dicom
@@ -112,7 +112,10 @@ def folders(path: Path) -> list[Path]:
 
 
 def walk(path: Path) -> Iterator[Path]:
-    """A folder and all folders below it, each once, even if links form a circle. What cannot be listed is one of them."""
+    """A folder and all folders below it, each once, even if links form a circle. What may not be listed is one of them.
+
+    Raises MachineFaultError if the machine fails to list one: what is below it would be missing without a word.
+    """
     seen: set[tuple[int, int]] = set()
     waiting = [path]
     while waiting:
@@ -122,7 +125,10 @@ def walk(path: Path) -> Iterator[Path]:
             known = (state.st_dev, state.st_ino) in seen
             seen.add((state.st_dev, state.st_ino))
             below = [] if known else folders(folder)
-        except (OSError, InputError):
+        except MachineFaultError:
+            raise
+        except (OSError, InputError) as error:
+            raise_machine_fault(error, folder)
             known, below = False, []
         if not known:
             yield folder
@@ -148,7 +154,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
         if entry.is_dir():
             return "folder"
         return "file" if entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists()) else ""
-    except OSError:
+    except OSError as error:
+        raise_machine_fault(error, entry.path)
         return "file"
 
 

@@ -42,14 +42,14 @@ def from_hounsfield(values: np.ndarray, window: Window) -> Decoded:
 
 def undeclared_padding(values: np.ndarray) -> np.ndarray | None:
     """Where a slice of Hounsfield units is padding by its four corners, bool (H, W): all have one value, which is too bright for air."""
+    return at_edge(values == values[0, 0]) if values[0, 0] > BRIGHT_CORNER and corners_agree(values) else None
+
+
+def corners_agree(values: np.ndarray) -> bool:
+    """Whether all four corners of a slice, (H, W), show one and the same value."""
     rows, columns = (-(-side // CORNER) + 1 for side in values.shape)
-    value = values[0, 0]
-    if not value > BRIGHT_CORNER:
-        return None
     corners = (values[top, left] for top in (slice(rows), slice(-rows, None)) for left in (slice(columns), slice(-columns, None)))
-    if not all((corner == value).all() for corner in corners):
-        return None
-    return at_edge(values == value)
+    return all(bool((corner == values[0, 0]).all()) for corner in corners)
 
 
 def at_edge(where: np.ndarray) -> np.ndarray:

@@ -147,7 +147,8 @@ def _hounsfield(path: Path, dataset: Any, number: int, stored: np.ndarray) -> np
     if slope == 1 and intercept == round(intercept) and stored.dtype.itemsize <= 2:
         # Values beyond 16 bits are white or black in any window. The lowest of them is PADDING, which these are not.
         return np.clip(stored.astype(np.int32) + round(intercept), PADDING + 1, 32767).astype(np.int16)
-    return np.maximum(stored * np.float64(slope) + intercept, PADDING + 1)
+    with np.errstate(over="ignore"):
+        return np.clip(stored * np.float64(slope) + intercept, PADDING + 1, 32767)
 
 
 def _looked_up(path: Path, dataset: Any, stored: np.ndarray) -> np.ndarray:
@@ -194,4 +195,7 @@ def _rescale(dataset: Any, frame: int) -> tuple[float, float]:
             dataset = group["PixelValueTransformationSequence"][0]
             break
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    return float(slope if slope not in (None, "", 0) else 1), float(intercept if intercept not in (None, "") else 0)
+    found = float(slope if slope not in (None, "", 0) else 1), float(intercept if intercept not in (None, "") else 0)
+    if not np.isfinite(found).all():
+        raise ValueError(f"slope {found[0]}, intercept {found[1]}")
+    return found

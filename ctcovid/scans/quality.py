@@ -20,6 +20,8 @@ from ctcovid.scans.slice_summary import SIDE, SliceSummary
 MOST_LOST, MOST_NEIGHBOURS_LOST = 0.1, 2
 # Grey levels of small pictures of slices: a chest in a window shows bright tissue or bone beside dark air or lung.
 LEAST_BRIGHT, LEAST_SPAN = 110, 80
+# Slices that are longer than this multiple of their width leave too little of their small picture.
+MOST_OBLONG = 8
 # Lungs alone, on black: 101 and more in each real slice measured.
 LEAST_BRIGHT_LUNG = 60
 # Fewer slices show too little of a chest to check its anatomy.
@@ -180,9 +182,23 @@ def _padding(summaries: dict[int, SliceSummary]) -> list[Finding]:
 def _scale(summaries: dict[int, SliceSummary]) -> list[Finding]:
     """Refuse what is neither in Hounsfield units nor in the grey of a window, by the values of the whole scan."""
     counts = [item.hounsfield for item in summaries.values() if item.hounsfield is not None]
+    if counts and not hounsfield_problem(np.sum(counts, axis=0)):
+        return _other_scales(summaries)
     masked = image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)) == SEGMENTED
     problem = hounsfield_problem(np.sum(counts, axis=0)) if counts else _narrow([item.thumbnail for item in summaries.values()], masked)
     return [Finding("not-hounsfield", ERROR, f"{problem[:1].upper()}{problem[1:]}", SCAN_DROPPED)] if problem else []
+
+
+def _other_scales(summaries: dict[int, SliceSummary]) -> list[Finding]:
+    """Slices that have another scale than most, as where the rescale of some is missing."""
+    of_slice = {position: item.hounsfield for position, item in summaries.items() if item.hounsfield is not None}
+    strange = tuple(position for position, counts in of_slice.items() if hounsfield_problem(counts))
+    # The counts of a volume file are those of all its slices.
+    if not strange or len(of_slice) < len(summaries):
+        return []
+    action = SLICE_DROPPED if _can_lose(list(strange), len(summaries)) else SCAN_DROPPED
+    message = f"{counted(len(strange), 'slice')} whose values are not Hounsfield units, unlike those of the others."
+    return [Finding("not-hounsfield", WARNING if action == SLICE_DROPPED else ERROR, message, action, strange)]
 
 
 def _narrow(thumbnails: list[np.ndarray], masked: bool) -> str:
@@ -241,7 +257,7 @@ def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool)
 
 def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
     """Check view, order, direction and anatomy; returns findings and the kept slices in order."""
-    if not kept:
+    if not kept or max(shape := (summaries[kept[0]].height, summaries[kept[0]].width)) > MOST_OBLONG * min(shape):
         return [], kept
     padded = np.stack([summaries[position].thumbnail for position in kept])
     stack = anatomy.without_padding(padded, summaries[kept[0]].height, summaries[kept[0]].width)

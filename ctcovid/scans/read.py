@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.scans import decode
-from ctcovid.scans.decoded import Decoded, from_hounsfield
+from ctcovid.scans.decoded import Decoded, corners_agree, from_hounsfield
 from ctcovid.scans.scale import GREY, HOUNSFIELD, WIDE, Scale, picture_scale
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
 from ctcovid.scans.window import LUNG, Window
@@ -260,7 +260,14 @@ def _pages(path: Path, image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _counts(path: Path, image: Image.Image) -> np.ndarray | None:
-    return np.bincount(_values(path, image).ravel(), minlength=WIDE) if image.mode in _WIDE_MODES else None
+    """How often each value occurs, but for what all four corners show: padding says nothing about the scale."""
+    if image.mode not in _WIDE_MODES:
+        return None
+    values = _values(path, image)
+    counts = np.bincount(values.ravel(), minlength=WIDE)
+    if corners_agree(values):
+        counts[values[0, 0]] = 0
+    return counts
 
 
 def _opened(path: Path, pages: bool = False) -> Image.Image:

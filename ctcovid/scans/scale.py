@@ -22,8 +22,12 @@ BIN, LOWEST, BINS = 50, -1200, 36
 LEAST_WHITE, SURELY_WHITE, NEARLY_WHITE = 2e-5, 5e-3, 0.99
 # Of a picture that is stretched from its lowest to its highest value, only a few pixels are white, and the scale is lost.
 FEWEST_WHITE = 20
+# Between black and white lie lung, or fat and muscle: of numbers with a sign that is not told, the middle is empty.
+LEAST_BETWEEN = 0.01
 # Shares of a scan that are air or lung, and soft tissue, if values differ from Hounsfield units by an offset only.
 LEAST_OF_EACH = 0.06
+# A larger share that has the lowest or the highest value was cut off there, or is padding.
+MOST_AT_AN_END = 0.01
 # As shares of the values that are neither padding nor cut off: a scan in Hounsfield units has more air and tissue, and less below air.
 LEAST_AIR, LEAST_TISSUE, MOST_BELOW = 0.002, 0.002, 0.2
 
@@ -87,7 +91,8 @@ def picture_scale(counts: np.ndarray) -> Scale:
     # Values of 12 bits may be stored in the upper bits of 16.
     step = int(np.gcd.reduce(used))
     offset = _offset(counts[::step]) if white < SURELY_WHITE * total else None
-    if offset is None and white >= max(LEAST_WHITE * total, FEWEST_WHITE):
+    middle = counts[(1 << bits) // 10 : 9 * (1 << bits) // 10].sum()
+    if offset is None and white >= max(LEAST_WHITE * total, FEWEST_WHITE) and middle >= LEAST_BETWEEN * total:
         return Scale(bits)
     what = f"16-bit values from {used[0]:,} to {highest:,} {NOT_HOUNSFIELD}"
     if offset is None:
@@ -108,7 +113,12 @@ def _offset(counts: np.ndarray) -> int | None:
 def _is_chest(counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """For each offset, whether the values less it are Hounsfield units of a chest: air and lung, soft tissue, little between and beyond."""
     # What is cut off or padded piles up at the ends, in windowed pictures too. It says nothing about the scale.
-    sums = np.concatenate([[0, 0], np.cumsum(counts[1:-1])])
+    counts = counts.copy()
+    total_shown = counts.sum()
+    for end in np.flatnonzero(counts)[[0, -1]] if total_shown else ():
+        counts[end] = 0 if counts[end] > MOST_AT_AN_END * total_shown else counts[end]
+    counts[[0, -1]] = 0
+    sums = np.concatenate([[0], np.cumsum(counts)])
     total = max(int(sums[-1]), 1)
 
     def share(lowest: int, highest: int) -> np.ndarray:
@@ -129,7 +139,7 @@ def hounsfield_counts(values: np.ndarray) -> np.ndarray:
     """
     # A quarter of the pixels tells as much as all of them.
     some = values[::2, ::2] if min(values.shape) >= 128 else values
-    some = some[some > PADDING]
+    some = some[np.isfinite(some) & (some > PADDING)]
     if some.size:
         lowest = some == some.min()
         some = some[~lowest] if lowest.mean() > 0.01 else some

@@ -142,6 +142,9 @@ def _problem(series: Series, candidates: Sequence[Series], headers: Sequence[Hea
         return f"{series.name}: {series.chosen.problem}"
     if missing := missing_parts([header for header in headers if header.series in series.uids]):
         return f"{series.name}: {missing}"
+    passed_over = [one for one in candidates if one.chosen and one.chosen.problem and len(one.slices) > 2 * len(series.used)]
+    if passed_over:
+        return f"{passed_over[0].name}, the longest: {passed_over[0].chosen.problem if passed_over[0].chosen else ''}"
     alone = sum(len(one.slices) == 1 for one in candidates)
     if len(series.slices) == 1 and alone >= FEWEST:
         return f"each of its {alone:,} files has a series UID of its own, and their positions do not continue each other"

@@ -227,9 +227,10 @@ def test_pages_of_a_tiff_are_slices(chest: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_pages_of_16_bits_are_scaled_by_the_range_of_the_whole_scan(tmp_path: Path) -> None:
-    pages = [Image.fromarray(np.full((8, 8), value, np.uint16)) for value in (0, 1000, 4095)]
+    ramp = np.minimum(np.linspace(0, 1.5, 64).reshape(8, 8), 1)
+    pages = [Image.fromarray((ramp * value).astype(np.uint16)) for value in (200, 1000, 4095)]
     pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
-    assert read_scan(only(tmp_path), 8)[:, 0, 0].tolist() == [0, round(1000 * 255 / 4095), 255]
+    assert read_scan(only(tmp_path), 8)[:, 7, 7].tolist() == [round(200 * 255 / 4095), round(1000 * 255 / 4095), 255]
 
 
 # --- what cannot be read

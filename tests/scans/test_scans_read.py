@@ -180,11 +180,11 @@ def test_8_bits_in_16_stay_what_they_are(kind: str, ct: np.ndarray, tmp_path: Pa
 
 @pytest.mark.parametrize(("highest", "bits"), [(255, 8), (1023, 10), (4095, 12), (16383, 14), (65535, 16)])
 def test_range_is_that_of_the_whole_scan_and_not_of_each_slice(highest: int, bits: int, tmp_path: Path) -> None:
-    dark = write_png(tmp_path / "0.png", np.full((8, 8), 200, np.uint16))
-    bright = write_png(tmp_path / "1.png", np.full((8, 8), highest, np.uint16))
+    dark = write_png(tmp_path / "0.png", np.linspace(0, 200, 64).astype(np.uint16).reshape(8, 8))
+    bright = write_png(tmp_path / "1.png", np.minimum(np.linspace(0, 1.5 * highest, 64), highest).astype(np.uint16).reshape(8, 8))
     assert probe([dark, bright]).scale == Scale(bits)
     found = read_scan(pictures(dark, bright), 8)
-    assert found[:, 0, 0].tolist() == scaled(np.array([200, highest]), bits).tolist()
+    assert found[:, 7, 7].tolist() == scaled(np.array([200, highest]), bits).tolist()
 
 
 def test_16_bit_copies_of_real_slices_give_back_the_slices(sample_data: Path, tmp_path: Path) -> None:

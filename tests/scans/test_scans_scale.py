@@ -14,13 +14,16 @@ from ctcovid.scans.decoded import from_hounsfield, undeclared_padding
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.quality import check
-from ctcovid.scans.read import probe, read_scan, read_slice
+from ctcovid.scans.read import probe, read_scan, read_slice, read_slices
 from ctcovid.scans.scale import GREY, WIDE, Scale, hounsfield_counts, hounsfield_problem, picture_scale
 from ctcovid.scans.slice_summary import summarise
 from ctcovid.scans.window import LUNG, Window
 
 WINDOWS = {"lung": LUNG, "lung, narrower": Window(-500, 1200), "mediastinum": Window(40, 400)}
 SERIES = "dicom/jpeg-lossless-series"
+_y, _x = np.mgrid[:512, :512]
+# Outside of what the scanner shows.
+CIRCLE = (_x - 256) ** 2 + (_y - 256) ** 2 > 256**2
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,34 @@ STRANGE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @pytest.mark.parametrize("kind", STRANGE)
 def test_pictures_of_another_scale_are_refused(kind: str, slices: slice, hounsfield: np.ndarray) -> None:
     assert "are not Hounsfield units" in picture_scale(counted(STRANGE[kind](hounsfield[slices]))).problem
+
+
+CIRCLED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
+    "plus 1024, white corners": (lambda hu: np.clip(hu + 1024, 0, 4095), 4095),
+    "plus 1024, whiter corners": (lambda hu: np.clip(hu + 1024, 0, 4095), 65535),
+    "plus 2048, dark corners": (lambda hu: np.clip(hu + 2048, 0, 8191), 48),
+    "plus 8192, white corners": (lambda hu: hu + 8192, 65535),
+    "in upper bits, white corners": (lambda hu: np.clip(hu + 1000, 0, 4095) * 16, 65535),
+}
+
+
+@pytest.mark.parametrize("kind", CIRCLED)
+def test_corners_of_one_value_do_not_pass_another_scale_for_grey(kind: str, hounsfield: np.ndarray, tmp_path: Path) -> None:
+    stored, corner = CIRCLED[kind]
+    for number, values in enumerate(hounsfield[3:7]):
+        Image.fromarray(np.where(CIRCLE, corner, stored(values)).astype(np.uint16)).save(tmp_path / f"{number}.png")
+    assert "are not Hounsfield units" in probe(sorted(tmp_path.iterdir())).scale.problem
+
+
+@pytest.mark.parametrize("corner", [-2000, -3024])
+@pytest.mark.parametrize("stored", [lambda hu: hu + 32768, lambda hu: hu & 0xFFFF])
+def test_corners_of_one_value_hide_no_known_scale(
+    corner: int, stored: Callable[[np.ndarray], np.ndarray], hounsfield: np.ndarray, tmp_path: Path
+) -> None:
+    for number, values in enumerate(hounsfield[3:7]):
+        Image.fromarray(stored(np.where(CIRCLE, corner, values)).astype(np.uint16)).save(tmp_path / f"{number}.png")
+    found = read_scan(find_scans([tmp_path])[0], 512)
+    assert np.array_equal(found[:, ~CIRCLE], LUNG.grey(hounsfield[3:7])[:, ~CIRCLE]) and not found[:, CIRCLE].any()
 
 
 @pytest.mark.parametrize("slices", [slice(None), slice(0, 4), slice(6, 10)])
@@ -124,8 +155,7 @@ def test_lungs_alone_in_hounsfield_units_pass(outside: int, sample_data: Path, h
 
 @pytest.mark.parametrize("outside", [0, 500, 3071, 62512])
 def test_bright_corners_of_one_value_become_black(outside: int, hounsfield: np.ndarray) -> None:
-    y, x = np.mgrid[:512, :512]
-    circle = (x - 256) ** 2 + (y - 256) ** 2 > 256**2
+    circle = CIRCLE
     one = from_hounsfield(np.where(circle, outside, hounsfield[4]), LUNG)
     assert one.padded and (one.pixels[circle] == 0).all()
     assert np.array_equal(one.pixels[~circle], LUNG.grey(hounsfield[4])[~circle])
@@ -143,6 +173,7 @@ def test_pictures_are_turned_as_their_orientation_says(name: str, bits: int, ori
 
     y, x = np.mgrid[:40, :24]
     upright = np.where((y < 20) & (x < 12), 0, 255).astype(np.uint8)
+    upright[24:28, 8:16] = 128
     # EXIF says how a picture has to be turned: it is stored the other way round.
     stored = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose}
     stored |= {6: np.rot90, 7: lambda a: np.rot90(a, 2).T, 8: lambda a: np.rot90(a, 3)}
@@ -182,3 +213,24 @@ def test_each_segmented_slice_alone_is_bright_enough(scan: str, sample_data: Pat
     (found,) = find_scans([sample_data / scan])
     for path in found.slices[::8]:
         assert check([path.name], [summarise(read_slice(path))]).kept == (0,)
+
+
+def test_slices_of_another_scale_than_the_rest_are_dropped_or_the_scan_is(hounsfield: np.ndarray) -> None:
+    slices = [from_hounsfield(one, LUNG) for one in hounsfield]
+    shifted = [from_hounsfield(one + 1024, LUNG) for one in hounsfield]
+    for strange, action in (((), ""), ((4,), "slice dropped"), ((2, 5, 8), "scan dropped"), ((5, 6, 7, 8, 9), "scan dropped")):
+        of_scan = [shifted[number] if number in strange else one for number, one in enumerate(slices)]
+        found = check([f"{number}" for number in range(10)], [summarise(one.pixels, one) for one in of_scan], ordered=True).findings
+        said = [(one.action, one.slices) for one in found if one.code == "not-hounsfield"]
+        assert said == ([(action, strange)] if action else [])
+
+
+def test_no_real_slice_alone_is_taken_for_another_scale(sample_data: Path) -> None:
+    for name in (SERIES, "dicom/two-series-study"):
+        (scan,) = find_scans([sample_data / name])
+        assert all(hounsfield_problem(one.hounsfield) == "" for one in read_slices(scan) if one.hounsfield is not None)
+
+
+def test_values_without_bound_are_white_and_end_nothing() -> None:
+    one = from_hounsfield(np.array([[np.inf, -np.inf], [np.nan, 0.0]]), LUNG)
+    assert one.pixels.tolist() == [[255, 0], [0, 230]] or one.has_nan

@@ -72,7 +72,7 @@ def test_slices_that_are_only_looked_at_are_not_compressed(make_scan: Callable[.
 def test_format_is_that_of_most_slices(make_scan: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_scan(tmp_path / "scan")
     Image.fromarray(np.zeros((40, 48), np.uint8)).save(folder / "0000.png")
-    Image.fromarray(np.full((32, 32), 4095, np.uint16)).save(folder / "0001.png")
+    Image.fromarray(np.minimum(np.arange(1024).reshape(32, 32) * 6, 4095).astype(np.uint16)).save(folder / "0001.png")
     (folder / "0002.png").write_bytes(b"")
     assert probe_scan(pictures(*sorted(folder.iterdir()))).form == ScanFormat(32, 32, Scale(12))
     for path in folder.iterdir():
