@@ -11,7 +11,7 @@ from ctcovid.base.errors import counted
 from ctcovid.scans.contents import natural_key
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.frames import Plane
-from ctcovid.scans.geometry import LPS_TO_RAS, OBLIQUE, Geometry, Turn, normalise, pixel_findings
+from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, pixel_findings
 from ctcovid.scans.scan import Scan, Stack
 from ctcovid.scans.stacks import GAP, SAME_POSITION, UNEVEN, Slice, along, planes_of
 
@@ -44,6 +44,8 @@ def ordered(scan: Scan, slices: Sequence[Slice], notes: list[Finding]) -> Scan:
         turn, geometry, angle = normalise(_affine(planes, first.frame.thickness), (len(kept), first.header.rows, first.header.columns))
     except ValueError as error:
         return scan.refused("no-geometry", str(error))
+    if angle > MOST_OBLIQUE:
+        return scan.refused("no-geometry", f"its slices are sheared by {angle:.0f}°; resample them to a straight stack")
     turn = replace(turn, axes=(0, *turn.axes[1:]))
     _check_tilt(planes, first.header.tilt, angle, notes)
     if not all(plane.spacing for plane in planes):

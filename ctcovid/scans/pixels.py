@@ -24,8 +24,8 @@ TAGS = (
     "PixelData FloatPixelData SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
-# In Hounsfield units; values between are found in a body.
-AIR, METAL = -950, 2500
+# In Hounsfield units; values above are found in a body.
+AIR = -950
 JPEG_2000_SIZE, JPEG_LS_FRAME = 0x51, 0xF7
 JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
@@ -176,9 +176,8 @@ def _padding(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.ndarray
     where = (stored >= min(ends)) & (stored <= max(ends))
     if not where.any():
         return None
-    # Values of a body can only be padding around it: some files declare 0, which is water.
-    inside = values[where]
-    return at_edge(where) if inside.max() > AIR and inside.min() < METAL else where
+    # Values of a body, metal included, can only be padding around it: some files declare 0, which is water.
+    return at_edge(where) if values[where].max() > AIR else where
 
 
 def _as_stored(value: int, bits: int, signed: bool) -> int:

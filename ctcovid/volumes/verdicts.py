@@ -51,8 +51,8 @@ def check_scan(scan: Scan, probed: Probed, slices: list[Encoded], criteria: Crit
         verdict = replace(verdict, findings=(*verdict.findings, Finding("too-few-slices", INFO, message, KEPT)))
     form = probed.form
     in_hounsfield = any(one.summary.hounsfield is not None for one in slices if isinstance(one, Chunk))
-    scaling = form.scale.name if scan.stack is None or in_hounsfield else GREY.name
-    checks: dict[str, Any] = {"height": form.height, "width": form.width, "bits": form.scale.bits, "scaling": scaling}
+    scale = GREY if scan.stack and scan.stack.reader == "volume" and not in_hounsfield else form.scale
+    checks: dict[str, Any] = {"height": form.height, "width": form.width, "bits": scale.bits, "scaling": scale.name}
     if scan.geometry is not None:
         checks["slice_spacing"] = scan.geometry.spacing[2]
     if verdict.findings:
