@@ -13,7 +13,7 @@ from ctcovid.base.errors import counted
 from ctcovid.scans import anatomy, repeats, similarity
 from ctcovid.scans.findings import ERROR, INFO, KEPT, REPAIRED, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import SEGMENTED, image_kind
-from ctcovid.scans.scale import hounsfield_problem
+from ctcovid.scans.scale import hounsfield_problem, other_scales
 from ctcovid.scans.slice_summary import SIDE, SliceSummary
 
 # A scan is still usable without this share of its slices, at least one, and without so many neighbours.
@@ -191,10 +191,12 @@ def _scale(summaries: dict[int, SliceSummary]) -> list[Finding]:
 
 def _other_scales(summaries: dict[int, SliceSummary]) -> list[Finding]:
     """Slices that have another scale than most, as where the rescale of some is missing."""
-    of_slice = {position: item.hounsfield for position, item in summaries.items() if item.hounsfield is not None}
-    strange = tuple(position for position, counts in of_slice.items() if hounsfield_problem(counts))
     # The counts of a volume file are those of all its slices.
-    if not strange or len(of_slice) < len(summaries):
+    if any(item.hounsfield is None for item in summaries.values()):
+        return []
+    odd = other_scales(np.array([item.hounsfield for item in summaries.values()]))
+    strange = tuple(position for position, other in zip(summaries, odd, strict=True) if other)
+    if not strange:
         return []
     action = SLICE_DROPPED if _can_lose(list(strange), len(summaries)) else SCAN_DROPPED
     message = f"{counted(len(strange), 'slice')} whose values are not Hounsfield units, unlike those of the others."

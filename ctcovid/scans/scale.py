@@ -30,6 +30,8 @@ LEAST_OF_EACH = 0.06
 MOST_AT_AN_END = 0.01
 # As shares of the values that are neither padding nor cut off: a scan in Hounsfield units has more air and tissue, and less below air.
 LEAST_AIR, LEAST_TISSUE, MOST_BELOW = 0.002, 0.002, 0.2
+# Lighter than LIGHT, in Hounsfield units, is more than this share of a usual slice.
+LIGHT, USUAL_LIGHT = -250, 0.05
 
 
 @dataclass(frozen=True)
@@ -163,3 +165,15 @@ def hounsfield_problem(counts: np.ndarray) -> str:
         f"its values {NOT_HOUNSFIELD}: they do not show {lacks}. Export the scan in Hounsfield units (often these values less 1024), "
         "or as 8-bit grey."
     )
+
+
+def other_scales(counts: np.ndarray) -> np.ndarray:
+    """Which slices with these counts, (S, BINS), have another scale than most: bool (S,).
+
+    Plus about 1000, a slice has nothing below tissue, not even the air around the body; less 1000, most of it lies below air.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    light, below = shares[:, : (LIGHT - LOWEST) // BIN + 1].sum(1), shares[:, 0]
+    without_air = (light < LEAST_AIR) & (np.median(light) > USUAL_LIGHT)
+    found: np.ndarray = (counts.sum(1) > 0) & (without_air | ((below > 0.5) & (np.median(below) < MOST_BELOW)))
+    return found
