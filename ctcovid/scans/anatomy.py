@@ -110,7 +110,7 @@ def is_axial(thumbnails: np.ndarray) -> bool:
     few = max(1, count // 20)
     ends = sorted((float(area[:few].mean() / area.max()), float(area[-few:].mean() / area.max())))
     # In front of the body a sagittal stack has air, a coronal one has first or last slices of air.
-    upright = min(above, below) >= REACHED and (ends[0] <= NO_BODY or (ends[0] <= LITTLE_BODY and min(left, right) < 0.05))
+    upright = min(above, below) >= 0.6 * REACHED and (ends[0] <= NO_BODY or (ends[0] <= LITTLE_BODY and min(left, right) < 0.05))
     # Of a large body, slices at both ends of a sagittal stack are full.
     wide = min(above, below) >= 2 * REACHED and min(left, right) < 0.01 and max(left, right) < 2 * REACHED
     # Turned by 90°. A large body reaches left and right edge in axial slices, too, but it does not end within the stack.
