@@ -90,8 +90,9 @@ def without_padding(thumbnails: np.ndarray, height: int, width: int) -> np.ndarr
     """Thumbnails, uint8 (S, side, side), of slices of this size without the black that made them squares."""
     side = thumbnails.shape[1]
     # The outermost row or column may hold a share of the padding.
-    rows = -(-side * max(width - height, 0) // (2 * width))
-    columns = -(-side * max(height - width, 0) // (2 * height))
+    rows, columns = (-(-side * max(more - less, 0) // (2 * more)) for less, more in ((height, width), (width, height)))
+    # Of the narrowest slices at least this much remains.
+    rows, columns = min(rows, side // 2 - 1), min(columns, side // 2 - 1)
     return thumbnails[:, rows : side - rows, columns : side - columns]
 
 
@@ -107,6 +108,8 @@ def is_axial(thumbnails: np.ndarray) -> bool:
     above, below = float(middle[:, 0].mean()), float(middle[:, -1].mean())
     left, right = float(middle[:, :, 0].mean()), float(middle[:, :, -1].mean())
     area = body.mean((1, 2))
+    if not area.any():
+        return True
     few = max(1, count // 20)
     ends = sorted((float(area[:few].mean() / area.max()), float(area[-few:].mean() / area.max())))
     # In front of the body a sagittal stack has air, a coronal one has first or last slices of air.
