@@ -92,8 +92,9 @@ def without_padding(thumbnails: np.ndarray, height: int, width: int) -> np.ndarr
     """Thumbnails, uint8 (S, side, side), of slices of this size without the black that made them squares."""
     side = thumbnails.shape[1]
     # The outermost row or column may hold a share of the padding.
-    rows = -(-side * max(width - height, 0) // (2 * width))
-    columns = -(-side * max(height - width, 0) // (2 * height))
+    rows, columns = (-(-side * max(more - less, 0) // (2 * more)) for less, more in ((height, width), (width, height)))
+    # Of the narrowest slices at least this much remains.
+    rows, columns = min(rows, side // 2 - 1), min(columns, side // 2 - 1)
     return thumbnails[:, rows : side - rows, columns : side - columns]
 
 
@@ -109,10 +110,12 @@ def is_axial(thumbnails: np.ndarray) -> bool:
     above, below = float(middle[:, 0].mean()), float(middle[:, -1].mean())
     left, right = float(middle[:, :, 0].mean()), float(middle[:, :, -1].mean())
     area = body.mean((1, 2))
+    if not area.any():
+        return True
     few = max(1, count // 20)
     ends = sorted((float(area[:few].mean() / area.max()), float(area[-few:].mean() / area.max())))
     # In front of the body a sagittal stack has air, a coronal one has first or last slices of air.
-    upright = min(above, below) >= REACHED and (ends[0] <= NO_BODY or (ends[0] <= LITTLE_BODY and min(left, right) < 0.05))
+    upright = min(above, below) >= 0.6 * REACHED and (ends[0] <= NO_BODY or (ends[0] <= LITTLE_BODY and min(left, right) < 0.05))
     # Of a large body, slices at both ends of a sagittal stack are full.
     wide = min(above, below) >= 2 * REACHED and min(left, right) < 0.01 and max(left, right) < 2 * REACHED
     # Turned by 90°. A large body reaches left and right edge in axial slices, too, but it does not end within the stack.

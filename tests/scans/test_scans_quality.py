@@ -253,3 +253,14 @@ def test_scans_in_order_are_consistent_whatever_their_spacing(scan: str, real: d
     for seed in range(4):
         found = verdict(spaced(real[scan][:, ::4, ::4], np.random.default_rng(seed)), ordered=True)
         assert codes(found) == (["segmented"] if "segmented" in scan else [])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(1, 1), (4, 512), (512, 3), (64, 2000), (96, 96)], ids=str)
+def test_slices_of_any_size_and_content_are_checked(size: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    dot = np.zeros((8, *size), np.uint8)
+    dot[:, -1, -1] = 1 + np.arange(8)
+    for stack in (dot, 255 - dot, generator.integers(0, 256, (8, *size), dtype=np.uint8)):
+        for count in (1, 5, 8):
+            assert verdict(stack[:count]).kind == "complete" and verdict(stack[:count], ordered=True)
