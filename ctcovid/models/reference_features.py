@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
-from ctcovid.base.errors import ModelRefusedError
-from ctcovid.base.files import atomic
-from ctcovid.base.runcard import sha256
 from ctcovid.models.network import Network
+from ctcovid.models.saved_model import load_arrays, save_arrays
 
 FILE = "features.safetensors"
 # Share of the covariance that is replaced by that of independent features of equal variance: there may be fewer volumes than features.
@@ -99,23 +95,15 @@ def fit_reference(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
 
 def save_reference(folder: Path, reference: ReferenceFeatures) -> dict[str, Any]:
     """Write means and whitening beside the weights, and return their entry for model.json."""
-    with atomic(folder / FILE) as temporary:
-        temporary.write_bytes(save({"means": reference.means, "whitening": np.ascontiguousarray(reference.whitening)}))
-    return {"threshold": reference.threshold, "quantile": QUANTILE, "sha256": sha256(folder / FILE)}
+    arrays = {"means": reference.means, "whitening": np.ascontiguousarray(reference.whitening)}
+    return {"threshold": reference.threshold, "quantile": QUANTILE, "sha256": save_arrays(folder / FILE, arrays)}
 
 
 def load_reference(folder: Path, card: dict[str, Any]) -> ReferenceFeatures | None:
-    """What `save_reference` wrote; None if the model has none, or the file was not copied with it.
+    """What `save_reference` wrote; see `saved_model.load_arrays`."""
+    said: dict[str, Any] = card.get("features") or {}
 
-    Raises ModelRefusedError if the file is damaged, or not the one that model.json was written for.
-    """
-    said, path = card.get("features"), folder / FILE
-    if not said or not path.is_file():
-        return None
-    try:
-        if sha256(path) != said["sha256"]:
-            raise ValueError("not the file that model.json was written for")
-        tensors = load_file(path)
-        return ReferenceFeatures(tensors["means"], tensors["whitening"], float(said["threshold"]))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelRefusedError(f"{path}: {error}. Restore it, or remove it to continue without reference features.") from error
+    def build(arrays: dict[str, np.ndarray]) -> ReferenceFeatures:
+        return ReferenceFeatures(arrays["means"], arrays["whitening"], float(said["threshold"]))
+
+    return load_arrays(folder / FILE, said, build, "reference features")

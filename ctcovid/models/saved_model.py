@@ -10,8 +10,9 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctcovid.base.errors import ModelRefusedError, OutputExistsError
 from ctcovid.base.faults import raise_machine_fault
@@ -19,8 +20,10 @@ from ctcovid.base.files import atomic, write_json
 from ctcovid.base.runcard import now, sha256
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
+T = TypeVar("T")
 WEIGHTS, CARD = "model.safetensors", "model.json"
 # What a run resumes from.
 CHECKPOINT = "last.pt"
@@ -55,6 +58,39 @@ def save_weights(path: Path, module: nn.Module) -> None:
     with atomic(path) as temporary:
         # Written as bytes: a file that safetensors writes itself is readable by its owner only.
         temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}))
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """Write arrays beside the weights, completely or not at all. Returns the SHA-256 of the file, for model.json."""
+    from safetensors.numpy import save
+
+    with atomic(path) as temporary:
+        temporary.write_bytes(save(arrays))
+    return sha256(path)
+
+
+def load_arrays(path: Path, said: dict[str, Any] | None, build: Callable[[dict[str, np.ndarray]], T], what: str) -> T | None:
+    """What `build` makes of the arrays of a file beside the weights; None if the model has none, or the file was not copied with it.
+
+    Parameters
+    ----------
+    said : the file's entry in model.json, with its `sha256`
+    build : raises ValueError, KeyError or TypeError if the arrays are not those that it needs
+    what : the model works without
+
+    Raises ModelRefusedError if the file is damaged, or not the one that model.json was written for.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not said or not path.is_file():
+        return None
+    try:
+        if sha256(path) != said["sha256"]:
+            raise ValueError("not the file that model.json was written for")
+        return build(load_file(path))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelRefusedError(f"{path}: {error}. Restore it, or remove it to continue without {what}.") from error
 
 
 def save_card(folder: Path, card: dict[str, Any]) -> None:

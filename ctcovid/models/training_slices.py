@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ctcovid.base.errors import ModelRefusedError
-from ctcovid.base.files import atomic
-from ctcovid.base.runcard import sha256
+from ctcovid.models.saved_model import load_arrays, save_arrays
 
 FILE = "training-slices.safetensors"
 # Among a million slices, one in ten million others would share a hash of eight bytes.
@@ -46,30 +44,16 @@ def _shortened(hashes: Iterable[bytes]) -> np.ndarray:
 
 def save_training_slices(folder: Path, slices: TrainingSlices) -> dict[str, Any]:
     """Write the hashes beside the weights, and return their entry for model.json."""
-    from safetensors.numpy import save
-
-    with atomic(folder / FILE) as temporary:
-        temporary.write_bytes(save({"hashes": slices.hashes}))
-    return {"count": len(slices.hashes), "sha256": sha256(folder / FILE)}
+    return {"count": len(slices.hashes), "sha256": save_arrays(folder / FILE, {"hashes": slices.hashes})}
 
 
 def load_training_slices(folder: Path, card: dict[str, Any]) -> TrainingSlices | None:
-    """What `save_training_slices` wrote; None if the model has none, or the file was not copied with it.
+    """What `save_training_slices` wrote; see `saved_model.load_arrays`."""
+    return load_arrays(folder / FILE, card.get("training_slices"), _training_slices, "it")
 
-    Raises ModelRefusedError if the file is damaged, or not the one that model.json was written for.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
-    said, path = card.get("training_slices"), folder / FILE
-    if not said or not path.is_file():
-        return None
-    try:
-        if sha256(path) != said["sha256"]:
-            raise ValueError("not the file that model.json was written for")
-        hashes = load_file(path)["hashes"]
-        if hashes.dtype != np.uint64 or hashes.ndim != 1:
-            raise ValueError("not a list of hashes")
-        return TrainingSlices(hashes)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelRefusedError(f"{path}: {error}. Restore it, or remove it to continue without it.") from error
+def _training_slices(arrays: dict[str, np.ndarray]) -> TrainingSlices:
+    hashes = arrays["hashes"]
+    if hashes.dtype != np.uint64 or hashes.ndim != 1:
+        raise ValueError("not a list of hashes")
+    return TrainingSlices(hashes)

@@ -182,10 +182,13 @@ def _padding(summaries: dict[int, SliceSummary]) -> list[Finding]:
 def _scale(summaries: dict[int, SliceSummary]) -> list[Finding]:
     """Refuse what is neither in Hounsfield units nor in the grey of a window, by the values of the whole scan."""
     counts = [item.hounsfield for item in summaries.values() if item.hounsfield is not None]
-    if counts and not hounsfield_problem(np.sum(counts, axis=0)):
-        return _other_scales(summaries)
-    masked = image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)) == SEGMENTED
-    problem = hounsfield_problem(np.sum(counts, axis=0)) if counts else _narrow([item.thumbnail for item in summaries.values()], masked)
+    if counts:
+        problem = hounsfield_problem(np.sum(counts, axis=0))
+        if not problem:
+            return _other_scales(summaries)
+    else:
+        masked = image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)) == SEGMENTED
+        problem = _narrow([item.thumbnail for item in summaries.values()], masked)
     return [Finding("not-hounsfield", ERROR, f"{problem[:1].upper()}{problem[1:]}", SCAN_DROPPED)] if problem else []
 
 
