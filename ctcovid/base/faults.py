@@ -102,6 +102,19 @@ def is_absent(error: BaseException) -> bool:
     return any(isinstance(one, OSError) and one.errno in ABSENT for one in _chain(error))
 
 
+def absence(path: Path, error: OSError) -> str:
+    """What an error of `ABSENT` says of a file that a folder or a list names: a clause without its name, with what to do."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "without permission to read; fix its permissions"
+    if error.errno == errno.ELOOP:
+        return "linked to itself; fix the link"
+    if error.errno == errno.ENAMETOOLONG:
+        return "named too long; shorten the name"
+    if os.path.islink(path):  # noqa: PTH114
+        return "linked to a file that is not there; fetch it, as with datalad get"
+    return "removed since the folder was listed; run the same command again"
+
+
 def raise_machine_fault(error: BaseException, name: str | Path = "") -> None:
     """Raises MachineFaultError if `error` came from the machine; `name` is what was read or written."""
     if fault := machine_fault(error):

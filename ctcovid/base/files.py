@@ -112,10 +112,12 @@ def require_there(path: Path, what: str = "file or folder") -> None:
         raise_machine_fault(error, path)
         if isinstance(error, PermissionError):
             raise InputError(f"{path} cannot be read: {error.strerror}. Fix its permissions.") from error
-        if path.is_symlink():
-            where = f"links to {path.readlink()}, which is not there" if error.errno == errno.ENOENT else "is a link that leads to itself"
+        if os.path.islink(path):  # noqa: PTH114
+            where = "is a link that leads to itself" if error.errno == errno.ELOOP else f"links to {path.readlink()}, which is not there"
             raise InputError(f"{path} {where}. Fetch what it links to, as with datalad get, or fix the link.") from error
-        raise InputError(f"No such {what}: {path}. Check the path.") from error
+        file = next((str(parent) for parent in path.parents if parent.is_file()), "") if error.errno == errno.ENOTDIR else ""
+        why = f": {file} is a file, not a folder" if file else ": the name is too long" if error.errno == errno.ENAMETOOLONG else ""
+        raise InputError(f"No such {what}: {path}{why}. Check the path.") from error
 
 
 def require_named(path: Path) -> None:

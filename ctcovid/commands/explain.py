@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,9 +14,9 @@ import numpy as np
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError, counted, did_you_mean, listing
-from ctcovid.base.faults import MachineFaultError, machine_fault
-from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder
+from ctcovid.base.errors import InputError, OutputExistsError, StoppedError, UsageError, agreeing, counted, did_you_mean, listing
+from ctcovid.base.faults import MachineFaultError, machine_fault, raise_machine_fault
+from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, resolved
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.levels import scan_probabilities
 from ctcovid.explanation.activations import find_layer
@@ -32,7 +33,7 @@ from ctcovid.models.network import Network
 from ctcovid.models.reference_features import probabilities_and_features
 from ctcovid.models.registry import TrainedModel
 from ctcovid.options.explain import Options
-from ctcovid.reports.explanation_files import Explanation, write_explanation
+from ctcovid.reports.explanation_files import MANIFEST, Explanation, write_explanation
 from ctcovid.reports.tables import Table
 from ctcovid.scans.absent import MACHINE_FAULT
 from ctcovid.scans.discover import find_scans, with_patients
@@ -43,6 +44,8 @@ from ctcovid.scans.scan import Scan
 # What --faithfulness and --mask measure, in the order of the table's columns.
 MEASURES = [("faithfulness", f"{name}_area") for name in ("deletion", "deletion_random", "insertion", "insertion_random")]
 MEASURES += [("faithfulness", "randomised_correlation"), ("pointing", "hits"), ("pointing", "energy"), ("pointing", "chance")]
+# Settings on which the maps depend, and the model, whose weights are in the run card.
+DECIDING = ("series", "method", "layer", "target", "samples", "noise_std", "faithfulness", "mask", "precision", "seed")
 # In bytes. File systems allow 255, which must also hold what temporary folders add.
 LONGEST_NAME = 180
 
@@ -73,18 +76,24 @@ def run(options: Options, console: Console) -> Summary:
         scans = find_scans(options.scans, options.series)
     folders = _folders(scans, options.output)
     for folder in folders:
-        claim_folder(folder, options.overwrite, "explain")
+        claim_folder(folder, options.overwrite or options.resume, "explain")
     model = registry.load(options.model, options.device, options.precision, options.runs)
     scans = with_patients(scans, model.classes)
     keep_freed_layers(model.network.device)
     method = _method(options, model)
     _require_fit(options, model, scans)
+    kept = _kept(scans, folders, model, options) if options.resume else {}
     console.say(f"Model {model.name} ({model.folder}), {method.described}, {device_name(model.network.device)}.")
-    warn_of(scans, console)
+    if kept:
+        console.say(f"{len(kept):,} of {counted(len(scans), 'scan')} {agreeing(len(kept), 'is', 'are')} already in {options.output}.")
+    warn_of([scan for scan, folder in zip(scans, folders, strict=True) if folder not in kept], console)
     explained, failed, faults = [], [], False
     for scan, folder in zip(scans, folders, strict=True):
         try:
-            explained.append(_explain(scan, folder, model, method, options, console))
+            explained.append(kept.get(folder) or _explain(scan, folder, model, method, options, console))
+        except StoppedError as error:
+            further = "Finished scans are kept; the same command with --resume continues."
+            raise StoppedError(f"{str(error).split('. ')[0]}. {further}", error.exit_code) from error
         except InputError as error:
             failed.append(str(error))
             faults |= MACHINE_FAULT in getattr(error, "codes", ())
@@ -126,6 +135,37 @@ def _folders(scans: list[Scan], output: Path) -> list[Path]:
             name = f"{folder_name(scan.id)}-{number}"
         folders.append(output / name)
     return folders
+
+
+def _kept(scans: list[Scan], folders: list[Path], model: TrainedModel, options: Options) -> dict[Path, dict[str, Any]]:
+    """By folder, the manifests of the scans that an earlier run of this command has explained.
+
+    Raises OutputExistsError if a folder holds what another model or other settings made, or another scan.
+    """
+    kept = {}
+    for scan, folder in zip(scans, folders, strict=True):
+        # A folder gets its name when it is complete.
+        if not folder.is_dir() or not any(folder.iterdir()):
+            continue
+        try:
+            manifest, card = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (MANIFEST, RUN_CARD))
+            made = {name: card["settings"][name]["value"] for name in DECIDING}
+            same = made == {name: _as_written(getattr(options, name)) for name in DECIDING}
+            same &= card["inputs"][0]["hash"] == f"sha256:{model.card['weights_sha256']}"
+            same &= (manifest["scan"], manifest["source"]) == (scan.id, str(resolved(scan.folder)))
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise_machine_fault(error, folder)
+            same = False
+        if not same:
+            text = "has maps of another scan or model, or made with other settings. Name another --output, or pass --overwrite."
+            raise OutputExistsError(f"{folder} {text}")
+        kept[folder] = manifest
+    return kept
+
+
+def _as_written(value: object) -> object:
+    """A setting as it is in a run card."""
+    return str(value) if isinstance(value, Path) else value
 
 
 def _method(options: Options, model: TrainedModel) -> Method:

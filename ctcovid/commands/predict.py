@@ -153,11 +153,6 @@ def _about(model: TrainedModel, raw: bool) -> dict[str, Any]:
     return {"name": model.name, "weights_sha256": model.card["weights_sha256"], "temperature": 1.0 if raw else model.temperature}
 
 
-def _key(row: Row) -> tuple[str, str]:
-    """What identifies a scan."""
-    return row["scan"], row["patient"] or ""
-
-
 def _card_path(output: Path) -> Path:
     return output.with_name(output.name + ".run.json")
 
@@ -185,10 +180,10 @@ def _earlier(options: Options, summary: Summary, ranks: Ranks) -> Earlier:
         if options.volumes:
             volumes = read_rows(options.volumes, volume_columns(summary.classes))
             # A scan without rows of its volumes is classified again.
-            complete = set(map(_key, volumes))
-            rows = [row for row in rows if _key(row) in complete]
-        kept = set(map(_key, rows))
-        found = Earlier(rows, [row for row in volumes if _key(row) in kept])
+            complete = {row["scan"] for row in volumes}
+            rows = [row for row in rows if row["scan"] in complete]
+        kept = {row["scan"] for row in rows}
+        found = Earlier(rows, [row for row in volumes if row["scan"] in kept])
     return ranks.gather(found)[0]
 
 
@@ -197,16 +192,20 @@ def _keep_earlier(scans: list[Scan], earlier: Earlier, summary: Summary, options
 
     Raises UsageError if a row belongs to another scan with the same id.
     """
-    rows = {_key(row): row for row in earlier.scans}
+    patients = {scan.id: scan.patient for scan in scans}
+    for known in (*earlier.scans, *earlier.volumes):
+        # Earlier versions did not take patients from paths.
+        known["patient"] = patients.get(known["scan"]) or known["patient"]
+    rows = {known["scan"]: known for known in earlier.scans}
     for scan in scans:
-        if row := rows.get((scan.id, scan.patient)):
+        if row := rows.get(scan.id):
             if row["source"] != source_of(scan):
                 raise UsageError(
                     f"{options.output} already has a scan {scan.id}, from {row['source']}, but this one is {source_of(scan)}. "
                     "Give the folder above both, so that their ids differ, or another --output."
                 )
             summary.keep(row, options.strict)
-    return [scan for scan in scans if (scan.id, scan.patient) not in rows]
+    return [scan for scan in scans if scan.id not in rows]
 
 
 def _announce(models: list[TrainedModel], summary: Summary, scans: int, options: Options, console: Console) -> None:

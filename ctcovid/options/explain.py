@@ -31,6 +31,7 @@ class Options(shared.Options):
         None
     )
     output: Annotated[Path, shared.output_option("Folder to write a folder per scan into.")] = Path("explanations")
+    resume: Annotated[bool, typer.Option(help="Explain only the scans that --output lacks.")] = False
     runs: shared.Runs = Path("runs")
     device: shared.Device = "auto"
     precision: shared.Precision = "auto"
@@ -43,6 +44,8 @@ class Options(shared.Options):
 
         if self.layer and self.method == choices.OCCLUSION:
             raise UsageError("--method occlusion does not use a layer. Omit --layer, or choose another method.")
+        if self.resume and self.overwrite:
+            raise UsageError("--resume keeps what is in --output and --overwrite replaces it. Give one of them.")
         for path in self.scans:
             require_named(path)
         if self.mask is not None:

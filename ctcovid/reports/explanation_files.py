@@ -26,6 +26,7 @@ from ctcovid.scans.nifti import NIFTI_ENDINGS, placement
 from ctcovid.scans.scan import Scan
 
 MONTAGE_SLICES = 4
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def write_explanation(building: Path, folder: Path, found: Explanation) -> dict[
         _save_volume(building / "saliency.nii.gz", found)
         manifest["files"]["nifti"] = "saliency.nii.gz"
     save_viewer(building / "viewer.html", _viewed(found))
-    write_json(building / "manifest.json", manifest)
+    write_json(building / MANIFEST, manifest)
     return manifest
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ctcovid.base.faults import Fault, is_absent, machine_fault, second_look
+from ctcovid.base.errors import InputError
+from ctcovid.base.faults import Fault, absence, is_absent, machine_fault, second_look
 from ctcovid.scans.findings import SCAN_DROPPED, Finding
 
 MACHINE_FAULT, MISSING, EMPTY = "machine-fault", "missing-file", "empty-file"
@@ -28,14 +27,25 @@ def why_absent(path: Path, error: BaseException | None = None) -> str:
     error : what reading it raised
     """
     try:
-        with path.open("rb") as file:
-            if file.read(max(map(len, STAND_INS))).startswith(STAND_INS):
-                return "replaced by a placeholder of git-annex or Git LFS; fetch it, as with datalad get or git lfs pull"
-        if error is not None and is_absent(error):
-            return "not there when it was read; run the same command again"
+        if _is_stand_in(path):
+            return "replaced by a placeholder of git-annex or Git LFS; fetch it, as with datalad get or git lfs pull"
     except OSError as failure:
-        return _reason(path, failure) if is_absent(failure) else ""
-    return ""
+        return absence(path, failure) if is_absent(failure) else ""
+    return "not there when it was read; run the same command again" if error is not None and is_absent(error) else ""
+
+
+def raise_if_absent(path: Path, error: BaseException) -> None:
+    """Raises InputError if reading a file raised `error` because it is not there, or may not be read."""
+    if why := why_absent(path, error):
+        raise InputError(f"{path}: {why}.") from error
+
+
+def opens(path: Path) -> bool:
+    """Whether a file can be opened, and is no placeholder."""
+    try:
+        return not _is_stand_in(path)
+    except OSError:
+        return False
 
 
 def fault_of(path: Path, error: BaseException) -> Fault | None:
@@ -49,13 +59,6 @@ def fault_of(path: Path, error: BaseException) -> Fault | None:
     return machine_fault(again) if again else None
 
 
-def _reason(path: Path, error: OSError) -> str:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "without permission to read; fix its permissions"
-    if error.errno == errno.ELOOP:
-        return "linked to itself; fix the link"
-    if error.errno == errno.ENAMETOOLONG:
-        return "named too long; shorten the name"
-    if os.path.islink(path):  # noqa: PTH114
-        return "linked to a file that is not there; fetch it, as with datalad get"
-    return "removed since the folder was listed; run the same command again"
+def _is_stand_in(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(max(map(len, STAND_INS))).startswith(STAND_INS)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.faults import MachineFaultError, raise_machine_fault
-from ctcovid.scans.absent import STAND_INS
+from ctcovid.scans.absent import opens
 from ctcovid.scans.decode import ending
 from ctcovid.scans.dicom import begins_as_dicom, is_dicom
 from ctcovid.scans.nifti import is_header
@@ -69,7 +69,7 @@ def contents_of(folder: Path) -> Contents:
         # Names of DICOM files often have no ending, or are UIDs.
         elif suffix in DICOM or (name.upper() != INDEX and is_dicom(folder / name)):
             dicom.append(folder / name)
-        elif name.upper() != INDEX and not suffix.strip(".0123456789") and not _opens(folder / name):
+        elif name.upper() != INDEX and not suffix.strip(".0123456789") and not opens(folder / name):
             unknown.append(folder / name)
     if dicom and not pictures:
         # Files without an ending beside DICOM are slices of it.
@@ -157,12 +157,3 @@ def _kind(entry: os.DirEntry[str]) -> str:
     except OSError as error:
         raise_machine_fault(error, entry.path)
         return "file"
-
-
-def _opens(path: Path) -> bool:
-    """Whether a file can be opened, and is none of the small texts by which git-annex and Git LFS stand in for a file."""
-    try:
-        with path.open("rb") as file:
-            return not file.read(len(max(STAND_INS, key=len))).startswith(STAND_INS)
-    except OSError:
-        return False

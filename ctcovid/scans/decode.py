@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.absent import raise_if_absent
 from ctcovid.scans.decoded import Decoded, from_hounsfield
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.geometry import MOST_OBLIQUE, normalise, pixel_findings, shear_findings
@@ -189,8 +190,6 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except UnreadableError as error:
         raise InputError(f"{path}: {error}. Copy it again or remove the scan.") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path} has been removed since the folder was listed. Run the same command again.") from error
     except OSError as error:
-        remedy = "Fix its permissions" if isinstance(error, PermissionError) else "Run the same command again"
-        raise InputError(f"{path} cannot be read: {error.strerror or error}. {remedy}.") from error
+        raise_if_absent(path, error)
+        raise InputError(f"{path} cannot be read: {error.strerror or error}. Run the same command again.") from error

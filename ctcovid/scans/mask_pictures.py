@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ctcovid.base.errors import InputError
+from ctcovid.scans.absent import raise_if_absent
 from ctcovid.scans.read import MOST_PAGES, UNDECODABLE, pillow_silenced
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE
 
@@ -34,9 +35,8 @@ def mask_values(path: Path) -> Iterator[tuple[np.ndarray, bool]]:
                 yield _strongest(image), lossy
     except InputError:
         raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path} has been removed since the folder was listed. Run the same command again.") from error
     except UNDECODABLE as error:
+        raise_if_absent(path, error)
         raise InputError(f"{path}: not a readable picture ({str(error).rstrip('.')}). Export the mask again, as PNG.") from error
 
 

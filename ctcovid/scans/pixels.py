@@ -13,6 +13,7 @@ import numpy as np
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.temporaries import scratch_file
+from ctcovid.scans.absent import raise_if_absent
 from ctcovid.scans.decoded import at_edge
 from ctcovid.scans.dicom import DEFLATED_SYNTAX, NATIVE_SYNTAXES, open_dataset
 from ctcovid.scans.quiet import silenced
@@ -60,13 +61,12 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
             if padding is not None:
                 values[padding] = PADDING
             yield values
-    except FileNotFoundError as error:
-        raise InputError(f"{path} has been removed since the folder was listed. Run the same command again.") from error
     except InputError:
         raise
     except _UnsupportedError as error:
         raise InputError(f"{path}: {error}.") from error
     except Exception as error:
+        raise_if_absent(path, error)
         # Damaged pixels can raise nearly any exception.
         raise InputError(f"{path}: damaged: its pixels{packed} cannot be decoded. Copy it again or remove the scan.") from error
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ctcovid.base.errors import counted
 from ctcovid.scans import anatomy, repeats, similarity
+from ctcovid.scans.absent import EMPTY, MISSING
 from ctcovid.scans.findings import ERROR, INFO, KEPT, REPAIRED, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.kind import SEGMENTED, image_kind
 from ctcovid.scans.scale import hounsfield_problem, other_scales
 from ctcovid.scans.slice_summary import SIDE, SliceSummary
 
-# A scan is still usable without this share of its slices, at least one, and without so many neighbours.
+# A scan is still usable without this share of its slices, at least one, and without so many neighbours, lost for any of these reasons.
 MOST_LOST, MOST_NEIGHBOURS_LOST = 0.1, 2
+LIMITED = frozenset({MISSING, EMPTY, "unreadable-slice", "truncated", "unreadable", "mixed-sizes", "not-hounsfield"})
 # Grey levels of small pictures of slices: a chest in a window shows bright tissue or bone beside dark air or lung.
 LEAST_BRIGHT, LEAST_SPAN = 110, 80
 # Slices that are longer than this multiple of their width leave too little of their small picture.
@@ -52,7 +54,13 @@ class Verdict:
     kind: str
 
 
-def check(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], ordered: bool = False) -> Verdict:
+def check(
+    names: Sequence[str],
+    slices: Sequence[SliceSummary | Unusable],
+    ordered: bool = False,
+    earlier: Sequence[Finding] = (),
+    unread: Sequence[int] = (),
+) -> Verdict:
     """Find what is wrong with a scan, and repair what can be repaired with certainty.
 
     Parameters
@@ -60,16 +68,19 @@ def check(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], order
     names : of the slices, in the order of their folder
     slices : the summary of each, or why it cannot be read
     ordered : whether the order comes from positions, as in DICOM, and is trusted
+    earlier : findings about the files of the scan
+    unread : see `can_lose`, of slices that are in none of these lists, because not even their headers can be read
     """
-    findings = _gaps(names)
+    findings = [*earlier, *_gaps(names)]
     bad = {position: item for position, item in enumerate(slices) if isinstance(item, Unusable)}
     summaries = {position: item for position, item in enumerate(slices) if isinstance(item, SliceSummary)}
-    findings += _unusable(bad, len(slices))
-    findings += _sizes(summaries, len(slices))
+    findings += _unusable(bad)
+    findings += _sizes(summaries)
     findings += _constant(summaries)
     findings += _nan_values(summaries)
     findings += _padding(summaries)
     findings += _scale(summaries)
+    findings = _limited(findings, unread, len(slices))
     if any(finding.action == SCAN_DROPPED for finding in findings):
         return Verdict(tuple(findings), (), image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)))
     lost = {position for finding in findings if finding.action == SLICE_DROPPED for position in finding.slices}
@@ -88,9 +99,30 @@ def check(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], order
     return Verdict(tuple(findings), () if dropped else tuple(kept), image_kind(int(masked), 1))
 
 
-def can_lose(lost: int, in_a_row: int, count: int) -> bool:
-    """Whether a scan of `count` slices is usable without `lost` of them, of which up to `in_a_row` follow each other."""
-    return lost <= max(1, MOST_LOST * count) and lost < count and in_a_row <= MOST_NEIGHBOURS_LOST
+def can_lose(lost: Collection[int], unread: Collection[int], count: int) -> bool:
+    """Whether a scan is usable without some slices.
+
+    Parameters
+    ----------
+    lost : positions among `count` slices
+    unread : before which of these slices each further one lies, `count` for the end, -1 where that is unknown
+    """
+    number, total = len(lost) + len(unread), count + len(unread)
+    longest = row = 0
+    before = Counter(unread)
+    for position in range(count + 1):
+        row += before[position]
+        longest = max(longest, row + (position in lost))
+        row = row + 1 if position in lost else 0
+    return number <= max(1, MOST_LOST * total) and number < total and longest <= MOST_NEIGHBOURS_LOST
+
+
+def _limited(findings: list[Finding], unread: Sequence[int], count: int) -> list[Finding]:
+    """The findings, of which those about lost slices drop the scan if it loses too many by all of them together."""
+    losses = [finding for finding in findings if finding.action == SLICE_DROPPED and finding.code in LIMITED]
+    if can_lose({position for finding in losses for position in finding.slices}, unread, count):
+        return findings
+    return [replace(one, severity=ERROR, action=SCAN_DROPPED) if one in losses else one for one in findings]
 
 
 def without_repairs(verdict: Verdict) -> Verdict:
@@ -118,9 +150,8 @@ def _gaps(names: Sequence[str]) -> list[Finding]:
     return [Finding("numbering-gap", WARNING, message, KEPT, _positions(after))]
 
 
-def _unusable(bad: dict[int, Unusable], count: int) -> list[Finding]:
+def _unusable(bad: dict[int, Unusable]) -> list[Finding]:
     findings = []
-    action = SLICE_DROPPED if _can_lose(list(bad), count) else SCAN_DROPPED
     for code in dict.fromkeys(item.code for item in bad.values()):
         positions = [position for position, item in bad.items() if item.code == code]
         # One message is enough for a file that holds all slices.
@@ -130,12 +161,11 @@ def _unusable(bad: dict[int, Unusable], count: int) -> list[Finding]:
             if len(positions) > 1 and not one_file
             else ""
         )
-        severity = WARNING if action == SLICE_DROPPED else ERROR
-        findings.append(Finding(code, severity, bad[positions[0]].message + more, action, tuple(positions)))
+        findings.append(Finding(code, WARNING, bad[positions[0]].message + more, SLICE_DROPPED, tuple(positions)))
     return findings
 
 
-def _sizes(summaries: dict[int, SliceSummary], count: int) -> list[Finding]:
+def _sizes(summaries: dict[int, SliceSummary]) -> list[Finding]:
     """Slices that differ in size from most of the scan's."""
     sizes = Counter((item.height, item.width) for item in summaries.values())
     if not sizes:
@@ -143,10 +173,9 @@ def _sizes(summaries: dict[int, SliceSummary], count: int) -> list[Finding]:
     (height, width), _ = sizes.most_common(1)[0]
     other = [position for position, item in summaries.items() if (item.height, item.width) != (height, width)]
     if other:
-        action = SLICE_DROPPED if _can_lose(other, count) else SCAN_DROPPED
         one = summaries[other[0]]
         message = f"{counted(len(other), 'slice')} of another size, such as {one.height}×{one.width}; the others have {height}×{width}."
-        return [Finding("mixed-sizes", WARNING if action == SLICE_DROPPED else ERROR, message, action, tuple(other))]
+        return [Finding("mixed-sizes", WARNING, message, SLICE_DROPPED, tuple(other))]
     if height != width:
         message = f"Slices of {height}×{width} are padded with black to squares."
         return [Finding("not-square", INFO, message, KEPT)]
@@ -201,9 +230,8 @@ def _other_scales(summaries: dict[int, SliceSummary]) -> list[Finding]:
     strange = tuple(position for position, other in zip(summaries, odd, strict=True) if other)
     if not strange:
         return []
-    action = SLICE_DROPPED if _can_lose(list(strange), len(summaries)) else SCAN_DROPPED
     message = f"{counted(len(strange), 'slice')} whose values are not Hounsfield units, unlike those of the others."
-    return [Finding("not-hounsfield", WARNING if action == SLICE_DROPPED else ERROR, message, action, strange)]
+    return [Finding("not-hounsfield", WARNING, message, SLICE_DROPPED, strange)]
 
 
 def _narrow(thumbnails: list[np.ndarray], masked: bool) -> str:
@@ -333,14 +361,6 @@ def _direction(seen: anatomy.Anatomy, kept: list[int], ordered: bool) -> tuple[l
     if seen.head_first <= -1 and not seen.cut:
         return [Finding("feet-first", WARNING, "Stored feet first.", REPAIRED)], kept[::-1]
     return [Finding("feet-first-doubtful", WARNING, "Perhaps stored feet first, but not certainly.", KEPT)], kept
-
-
-def _can_lose(positions: list[int], count: int) -> bool:
-    """Whether a scan of `count` slices is usable without these."""
-    if not positions:
-        return True
-    runs = np.split(np.array(sorted(positions)), np.flatnonzero(np.diff(sorted(positions)) > 1) + 1)
-    return can_lose(len(positions), max(len(run) for run in runs), count)
 
 
 def _names(names: Sequence[str], positions: np.ndarray) -> str:

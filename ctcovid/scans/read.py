@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.scans import decode
+from ctcovid.scans.absent import raise_if_absent
 from ctcovid.scans.decoded import Decoded, corners_agree, from_hounsfield
 from ctcovid.scans.scale import GREY, HOUNSFIELD, WIDE, Scale, picture_scale
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
@@ -292,6 +293,7 @@ def _decoding(path: Path) -> Iterator[None]:
         with pillow_silenced():
             yield
     except UNDECODABLE as error:
+        raise_if_absent(path, error)
         raise _unreadable(path, error) from error
 
 
@@ -336,10 +338,6 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    if isinstance(error, PermissionError):
-        return InputError(f"{path} cannot be read: {error.strerror}. Fix its permissions.")
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{path} has been removed since the folder was listed. Run the same command again.")
     known = isinstance(error, Image.UnidentifiedImageError)
     reason = "not an image despite its name" if known else f"damaged ({str(error).rstrip('.')})"
     return InputError(f"{path}: {reason}. Copy it again or remove the scan.")

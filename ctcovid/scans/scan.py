@@ -69,6 +69,7 @@ class Scan:
         CC-CCII is head to feet. A file that holds all slices is repeated for each. Empty if the scan cannot be used
     source : path below the data set
     findings : what is unusual or wrong; they say why there are no slices
+    unread : see `quality.can_lose`, of slices whose files cannot be read
     """
 
     id: str
@@ -79,6 +80,7 @@ class Scan:
     source: str
     stack: Stack | None = None
     findings: tuple[Finding, ...] = ()
+    unread: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

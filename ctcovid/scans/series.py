@@ -16,9 +16,10 @@ from ctcovid.scans.frames import Plane
 from ctcovid.scans.geometry import MOST_OBLIQUE
 from ctcovid.scans.joined_series import direction_number, joined, missing_parts, with_joined_studies
 from ctcovid.scans.order import ordered
+from ctcovid.scans.quality import can_lose
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.stacks import FEWEST, Chosen, Slice, along, choose, usual
-from ctcovid.scans.unreadable import Unread, code_of, file_findings, missing_slices, of_series, reasons, slice_findings, usable_without
+from ctcovid.scans.unreadable import Unread, code_of, file_findings, missing_slices, of_series, places_of, reasons, slice_findings
 
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 REFORMAT_WORDS = {"MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "REFORMATTED", "AVERAGE", "MAX_IP", "MIN_IP"}
@@ -117,13 +118,14 @@ def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], 
     chosen = best(candidates)
     missing, beside = of_series(chosen.headers, unread, chosen.chosen.marks if chosen.chosen else (), chosen.lone)
     files = [one.header.path for one in chosen.used]
-    if missing and not usable_without(missing, files, along(chosen.used)[0], chosen.spacing):
+    places = places_of(missing, files, along(chosen.used)[0], chosen.spacing) if missing else ()
+    if not can_lose((), places, len(files)):
         return scan.refused(code_of(missing, "unreadable-slice"), missing_slices(missing, len(files)))
     if problem := _problem(chosen, candidates, headers):
         return scan.refused("inconsistent-stack", problem)
     others = [series for series in everything if series.slices != chosen.slices]
     notes = slice_findings(missing, len(chosen.used)) + file_findings(beside) + _choices(chosen, others)
-    return ordered(scan, chosen.used, notes)
+    return replace(ordered(scan, chosen.used, notes), unread=places)
 
 
 def _none_fits(scan: Scan, fitting: Sequence[Series]) -> Scan:

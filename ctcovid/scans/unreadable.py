@@ -17,7 +17,6 @@ from ctcovid.scans.absent import EMPTY, MACHINE_FAULT, MISSING, fault_of, why_ab
 from ctcovid.scans.contents import natural_key
 from ctcovid.scans.dicom import NOT_DICOM, DamagedError, Header, read_header
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
-from ctcovid.scans.quality import can_lose
 
 
 @dataclass(frozen=True)
@@ -89,39 +88,56 @@ def count_slices(missing: Sequence[Unread]) -> int:
     return sum(len(one.header.details) if one.header else 1 for one in missing)
 
 
-def usable_without(missing: Sequence[Unread], files: Sequence[Path], positions: np.ndarray, spacing: float) -> bool:
-    """Whether a series is usable without its `missing` slices, by the rule for pictures (`quality.can_lose`).
+def places_of(missing: Sequence[Unread], files: Sequence[Path], positions: np.ndarray, spacing: float) -> tuple[int, ...]:
+    """Where the `missing` slices of a series belong: before which of the readable ones each, -1 where nothing tells.
 
     Parameters
     ----------
     files : of the readable slices
-    positions : of these slices along the stack: in mm, or numbers if `spacing` is infinite
+    positions : of these slices along the stack, from the head: in mm, or numbers if `spacing` is infinite
     spacing : usual distance of two slices in mm
     """
-    gaps = np.diff(np.sort(positions))
+    distinct = np.unique(positions.round(2))
+    if names := _by_name(missing, files, positions, distinct):
+        return names
     # The gaps between readable slices show where the missing ones belong.
-    in_a_row = max(round(float(gaps.max()) / spacing) - 1, 1) if len(gaps) and np.isfinite(spacing) else 1
-    lost = count_slices(missing)
-    longest = max(count_slices([one]) for one in missing)
-    in_a_row = max(in_a_row, _in_a_row_by_name(missing, files, positions))
-    return can_lose(lost, max(min(in_a_row, lost), longest), len(files) + lost)
+    wide = np.diff(distinct) / spacing if np.isfinite(spacing) else np.empty(0)
+    holes = [int(place) + 1 for place in np.argsort(-wide) for _ in range(round(float(wide[place])) - 1)]
+    counts = sorted((len(one.header.details) if one.header else 1 for one in missing), reverse=True)
+    places: list[int] = []
+    for count in counts:
+        # The slices of one file are neighbours.
+        place = holes[0] if holes else -1
+        places += [place] * count if place >= 0 or count == 1 else [0] * count
+        holes = holes[count:]
+    return tuple(places)
 
 
-def _in_a_row_by_name(missing: Sequence[Unread], files: Sequence[Path], positions: np.ndarray) -> int:
-    """How many missing slices follow each other in the order of names, as at an end, where no gap shows them; 0 if names give no order."""
-    place = dict(zip(files, positions, strict=True))
-    names = sorted([*place, *(one.path for one in missing)], key=lambda path: natural_key(path.as_posix()))
+def _by_name(missing: Sequence[Unread], files: Sequence[Path], positions: np.ndarray, distinct: np.ndarray) -> tuple[int, ...]:
+    """`places_of` slices if the names of files have the order of the positions, or its reverse, or if there are no positions; else none."""
+    place = dict(zip(files, np.searchsorted(distinct, positions.round(2)).tolist(), strict=True))
+    names = sorted({*place, *(one.path for one in missing)}, key=lambda path: natural_key(path.as_posix()))
+    if len(distinct) == 1:
+        place = {path: number for number, path in enumerate(path for path in names if path in place)}
     steps = np.diff([place[path] for path in names if path in place])
     if not len(steps) or not ((steps > 0).all() or (steps < 0).all()):
-        return 0
-    return max(len(run) for run in "".join(" " if path in place else "x" for path in names).split(" "))
+        return ()
+    held = {one.path: count_slices([one]) for one in missing}
+    places: list[int] = []
+    before = 0 if steps[0] > 0 else len(distinct)
+    for path in names:
+        if path in place:
+            before = place[path] + (steps[0] > 0)
+        else:
+            places += [int(before)] * held[path]
+    return tuple(places)
 
 
 def slice_findings(missing: Sequence[Unread], slices: int) -> list[Finding]:
     """The findings about missing slices of the series that is used, by what is wrong with them."""
     by_code: dict[str, list[Unread]] = {}
     for one in missing:
-        by_code.setdefault(MISSING if one.code == MISSING else "unreadable-slice", []).append(one)
+        by_code.setdefault(one.code or "unreadable-slice", []).append(one)
     return [
         Finding(code, WARNING, f"{len(some):,} of its {slices + len(missing):,} slices cannot be read: {reasons(some)}", SLICE_DROPPED)
         for code, some in by_code.items()

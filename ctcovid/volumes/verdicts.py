@@ -68,9 +68,8 @@ def verdict_of(scan: Scan, colour: bool, summaries: list[SliceSummary | Unusable
         # What is wrong with such a scan, and whether anything is, only another run can tell.
         return Verdict((Finding(MACHINE_FAULT, ERROR, faults[0].message, SCAN_DROPPED),), (), COMPLETE)
     # Positions from the files are more reliable than the order found from the pictures.
-    verdict = check(scan.names, [_numbered(scan, position, one) for position, one in enumerate(summaries)], ordered=scan.positioned)
-    dropped = any(finding.action == SCAN_DROPPED for finding in scan.findings)
-    verdict = replace(verdict, findings=(*scan.findings, *verdict.findings), kept=() if dropped else verdict.kept)
+    slices = [_numbered(scan, position, one) for position, one in enumerate(summaries)]
+    verdict = check(scan.names, slices, scan.positioned, scan.findings, scan.unread)
     if colour:
         finding = Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its pictures are in colour.", SCAN_DROPPED)
         verdict = replace(verdict, findings=(*verdict.findings, finding), kept=())

@@ -90,6 +90,17 @@ def test_link_to_an_absent_file_is_not_called_no_such_file(tmp_path: Path) -> No
         require_there(tmp_path / "scan.nii")
 
 
+def test_path_below_a_file_names_that_file(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "scan.nii" / "0001")
+    with pytest.raises(InputError, match=r"No such file or folder: .*0001: .*scan\.nii is a file, not a folder"):
+        require_there(tmp_path / "scan.nii" / "0001")
+    with pytest.raises(InputError, match=r"link links to .*0001, which is not there"):
+        require_there(tmp_path / "link")
+    with pytest.raises(InputError, match="the name is too long"):
+        require_there(tmp_path / ("n" * 300))
+
+
 def test_longest_names_leave_room_for_those_of_temporaries(tmp_path: Path) -> None:
     for name in ("n" * 250 + ".csv", "é" * 125 + ".csv"):
         with atomic(tmp_path / name) as path:

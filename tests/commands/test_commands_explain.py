@@ -19,7 +19,7 @@ from seers import brightness
 from torch import nn
 
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError
+from ctcovid.base.errors import InputError, OutputExistsError, UsageError
 from ctcovid.commands import demo, explain, predict
 from ctcovid.explanation.pointing import Pointing
 from ctcovid.models import registry, saved_model
@@ -304,6 +304,28 @@ def test_each_scan_has_a_folder_of_its_own_beside_its_converted_file(runs: Path,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there a file name may be any bytes")
+def test_a_resumed_run_explains_what_is_missing_and_keeps_the_rest(
+    runs: Path, tmp_path: Path, make_scan: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = (tmp_path / "scans",)
+    make_scan(scans[0] / "a", slices=8)
+    given = {"runs": runs, "device": "cpu", "workers": 1, "method": "gradcam", "output": tmp_path / "out"}
+    with pytest.raises(OutputExistsError, match="already"):
+        for _ in range(2):
+            explain.run(explain.Options(scans, **given), Console(quiet=True, results=False))  # type: ignore[arg-type]
+    make_scan(scans[0] / "b", slices=8)
+    first = {path: path.read_bytes() for path in (tmp_path / "out" / "a").rglob("*") if path.is_file()}
+    summary = explain.run(explain.Options(scans, resume=True, **given), Console(results=False))  # type: ignore[arg-type]
+    assert "1 of 2 scans is already in" in capsys.readouterr().err
+    assert [made["scan"] for made in summary.explained] == ["a", "b"]
+    assert {path: path.read_bytes() for path in first} == first and (tmp_path / "out" / "b").is_dir()
+    other = {**given, "method": "gradcam++"}
+    with pytest.raises(OutputExistsError, match="other settings"):
+        explain.run(explain.Options(scans, resume=True, **other), Console(quiet=True, results=False))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--resume keeps"):
+        explain.Options(scans, resume=True, overwrite=True, **given).require_sense()  # type: ignore[arg-type]
+
+
 def test_a_name_that_is_not_utf_8_is_explained(runs: Path, tmp_path: Path, make_scan: Callable[..., Path]) -> None:
     name = os.fsdecode(b"caf\xe9")
     folder = make_scan(tmp_path / name, slices=8)

@@ -284,6 +284,19 @@ def test_a_resumed_run_reports_all_requested_scans(runs: Path, scans: Path, tmp_
     assert [row["scan"] for row in only.document()["scans"]] == [str(scans / "s1"), str(scans / "s4")] and only.failed == []
 
 
+def test_rows_without_the_patient_that_the_path_names_are_kept(runs: Path, make_scan: Callable[..., Path], tmp_path: Path) -> None:
+    """As versions before wrote them."""
+    data, output, volumes = tmp_path / "data", tmp_path / "p.csv", tmp_path / "v.csv"
+    make_scan(data / "CP" / "7" / "1", 8)
+    predicted(runs, data, output=output, volumes=volumes)
+    written = {path: path.read_text() for path in (output, volumes)}
+    for path, text in written.items():
+        assert ",7," in text
+        path.write_text(text.replace(",7,", ",,"))
+    assert predicted(runs, data, output=output, volumes=volumes, resume=True).rows == []
+    assert {path: path.read_text() for path in written} == written
+
+
 def test_a_file_with_words_in_place_of_numbers_is_not_resumed(runs: Path, scans: Path, tmp_path: Path) -> None:
     predicted(runs, scans / "s0", output=tmp_path / "p.csv")
     (row,) = list(csv.DictReader((tmp_path / "p.csv").open()))

@@ -89,6 +89,29 @@ def test_absent_dicom_slice_that_can_be_spared_is_a_finding(write_series: WriteS
     assert len(scan.slices) == 19 and "missing-file" in {finding.code for finding in scan.findings}
 
 
+@pytest.mark.parametrize(
+    ("listed", "later", "usable"),
+    [((10,), (13, 15), True), ((10,), (11, 12), False), ((3,), (10, 20, 25), False), ((29,), (27, 28), False), ((29,), (27,), True)],
+)
+def test_slices_without_header_and_without_pixels_count_together(
+    listed: tuple[int, ...], later: tuple[int, ...], usable: bool, write_series: WriteSeries, tmp_path: Path
+) -> None:
+    """Of 30 slices, some are absent when headers are read, others when pixels are."""
+    values = np.random.default_rng(0).normal(-700, 60, (30, 16, 16)).astype(np.int16)
+    values[:, :8] += 700
+    paths = write_series(tmp_path / "scan", values)
+    if 29 in listed:
+        paths = [path.rename(path.with_name(f"SLICE{number:04d}")) for number, path in enumerate(paths)]
+    for number in listed:
+        lose(paths[number], "link")
+    (scan,) = find_scans([tmp_path / "scan"])
+    assert len(scan.slices) == 30 - len(listed)
+    for number in later:
+        paths[number].unlink()
+    row, codes = checked(scan)
+    assert codes.count("missing-file") == 2 and (row.slice_count > 0) == usable and is_read_again(row) != usable
+
+
 @pytest.mark.parametrize("how", ["link", "annex", "circle"])
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd", "scan.MHA"])
 def test_volume_file_that_is_not_there_is_a_scan_that_cannot_be_read(

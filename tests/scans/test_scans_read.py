@@ -319,7 +319,7 @@ def test_several_pictures_in_one_file_among_others_are_refused(ct: np.ndarray, t
 
 
 def test_file_that_went_away_is_named(tmp_path: Path) -> None:
-    assert "has been removed since the folder was listed" in refused(tmp_path / "0007.png")
+    assert "0007.png: removed since the folder was listed" in refused(tmp_path / "0007.png")
 
 
 def test_tiff_whose_next_directory_lies_behind_the_end_is_named(tmp_path: Path) -> None:
