@@ -8,14 +8,19 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.base.faults import raise_machine_fault
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SIGNS = "commas, semicolons, tabs and bars"
+# Headings that are not among the first lines are not looked for.
+HEAD = 10
 # A file with longer fields is not a list.
 LONGEST_FIELD = 1 << 16
 # UTF-32's mark begins with that of UTF-16.
@@ -107,7 +112,8 @@ def list_text(path: Path, what: str = "file", needs: str = "") -> str:
         raise _refusal(path, f"its encoding is not {encoding.upper()} ({where}). {SAVE_AS_UTF8}", needs) from error
     if "\0" in text:
         raise _refusal(path, f"its encoding cannot be told (NUL characters). {SAVE_AS_UTF8}", needs)
-    return text
+    # Programs that join files may leave a mark in front of another.
+    return text.lstrip("\ufeff")
 
 
 def _refusal(path: Path, why: str, needs: str) -> InputError:
@@ -125,7 +131,8 @@ def _encoding(content: bytes) -> str:
 
 def parse_list(path: Path, text: str, known: Collection[str], needs: str = "", exact: bool = False) -> UserList:
     """The list in a text; see `read_list`."""
-    skipped, separator, text = _declared(text)
+    skipped, separator, text = _declared(path, text, needs)
+    _require_headings_first(path, text, known, needs, skipped)
     separator = separator or _separator(path, text, known, needs)
     csv.field_size_limit(LONGEST_FIELD)
     # Strict: a quote that is never closed would swallow the rows after it.
@@ -137,7 +144,8 @@ def parse_list(path: Path, text: str, known: Collection[str], needs: str = "", e
                 rows.append(row if exact else [field.strip() for field in row])
                 lines.append(reader.line_num + skipped)
     except csv.Error as error:
-        raise _refusal(path, f"line {reader.line_num + skipped}: {error}", needs) from error
+        open_ = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
+        raise _refusal(path, f"line {reader.line_num + skipped}: {open_}", needs) from error
     if not rows:
         raise _refusal(path, "it is empty", needs)
     headings, rows, lines = [heading.strip() for heading in rows[0]], rows[1:], lines[1:]
@@ -153,15 +161,32 @@ def parse_list(path: Path, text: str, known: Collection[str], needs: str = "", e
     return UserList([name if name in known else heading for name, heading in zip(plain, headings, strict=True)], rows, lines, separator)
 
 
-def _declared(text: str) -> tuple[int, str, str]:
-    """How many lines say how to read the list, the separator that they declare, and the text after them."""
+def _declared(path: Path, text: str, needs: str) -> tuple[int, str, str]:
+    """How many lines say how to read the list, the separator that they declare, and the text after them.
+
+    Raises InputError if it is none that can be read.
+    """
     first, end, rest = text.partition("\n")
     if not end:
         first, end, rest = text.partition("\r")
     word = first.strip("\r\" '")
-    if word.lower().startswith("sep=") and word[4:] in SEPARATORS:
-        return 1, word[4:], rest
-    return 0, "", text
+    if not word.lower().startswith("sep="):
+        return 0, "", text
+    # Excel adds separators at the end if the line is as long as the table.
+    separator = word[4:5] if len(set(word[4:])) == 1 else word[4:]
+    if separator not in SEPARATORS:
+        raise _refusal(path, f"its first line declares the separator '{separator}', not one of {SIGNS}", needs)
+    return 1, separator, rest
+
+
+def _require_headings_first(path: Path, text: str, known: Collection[str], needs: str, skipped: int) -> None:
+    """Raises InputError if headings stand below other lines, as below a title or merged cells."""
+    lines = list(islice(io.StringIO(text, newline=None), HEAD))
+    found = [max(len(set(_names(line, separator)) & set(known)) for separator in SEPARATORS) for line in lines]
+    filled = [number for number, line in enumerate(lines) if line.strip(' \n,;|\t"')]
+    headings = next((number for number in filled if found[number] >= min(2, len(known))), None)
+    if filled and headings is not None and headings > filled[0] and not found[filled[0]]:
+        raise _refusal(path, f"its headings are in line {headings + skipped + 1}; remove the lines above them", needs)
 
 
 def _separator(path: Path, text: str, known: Collection[str], needs: str) -> str:
@@ -172,6 +197,8 @@ def _separator(path: Path, text: str, known: Collection[str], needs: str) -> str
     heading = next((line for line in io.StringIO(text, newline=None) if line.strip(" \n,;|\t")), "")
     names = {separator: _names(heading, separator) for separator in SEPARATORS}
     some = [separator for separator in SEPARATORS if len(names[separator]) > 1]
+    if not some and len(set(re.split(r"\W+", heading.lower())) & set(known)) > 1:
+        raise _refusal(path, f"the separator is none of {SIGNS}", needs)
     if not some:
         return ","
     found = {separator: len(set(names[separator]) & set(known)) for separator in some}

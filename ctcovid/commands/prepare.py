@@ -21,7 +21,7 @@ from ctcovid.reports.dataset_table import dataset_table
 from ctcovid.reports.preparation import say_choice, say_what_was_packed, warn_of_several_classes
 from ctcovid.reports.tables import Table
 from ctcovid.scans.absent import MACHINE_FAULT, read_again
-from ctcovid.scans.findings import SCAN_DROPPED, warn_of
+from ctcovid.scans.findings import warn_of
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import parse_window
 from ctcovid.volumes.appending import carried_over, require_same_salt
@@ -127,11 +127,8 @@ def _say_found(scans: list[Scan], classes: list[str], console: Console) -> None:
 
 def _require_long_enough(scans: list[Scan], options: Options) -> None:
     longest = max(len(scan.slices) for scan in scans)
-    if not longest:
-        reasons = [f"{scan.folder}: {one.message}" for scan in scans for one in scan.findings if one.action == SCAN_DROPPED]
-        faults = any(one.code == MACHINE_FAULT for scan in scans for one in scan.findings)
-        raise (MachineFaultError if faults else InputError)(f"No scan under {options.dataset} can be used:\n{listing(reasons)}")
-    if longest < options.depth:
+    # Scans without any slice are reported with their findings.
+    if 0 < longest < options.depth:
         raise InputError(
             f"No scan under {options.dataset} has {options.depth} slices, the longest has {longest}. Choose a smaller --depth."
         )

@@ -19,6 +19,8 @@ COLUMNS, PREFIX = ("patient", "scan", "volume", "label"), "p_"
 NEEDED = "It needs the columns patient,scan,volume,label,p_<class>…."
 # Refuses, with a sentence, the first row that is not good.
 Require = Callable[["np.ndarray | list[bool]", str], None]
+# Also as East Asian systems write it.
+PER_CENT = ("%", "％")
 # Probabilities of unknown precision, as of half floats, may miss the sum by less than this share of it.
 MOST_OFF = 0.01
 
@@ -122,7 +124,7 @@ def _probabilities(texts: dict[str, list[str]], require: Require) -> tuple[np.nd
     """
     found, signed = _numbers(texts), False
     if np.isnan(found).any():
-        signs = np.array([[text.rstrip().endswith("%") for text in column] for column in texts.values()]).T
+        signs = np.array([[text.rstrip().endswith(PER_CENT) for text in column] for column in texts.values()]).T
         if signed := bool(signs.any()):
             both = "some probabilities have a per cent sign, and some have none. Write all as per cent, or none"
             require(np.array([row.all() for row in signs]), both)
@@ -141,7 +143,8 @@ def _probabilities(texts: dict[str, list[str]], require: Require) -> tuple[np.nd
     if not signed:
         require(good | ~other, f"the probabilities sum to {101 - whole}, but most to {whole}. Write all as per cent, or none")
     _require_range(texts, found, whole, require)
-    require(good, f"the probabilities {' + '.join(texts)} do not sum to {'100 per cent' if whole == 100 else 1}")
+    more = "; export them with at least two digits" if digits + (2 if whole == 100 else 0) < 2 else ""
+    require(good, f"the probabilities {' + '.join(texts)} do not sum to {'100 per cent' if whole == 100 else 1}{more}")
     low, high = sums.min(), sums.max()
     said = "are read as per cent" if whole == 100 and not signed else ""
     if max(whole - low, high - whole) > MOST_OFF * whole / 2:

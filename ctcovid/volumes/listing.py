@@ -6,7 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ctcovid.base.errors import InputError
-from ctcovid.base.lists import SEPARATORS, UserList, list_text, parse_list, read_list
+from ctcovid.base.lists import HEAD, SEPARATORS, UserList, list_text, parse_list, read_list
 from ctcovid.scans.kind import COMPLETE, SEGMENTED
 from ctcovid.volumes.layout import ScanRow
 
@@ -33,7 +33,7 @@ def read_exclusions(path: Path) -> set[tuple[str, str, str]]:
     """
     text = list_text(path)
     lines = [line.strip().strip(ENDS) for line in text.splitlines()]
-    if any(_names_scan(line) for line in lines[:2]):
+    if any(_names_scan(line) for line in lines[:HEAD]):
         table = _table(path, parse_list(path, text, KNOWN), ("patient", "scan"))
         labels = table["label"] if "label" in table else [""] * len(table["scan"])
         return set(zip(labels, table["patient"], table["scan"], strict=True))

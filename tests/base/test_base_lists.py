@@ -39,7 +39,7 @@ def test_lines_may_end_as_on_any_system(ends: str, tmp_path: Path) -> None:
     assert (found.rows, found.lines) == (ROWS, [2, 3])
 
 
-@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;"])
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;;;", "\ufeffsep=;"])
 def test_the_line_that_declares_a_separator_is_no_heading(first: str, tmp_path: Path) -> None:
     found = read_list(as_saved(tmp_path, f"{first}\r\n{SEMICOLONS}".encode()), KNOWN)
     assert (found.headings, found.rows, found.lines) == (list(KNOWN), ROWS, [3, 4])
@@ -75,7 +75,10 @@ def test_one_column_needs_no_separator(tmp_path: Path) -> None:
         (b"patient,id;split\n1,2;train\n", "separator may be commas or semicolons"),
         (b"patient,split\n1;train\n", "line 2: 1 field, but the heading has 2, with commas as the separator"),
         (b"patient,note\n1,0,85\n", "line 2: 3 fields.*decimal commas"),
-        (b'patient,split\n"1,train\n2,test\n', "line 3: unexpected end"),
+        (b'patient,split\n"1,train\n2,test\n', "line 3: a quote is opened and never closed"),
+        (b"sep=:\npatient:split\n", "declares the separator ':', not one of commas"),
+        (b"patient split\n1 train\n", "separator is none of commas, semicolons, tabs and bars"),
+        (b"Our patients;;\n;;\npatient;split\n1;train\n", "headings are in line 3; remove the lines above them"),
         (b"patient,Patient\n1,2\n", "two columns have the same name, patient"),
         (b"PK\x03\x04\x14\x00\x06\x00", "spreadsheet.*save as CSV"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Excel.*save as CSV"),

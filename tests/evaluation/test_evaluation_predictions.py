@@ -175,7 +175,7 @@ def test_probabilities_rounded_to_two_digits_are_used_as_they_are_and_said_once(
 
 @pytest.mark.parametrize(
     "rows",
-    [("33;33;34", "1;99;0"), ("33%;33 %;34\u00a0%", "1%;99%;0%"), ("33,0;33,0;34,0", "1,0;99,0;0,0"), ("33.0;33;34", "1;99;0")],
+    [("33;33;34", "1;99;0"), ("33%;33 %;34\u00a0％", "1%;99%;0%"), ("33,0;33,0;34,0", "1,0;99,0;0,0"), ("33.0;33;34", "1;99;0")],
     ids=["sums", "signs", "decimal commas", "digits"],
 )
 def test_probabilities_in_per_cent_are_read_as_such(rows: tuple[str, ...], tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_probabilities_in_per_cent_are_read_as_such(rows: tuple[str, ...], tmp_p
         (("1,a,0,NCP,33,33,34", "2,a,0,NCP,0,1,0", "3,a,0,NCP,98,1,1"), 3, "sum to 1, but most to 100.*per cent"),
         (("1,a,0,NCP,33%,33%,34%", "2,a,0,NCP,1,0,99%"), 3, "per cent sign"),
         (("1,a,0,NCP,33,33,34", "2,a,0,NCP,33,33,4"), 3, "do not sum to 100 per cent"),
-        (("1,a,0,NCP,0.3,0.3,0.3",), 2, "do not sum to 1"),
+        (("1,a,0,NCP,0.3,0.3,0.3",), 2, "do not sum to 1; export them with at least two digits"),
         (("1,a,0,NCP,0.33,0.33,0.31",), 2, "do not sum to 1"),
         (("1,a,0,NCP,1,1,0",), 2, "do not sum to 1"),
         (("1,a,0,NCP,120,-20,0",), 2, "not between 0 and 100"),
