@@ -55,7 +55,7 @@ NO_MEMORY = re.compile(r"bad.alloc|allocate memory|out of memory", re.IGNORECASE
 # These are no faults where they stand in the text of a library only.
 SAID = {os.strerror(code): code for code, kind in FAULTS.items() if kind is not BUSY}
 # Not empty once the process is to end without what is done at exit.
-_leaving: list[bool] = []
+_leaving: list[object] = []
 
 
 class MachineFaultError(InputError):
@@ -132,9 +132,9 @@ def second_look(path: Path) -> Exception | None:
     return None
 
 
-def leave_at_once() -> None:
-    """From now on the process ends without what libraries do at exit: HDF5 crashes there after a write that failed."""
-    _leaving.append(True)
+def leave_at_once(kept: object) -> None:
+    """From now on the process ends without what libraries do at exit, or when `kept` is freed: HDF5 crashes then if a write has failed."""
+    _leaving.append(kept)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 from ctcovid.base.errors import EXIT_INTERRUPTED, StoppedError
+from ctcovid.base.faults import machine_fault
 
 # Windows has no SIGUSR1.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
@@ -118,14 +119,19 @@ def _ignore_repeats() -> None:
 
 
 class _SendAgain:
-    """Python drops exceptions raised while an object is finalised. A signal that arrives just then is sent again a moment later."""
+    """Python drops exceptions raised while an object is finalised. A signal that arrives just then is sent again a moment later.
+
+    Faults of the machine are told by what failed first.
+    """
 
     usual = staticmethod(sys.__unraisablehook__)
     number: int = signal.SIGTERM
 
     def __call__(self, dropped: sys.UnraisableHookArgs) -> None:
         if not isinstance(dropped.exc_value, StoppedError):
-            self.usual(dropped)
+            # HDF5 closes a file once more, in vain, after the error that has been told.
+            if not (dropped.exc_value and machine_fault(dropped.exc_value)):
+                self.usual(dropped)
             return
         _last_request.forget()
         timer = threading.Timer(0.1, os.kill, (os.getpid(), self.number))

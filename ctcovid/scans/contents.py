@@ -49,12 +49,22 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(word) if index % 2 else word for index, word in enumerate(words)], name
 
 
+def without_numbers(name: str) -> str:
+    """What the names of a series' files have in common: all but their numbers, which may be hexadecimal, as in UUIDs."""
+    lower = name.lower()
+    return re.sub("[0-9a-f]+" if re.fullmatch("[0-9a-f.-]{8,}", lower) else "[0-9]+", "#", lower)
+
+
 def contents_of(folder: Path) -> Contents:
-    """What lies directly in a folder. Volumes and DICOM may lie together; pictures beside them are previews, or the scan."""
+    """What lies directly in a folder. Volumes and DICOM may lie together; pictures beside them are previews, or the scan.
+
+    Without an ending, a name tells no kind: files beside DICOM are slices of it if they cannot be opened, or are named as it is.
+    """
     pictures: list[Path] = []
     volumes: list[Path] = []
     dicom: list[Path] = []
     unknown: list[Path] = []
+    others: list[Path] = []
     try:
         names = _files(folder)
     except OSError as error:
@@ -64,15 +74,17 @@ def contents_of(folder: Path) -> Contents:
         if suffix in PICTURES:
             pictures.append(folder / name)
         elif ending(name):
-            if suffix != ".hdr" or is_header(folder / name):
+            if suffix != ".hdr" or is_header(folder / name) or _has_image(name, names):
                 volumes.append(folder / name)
         # Names of DICOM files often have no ending, or are UIDs.
         elif suffix in DICOM or (name.upper() != INDEX and is_dicom(folder / name)):
             dicom.append(folder / name)
-        elif name.upper() != INDEX and not suffix.strip(".0123456789") and not opens(folder / name):
-            unknown.append(folder / name)
+        elif name.upper() != INDEX and not suffix.strip(".0123456789"):
+            (others if opens(folder / name) else unknown).append(folder / name)
+    named = {without_numbers(path.name) for path in dicom}
+    if damaged := [path for path in others if without_numbers(path.name) in named]:
+        dicom = sorted(dicom + damaged, key=lambda path: natural_key(path.name))
     if dicom and not pictures:
-        # Files without an ending beside DICOM are slices of it.
         dicom, unknown = sorted(dicom + unknown, key=lambda path: natural_key(path.name)), []
     # Pictures are not previews of files that are DICOM by name alone, such as a report.
     sound = not pictures or any(begins_as_dicom(path) for path in dicom)
@@ -146,6 +158,12 @@ def no_permission(error: OSError) -> InputError:
 def _files(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted((entry.name for entry in entries if visible(entry.name) and _kind(entry) == "file"), key=natural_key)
+
+
+def _has_image(name: str, names: list[str]) -> bool:
+    """Whether the other file of a .hdr/.img pair is among these names."""
+    base = name[: -len(".hdr")].lower()
+    return any(other.lower() in (f"{base}.img", f"{base}.img.gz") for other in names)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

@@ -20,7 +20,7 @@ from ctcovid.scans.nifti import NIFTI_ENDINGS, nifti_header, nifti_slabs
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.scale import BINS, hounsfield_problem
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
-from ctcovid.scans.volume_header import UnreadableError
+from ctcovid.scans.volume_header import AbsentValuesError, UnreadableError
 from ctcovid.scans.window import Window
 
 # In the order in which endings are tried: .nii.gz before .nii.
@@ -37,16 +37,19 @@ def ending(name: str) -> str:
 
 
 def volume_scan(scan: Scan, path: Path) -> Scan:
-    """`scan` with the slices of a volume file, from its header alone; without slices, and with the reason, if it cannot be used."""
+    """`scan` with the slices of a volume file, from its header alone; without slices, and with the reason, if it cannot be used.
+
+    Raises OSError if the file cannot be read.
+    """
     try:
         if path.stat().st_size == 0:
             raise UnreadableError("empty")
         header = nifti_header(path) if ending(path.name) in NIFTI_ENDINGS else itk_header(path)
         turn, geometry, angle = normalise(header.affine, header.shape)
+    except AbsentValuesError as error:
+        return scan.refused(error.code, str(error))
     except ValueError as error:
         return scan.refused("unreadable", str(error))
-    except OSError as error:
-        return scan.refused("unreadable", error.strerror or "not readable")
     stack = Stack("volume", header.shape, turn, (), geometry, header.assumed, header.beside)
     if max(stack.slice_size) > MOST_PIXELS_PER_SIDE:
         height, width = stack.slice_size

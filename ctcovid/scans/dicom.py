@@ -29,7 +29,7 @@ DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
 DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 TAIL = 1 << 20
 MOST_DEFLATED = 1 << 20
-NOT_DICOM = "not DICOM despite its name"
+NOT_DICOM = "not DICOM"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctcovid.base.errors import InputError
-from ctcovid.base.faults import MachineFaultError, is_folder, machine_fault, second_look
+from ctcovid.base.faults import MachineFaultError, is_absent, is_folder, machine_fault, second_look
 from ctcovid.base.files import require_there
 from ctcovid.scans.absent import EMPTY, MACHINE_FAULT, MISSING, why_absent
 from ctcovid.scans.contents import DICOM, PICTURES, TIFF, Contents, contents_of, natural_key, walk
@@ -153,7 +153,7 @@ def _try_volume(path: Path) -> Scan:
     try:
         return volume_scan(scan, path) if ending(path.name) else pages_scan(scan, path)
     except (InputError, OSError, MemoryError) as error:
-        if machine_fault(error):
+        if machine_fault(error) or is_absent(error):
             return refused_for(scan, path, error)
         return scan.refused("unreadable", str(error).removeprefix(f"{path}: "))
 

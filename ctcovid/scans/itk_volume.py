@@ -14,7 +14,7 @@ import numpy as np
 from ctcovid.scans.geometry import LPS_TO_RAS
 from ctcovid.scans.quiet import silenced
 from ctcovid.scans.scan import MOST_BYTES
-from ctcovid.scans.volume_header import MOST_DEFLATED, UnreadableError, VolumeHeader, not_a, too_much
+from ctcovid.scans.volume_header import MOST_DEFLATED, UnreadableError, VolumeHeader, not_a, too_much, values_beside
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 HEADER_BYTES = 1 << 16
@@ -150,9 +150,9 @@ def _data_file(path: Path, head: bytes) -> Path | None:
             return None
         if name.upper().startswith("LIST") or "%" in name:
             raise UnreadableError("its values are in several files; save it as one file")
-        if Path(name).name != name or not (path.parent / name).is_file():
+        if Path(name).name != name:
             raise UnreadableError(f"its values are in {name[:100]}, which is not a file beside it")
-        return path.parent / name
+        return values_beside(path, [name])
     return None
 
 

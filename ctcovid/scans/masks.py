@@ -10,6 +10,7 @@ import numpy as np
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.base.files import require_there
+from ctcovid.scans.absent import raise_if_absent
 from ctcovid.scans.contents import PICTURES, listed
 from ctcovid.scans.decode import ending, stored_values, volume_scan
 from ctcovid.scans.mask_pictures import mask_values
@@ -103,7 +104,11 @@ def _values(path: Path) -> tuple[list[np.ndarray], list[str], Stack | None, bool
 
 
 def _volume(path: Path) -> tuple[list[np.ndarray], list[str], Stack]:
-    scan = volume_scan(Scan("", "", "", path, (), ""), path)
+    try:
+        scan = volume_scan(Scan("", "", "", path, (), ""), path)
+    except OSError as error:
+        raise_if_absent(path, error)
+        raise
     if scan.stack is None or not scan.slices:
         reasons = "; ".join(finding.message for finding in scan.findings)
         raise InputError(f"{path}: not a readable volume ({reasons}). Give NIfTI, or a folder of PNG files.")

@@ -19,7 +19,7 @@ import numpy as np
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.geometry import normalise
 from ctcovid.scans.scan import MOST_BYTES
-from ctcovid.scans.volume_header import GZIP, MOST_DEFLATED, SLAB_BYTES, UnreadableError, VolumeHeader, beside, not_a, too_much
+from ctcovid.scans.volume_header import GZIP, MOST_DEFLATED, SLAB_BYTES, UnreadableError, VolumeHeader, not_a, too_much, values_beside
 
 NIFTI_ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 # In Hounsfield units; an intercept between is one from stored values that begin at 0.
@@ -129,10 +129,7 @@ def _source(path: Path) -> _Source:
 def _image_of(path: Path) -> Path:
     name = path.name
     base = name[: -len(next(kind for kind in NIFTI_ENDINGS if name.lower().endswith(kind)))]
-    found = beside(path, [f"{base}.img", f"{base}.img.gz"])
-    if found is None:
-        raise UnreadableError(f"its values are in {base[:100]}.img, which is not a file beside it")
-    return found
+    return values_beside(path, [f"{base}.img", f"{base}.img.gz"], any_case=True)
 
 
 def _shape(header: Any) -> tuple[int, int, int]:

@@ -122,7 +122,7 @@ def study_scan(scan: Scan, headers: Sequence[Header], unread: Sequence[Unread], 
     if not can_lose((), places, len(files)):
         return scan.refused(code_of(missing, "unreadable-slice"), missing_slices(missing, len(files)))
     if problem := _problem(chosen, candidates, headers):
-        return scan.refused("inconsistent-stack", problem)
+        return scan.refused(code_of(missing, "inconsistent-stack"), problem + (f"; {reasons(missing)}" if missing else ""))
     others = [series for series in everything if series.slices != chosen.slices]
     notes = slice_findings(missing, len(chosen.used)) + file_findings(beside) + _choices(chosen, others)
     return replace(ordered(scan, chosen.used, notes), unread=places)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ctcovid.base.errors import counted
 from ctcovid.scans.absent import EMPTY, MACHINE_FAULT, MISSING, fault_of, why_absent
-from ctcovid.scans.contents import natural_key
+from ctcovid.scans.contents import natural_key, without_numbers
 from ctcovid.scans.dicom import NOT_DICOM, DamagedError, Header, read_header
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
 
@@ -66,14 +66,15 @@ def of_series(
 ) -> tuple[list[Unread], list[Unread]]:
     """Unreadable files that belong to a series, by its UID or else by their folder, and the others.
 
-    A file that is not DICOM at all, such as a report, does not belong to it, nor one whose header has none of the values of `marks` that
-    the slices used have. If files are `lone`, with a series of their own, only the folder tells.
+    A file that is not DICOM at all, such as a report, belongs to it only if it is named like its files. One whose header has none of the
+    values of `marks` that the slices used have does not. If files are `lone`, with a series of their own, only the folder tells.
     """
     uids, folders = {header.series for header in members}, {header.path.parent for header in members}
+    names = {(header.path.parent, without_numbers(header.path.name)) for header in members}
 
     def belongs(one: Unread) -> bool:
         if one.reason == NOT_DICOM:
-            return False
+            return (one.path.parent, without_numbers(one.path.name)) in names
         if one.header is None or not one.header.series or lone:
             return one.path.parent in folders
         said = one.header.frame(0).marks

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctcovid.scans.absent import EMPTY, MISSING, why_absent
 from ctcovid.scans.findings import Finding
 
 # Values are read in pieces of so many bytes, as 64-bit numbers.
@@ -31,6 +32,14 @@ _KNOWN = {
 
 class UnreadableError(ValueError):
     """Why a volume file cannot be read, in words without its path. "Damaged" is said of checksums, truncation and contradiction only."""
+
+
+class AbsentValuesError(UnreadableError):
+    """The file beside a header that holds its values is not there; `code` is that of the finding."""
+
+    def __init__(self, reason: str, code: str = MISSING) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -59,13 +68,26 @@ def not_a(format_name: str, head: bytes) -> UnreadableError:
     return UnreadableError(f"not {format_name} despite its name{f': it is {found}' if found else ''}")
 
 
-def beside(path: Path, names: list[str]) -> Path | None:
-    """The first plain file beside `path` that has one of the names, in upper or lower case."""
-    for name in names:
-        if (exact := path.parent / name).is_file():
-            return exact
-    wanted = re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
-    return next((one for one in sorted(path.parent.iterdir()) if wanted.fullmatch(one.name) and one.is_file()), None)
+def values_beside(path: Path, names: list[str], any_case: bool = False) -> Path:
+    """The file beside a header that holds the values: the first that has one of the names, perhaps in another case.
+
+    Raises AbsentValuesError if there is none, or nothing in it.
+    """
+    found = next((one for name in names if _may_hold_values(one := path.parent / name)), None)
+    if found is None and any_case:
+        wanted = re.compile("|".join(map(re.escape, names)), re.IGNORECASE)
+        found = next((one for one in sorted(path.parent.iterdir()) if wanted.fullmatch(one.name) and _may_hold_values(one)), None)
+    if found is None:
+        raise AbsentValuesError(f"its values are in {names[0][:100]}, which is not a file beside it; copy it, too")
+    if why := why_absent(found):
+        raise AbsentValuesError(f"its values are in {found.name[:100]}: {why}")
+    if not found.stat().st_size:
+        raise AbsentValuesError(f"its values are in {found.name[:100]}, which is empty", EMPTY)
+    return found
+
+
+def _may_hold_values(path: Path) -> bool:
+    return path.is_symlink() or path.is_file()
 
 
 def too_much(stored: int) -> UnreadableError:

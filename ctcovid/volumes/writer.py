@@ -62,6 +62,7 @@ class VolumesWriter:
         self.rows: list[ScanRow] = []
         # The checksums of the slices of each row, which may change when all scans are known; None for rows of the base.
         self.crcs: list[list[int] | None] = []
+        self.open_datasets: list[h5py.Dataset] = []
 
     def __enter__(self) -> VolumesWriter:
         try:
@@ -75,6 +76,7 @@ class VolumesWriter:
                 self._copy(self.base.path, missing, [None] * len(missing))
             self.leftover.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:
+            leave_at_once(self)
             raise_machine_fault(error, self.partial)
             raise InputError(f"{self.partial} cannot be written: {error}. Choose another folder with --output.") from error
         return self
@@ -83,8 +85,7 @@ class VolumesWriter:
         try:
             self.file.close()
         except (OSError, RuntimeError, ValueError):
-            # After a failed write, such as to a full disk, closing the file fails, too, and at exit HDF5 would crash.
-            leave_at_once()
+            leave_at_once(self)
             if kind is None:
                 raise
 
@@ -94,6 +95,8 @@ class VolumesWriter:
         try:
             yield
         except (OSError, RuntimeError) as error:
+            # After a failed write, such as to a full disk, HDF5 may fail to close the file, too, and would crash at exit.
+            leave_at_once(self)
             raise_machine_fault(error, self.partial)
             raise
 
@@ -153,16 +156,21 @@ class VolumesWriter:
     def _begin(self) -> None:
         self.partial.unlink(missing_ok=True)
         self.file = h5py.File(self.partial, "w")
+        self.open_datasets = []
         side = self.info.size
-        self.slices = self.file.create_dataset(
+        self.slices = self._dataset(
             "slices", (0, side, side), np.uint8, maxshape=(None, side, side), chunks=(1, side, side), **CHUNK_OPTIONS
         )
-        group = self.file.create_group("scans")
         kinds = {name: h5py.string_dtype() if name in TEXT_COLUMNS else np.int64 for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-        self.table = {name: group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,)) for name, kind in kinds.items()}
-        self.file.create_dataset(LISTING, (0,), h5py.string_dtype(), maxshape=(None,), chunks=(1024,))
+        self.table = {name: self._dataset(f"scans/{name}", (0,), kind, maxshape=(None,), chunks=(1024,)) for name, kind in kinds.items()}
+        self.listing = self._dataset(LISTING, (0,), h5py.string_dtype(), maxshape=(None,), chunks=(1024,))
         self.file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, settings=self.settings, complete=False)
         self.file.flush()
+
+    def _dataset(self, name: str, *shape: object, **options: Any) -> h5py.Dataset:
+        """A new dataset that stays open until the file is closed: HDF5 crashes if the write fails with which it closes one by itself."""
+        self.open_datasets.append(self.file.create_dataset(name, *shape, **options))
+        return self.open_datasets[-1]
 
     def _copy(self, path: Path, rows: list[ScanRow], crcs: Sequence[list[int] | None]) -> None:
         """Copy scans of another file without recompressing them: the slices of each row."""
@@ -199,9 +207,8 @@ class VolumesWriter:
             row if of_slices is None else replace(row, crc32=_checksum(row, of_slices)) for row, of_slices in zip(rows, crcs, strict=True)
         ]
         self.crcs += crcs
-        listings = self.file[LISTING]
-        listings.resize(len(self.rows), axis=0)
-        listings[first:] = [self.listings.get(row.source, "") for row in self.rows[first:]]
+        self.listing.resize(len(self.rows), axis=0)
+        self.listing[first:] = [self.listings.get(row.source, "") for row in self.rows[first:]]
         for name, values in columns(self.rows[first:]).items():
             # HDF5's own calls: h5py's selections take three times as long for a row.
             column = self.table[name]
@@ -228,7 +235,7 @@ class VolumesWriter:
             self._keep(chosen)
         for name, values in columns(left_out).items() if left_out else ():
             kind = h5py.string_dtype() if name in TEXT_COLUMNS else np.int64
-            self.file.create_dataset(f"{LEFT_OUT}/{name}", data=values, dtype=kind)
+            self._dataset(f"{LEFT_OUT}/{name}", data=values, dtype=kind)
         self._add_volumes()
         kinds = {row.image_kind for row in self.rows}
         self.file.attrs.update(
@@ -271,7 +278,7 @@ class VolumesWriter:
             return
         for column in self.table.values():
             column.resize(0, axis=0)
-        self.file[LISTING].resize(0, axis=0)
+        self.listing.resize(0, axis=0)
         self._append(chosen, crcs)
 
     def _add_volumes(self) -> None:
@@ -284,8 +291,8 @@ class VolumesWriter:
             if count:
                 layout[volume : volume + count] = source[row.first_slice : row.first_slice + count * self.info.depth]
             volume += count
-        self.file.create_virtual_dataset("volumes", layout)
-        self.file.create_dataset("volume_scan", data=np.repeat(np.arange(len(self.rows)), counts).astype(np.int64))
+        self.open_datasets.append(self.file.create_virtual_dataset("volumes", layout))
+        self._dataset("volume_scan", data=np.repeat(np.arange(len(self.rows)), counts).astype(np.int64))
 
 
 def _json(settings: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ def lose(path: Path, how: str) -> None:
         path.symlink_to(path.name)
     elif how == "annex":
         path.write_bytes(STAND_INS[0] + b"SHA256E-s1--0123.png\n")
+    elif how in ("empty", "zeros", "garbage"):
+        path.write_bytes({"empty": b"", "zeros": bytes(4000), "garbage": b"\x8f\x1c" * 2000}[how])
     elif how == "lfs":
         path.write_bytes(STAND_INS[1] + b"v1\noid sha256:0\nsize 1\n")
 
@@ -124,6 +126,36 @@ def test_volume_file_that_is_not_there_is_a_scan_that_cannot_be_read(
     if absent.slices:
         absent, other = other, absent
     assert other.slices and not absent.slices and absent.findings[0].code == "missing-file"
+
+
+@pytest.mark.parametrize(("how", "code"), [("link", "missing-file"), ("lfs", "missing-file"), ("empty", "empty-file")])
+@pytest.mark.parametrize("name", ["scan.mhd", "scan.nhdr", "scan.hdr"])
+def test_file_of_values_that_is_not_there_leaves_the_scan_out_for_this_run_only(name: str, how: str, code: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (20, 32, 32)).astype(np.uint8)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(tmp_path / name.replace(".hdr", ".img")))
+    (beside,) = (path for path in tmp_path.iterdir() if path.name != name)
+    lose(beside, how)
+    (scan,) = find_scans([tmp_path])
+    row, codes = checked(scan)
+    assert codes == [code] and is_read_again(row) and beside.name in row.checks
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("empty", "empty-file"), ("zeros", "unreadable-slice"), ("garbage", "unreadable-slice"), ("link", "missing-file")]
+)
+@pytest.mark.parametrize("name", ["IM{:04d}", "1.2.840.{:d}", "8a{:04x}c0-77", "IM{:04d}.dcm"])
+@pytest.mark.parametrize("lost", [(0, 1, 2), (19,)])
+def test_stub_named_like_a_dicom_slice_is_one(
+    how: str, code: str, name: str, lost: tuple[int, ...], write_series: WriteSeries, tmp_path: Path
+) -> None:
+    paths = write_series(tmp_path / "scan", np.random.default_rng(0).normal(-700, 60, (20, 16, 16)).astype(np.int16))
+    paths = [path.rename(path.with_name(name.format(number))) for number, path in enumerate(paths)]
+    (tmp_path / "scan" / "README").write_text("Not a slice.")
+    for number in lost:
+        lose(paths[number], how)
+    (scan,) = find_scans([tmp_path / "scan"])
+    assert [finding.code for finding in scan.findings if finding.code != "gap"] == [code]
+    assert len(scan.slices) == (0 if len(lost) == 3 else 19)
 
 
 def test_links_without_ending_to_what_is_absent_are_named(make_scan: Callable[..., Path], tmp_path: Path) -> None:
