@@ -60,7 +60,7 @@ class Bench:
             "predict": ([*predict, "-o", self.out / "p.csv"], lambda: self._rows("p.csv")),
             "predict-json": ([*predict, "-o", self.out / "p.jsonl", "--volumes", self.out / "pv.csv"], lambda: self._rows("p.jsonl")),
             "explain": (
-                ["explain", *self.scans[:3], "--runs", self.runs, "--device", "cpu", "--samples", 1, "--overwrite", "-o", self.out / "x"],
+                ["explain", *self.scans[:3], "--runs", self.runs, "--device", "cpu", "--samples", 1, "-o", self.out / "x"],
                 lambda: harness.explained(self.out / "x"),
             ),
         }
@@ -87,7 +87,7 @@ class Bench:
         command, _ = self.commands()[name]
         if name == "prepare" and (self.out / "v.h5").exists():
             command = self.commands()["append"][0]
-        if name.startswith("predict"):
+        if name not in ("prepare", "append"):
             command = [*command, "--resume"]
         return run(command, self.folder, None)
 
@@ -144,7 +144,7 @@ def measure(bench: Bench, rounds: int, seed: int, minutes: float) -> int:
         name, error = names[number % len(names)], draw.choice(list(ERRORS))
         prefixes = draw.choice([(bench.data,), (bench.out,), (bench.data, bench.out, bench.runs)])
         command, content = bench.commands()[name]
-        key = name, error, prefixes
+        key = name, ERRORS[error], prefixes
         if key not in calls:
             bench.begin(name)
             calls[key] = run(command, bench.folder, Injection(error, 0, 0, prefixes)).calls
