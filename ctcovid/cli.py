@@ -15,7 +15,7 @@ import typer
 from ctcovid import __version__
 from ctcovid.base.console import Console
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
-from ctcovid.base.faults import MachineFaultError, leaving, machine_fault
+from ctcovid.base.faults import MachineFaultError, leaving, machine_fault, raise_machine_fault
 from ctcovid.base.process_info import process_info, require_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.options.commands import COMMANDS
@@ -97,9 +97,10 @@ def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
     """Report an error that is not the user's."""
     if verbose:
         traceback.print_exception(error)
-    if fault := machine_fault(error):
-        print(f"Error: {fault.told()}", file=sys.stderr)
-        return typer.Exit(EXIT_UNEXPECTED)
+    try:
+        raise_machine_fault(error)
+    except MachineFaultError as fault:
+        return _refused(fault)
     hint = "" if verbose else " Run the same command again with --verbose for the traceback."
     print(f"Error: unexpected {type(error).__name__}: {error}.{hint}", file=sys.stderr)
     return typer.Exit(EXIT_UNEXPECTED)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctcovid.base.errors import ModelRefusedError, OutputExistsError
-from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.faults import absence, raise_machine_fault
 from ctcovid.base.files import atomic, write_json
 from ctcovid.base.runcard import now, sha256
 
@@ -209,9 +209,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelRefusedError(f"{path} is missing. Restore it, or train the model again.")
     try:
+        # safetensors does not say why it cannot open a file.
+        path.open("rb").close()
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise_machine_fault(error, path)
+        if isinstance(error, PermissionError):
+            raise ModelRefusedError(f"{path}: {absence(path, error)}.") from error
         if _is_pickle(path):
             raise ModelRefusedError(
                 f"{path} is a Python pickle, which could run any code, so it was not opened. Weights must be a safetensors file."

@@ -50,8 +50,9 @@ class RowFile:
             self.file = sys.stdout
         elif self.kind != "json":
             heading = _csv([self.columns]) if self.kind == "csv" else ""
-            write_text(self.path, heading + "".join(map(self._line, self.kept)))
-            self.file = self.path.open("a", encoding="utf-8", newline="")
+            with self._named():
+                write_text(self.path, heading + "".join(map(self._line, self.kept)))
+                self.file = self.path.open("a", encoding="utf-8", newline="")
         return self
 
     def add(self, row: Row) -> None:
