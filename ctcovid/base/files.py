@@ -12,17 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.errors import InputError, OutputExistsError
 from ctcovid.base.faults import MachineFaultError, raise_machine_fault
 from ctcovid.base.temporaries import clear_dead, temporary
 
-try:
-    import fcntl
-except ImportError:  # not POSIX
-    fcntl = None  # type: ignore[assignment]
-
 RUN_CARD = "run.json"
-LOCK = ".lock"
 # Folders of the system, in which names are not files of a user.
 SYSTEM = ("/dev", "/proc", "/sys")
 MOST_LINKS = 40
@@ -53,7 +47,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def behind_links(path: Path) -> Path:
     """The target of a link, whether it exists or not; any other path unchanged."""
-    return path.resolve() if path.is_symlink() else path
+    return path.resolve() if os.path.islink(path) else path  # noqa: PTH114 - False, too, for a name that no file system takes
 
 
 def resolved(path: Path) -> Path:
@@ -189,8 +183,9 @@ def _require_writable_parent(path: Path) -> None:
 def fresh_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which replaces `path` when the block ends without an exception; `path` must be claimed before."""
     path = path.resolve()
-    beside = temporary(path)
-    shutil.rmtree(beside, ignore_errors=True)
+    beside, old = temporary(path), temporary(path, "old")
+    for left in (beside, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
         clear_dead(path)
@@ -198,28 +193,16 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         for file in beside.rglob("*"):
             if file.is_file():
                 _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        beside.replace(path)
+        # Removed under another name: a kill in between must not leave half of it under its own.
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(old)
+        try:
+            beside.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
         _sync(path.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def occupied(folder: Path) -> Iterator[bool]:
-    """Lock a folder against other processes until the block ends, or the process does.
-
-    Yields whether it is locked: some file systems have no locks. Raises UsageError if another process has locked it.
-    """
-    # lockf, because workers do not inherit its lock; they may outlive a killed process by seconds.
-    with (folder / LOCK).open("a") as file:
-        locked = False
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked = True
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise UsageError(f"Another ctcovid is at work in {folder}. Wait for it, or choose another --name.") from error
-        yield locked
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError, agreeing, counted
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
+from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.ranks import together
@@ -89,7 +90,8 @@ def run(options: Options, console: Console) -> Summary | None:
         folder = options.output or _default_output(sources)
         session = Session(console, StopRequest(), ranks, options.workers or ranks.readers)
         if ranks.first:
-            return _score_and_write(sources, given, folder, options, session)
+            with alone_at(folder, console.say, lambda: claim_folder(folder, options.overwrite, "evaluate")):
+                return _score_and_write(sources, given, folder, options, session)
         card = RunCard(folder / RUN_CARD, "evaluate", asdict(options), options.sources)
         for source in sources:
             _evaluated(source, given, options, card, session)
@@ -98,7 +100,6 @@ def run(options: Options, console: Console) -> Summary | None:
 
 def _score_and_write(sources: list[Path], given: dict[Path, Predictions], folder: Path, options: Options, session: Session) -> Summary:
     console = session.console
-    claim_folder(folder, options.overwrite, "evaluate")
     attributes = read_attributes(options.subgroups) if options.subgroups else {}
     with fresh_folder(folder) as building:
         card = RunCard(building / RUN_CARD, "evaluate", asdict(options), options.sources)

@@ -13,9 +13,10 @@ import numpy as np
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError, counted, did_you_mean, listing
+from ctcovid.base.errors import InputError, OutputBusyError, OutputExistsError, UsageError, counted, did_you_mean, listing
 from ctcovid.base.faults import MachineFaultError, machine_fault
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder
+from ctcovid.base.locks import LockedInTurn
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.levels import scan_probabilities
 from ctcovid.explanation.activations import find_layer
@@ -74,6 +75,12 @@ def run(options: Options, console: Console) -> Summary:
     folders = _folders(scans, options.output)
     for folder in folders:
         claim_folder(folder, options.overwrite, "explain")
+    with LockedInTurn(folders, console.say) as locks:
+        return _explain_all(scans, folders, locks, options, console)
+
+
+def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, options: Options, console: Console) -> Summary:
+    """The work of `run`: each scan into its folder, which is locked while it is written."""
     model = registry.load(options.model, options.device, options.precision, options.runs)
     scans = with_patients(scans, model.classes)
     keep_freed_layers(model.network.device)
@@ -84,8 +91,10 @@ def run(options: Options, console: Console) -> Summary:
     explained, failed, faults = [], [], False
     for scan, folder in zip(scans, folders, strict=True):
         try:
+            locks.turn_to(folder)
+            claim_folder(folder, options.overwrite, "explain")
             explained.append(_explain(scan, folder, model, method, options, console))
-        except InputError as error:
+        except (InputError, OutputBusyError, OutputExistsError) as error:
             failed.append(str(error))
             faults |= MACHINE_FAULT in getattr(error, "codes", ())
         except (OSError, MemoryError) as error:

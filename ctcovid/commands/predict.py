@@ -16,6 +16,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, agreeing, counted, listing
 from ctcovid.base.faults import MachineFaultError
 from ctcovid.base.files import claim_file
+from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.ranks import Ranks, together
@@ -88,13 +89,14 @@ def run(options: Options, console: Console) -> Summary:
     A scan that cannot be classified gets a row with the reason. Of several processes started together, each classifies its share of the
     scans, and the first writes.
     """
-    with together(console, options.device, "Run the same command again; if it has an --output, add --resume.") as ranks:
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(together(console, options.device, "Run the same command again; if it has an --output, add --resume."))
         options.require_sense()
         if console.json and options.output == STDOUT:
             raise UsageError("--json prints one document on stdout, but -o - prints a line of JSON per scan. Give one of them.")
         session = Session(console, StopRequest(), ranks, options.workers or ranks.cpus)
-        if ranks.first:
-            _claim_outputs(options)
+        for path in options.outputs if ranks.first else ():
+            stack.enter_context(alone_at(path, console.say, lambda: _claim_outputs(options)))
         with console.busy("Looking for scans"):
             scans = list(options.own_shard(find_scans(options.scans, options.series)))
         models = _models(options)

@@ -11,6 +11,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, counted, listing
 from ctcovid.base.faults import MachineFaultError
 from ctcovid.base.files import claim_file, write_text
+from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.base.workers import Workers
@@ -55,11 +56,16 @@ class Packed:
 def run(options: Options, console: Console) -> Summary:
     """Discover the scans, check and decode each, pack the sound ones, split the patients, and count them as Table 1 does."""
     options.require_sense()
+    if options.plan:
+        return report_plan(_resolved(options, _base(options) if options.append else None), console)
+    with alone_at(options.quality if options.check else options.output, console.say, lambda: _claim_output(options)):
+        return _prepare(options, console)
+
+
+def _prepare(options: Options, console: Console) -> Summary:
+    """The work of `run`, while no other process writes the same output."""
     base = _base(options) if options.append else None
     options = _resolved(options, base)
-    if options.plan:
-        return report_plan(options, console)
-    _claim_output(options)
     window = parse_window(options.window)
     found = discover(options, base, console)
     if base and all(read_again(scan.findings) for scan in found.scans):
