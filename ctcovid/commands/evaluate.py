@@ -129,10 +129,10 @@ def _evaluated(source: Path, given: dict[Path, Predictions], options: Options, c
         card.input(source)
         return Evaluated(source, reordered(given[source], class_order(given[source].classes)))
     from ctcovid.evaluation.inference import open_evaluation_set, predict
-    from ctcovid.models.device import device_name, keep_freed_layers
+    from ctcovid.models.device import device_name, settle
 
     model = registry.load(str(source), options.device, options.precision, options.runs)
-    keep_freed_layers(model.network.device)
+    settle(model.network.device)
     card.content["device"] = device_name(model.network.device)
     card.input(source / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
     scored = open_evaluation_set(model, options.data, options.part, session.console)

@@ -28,7 +28,7 @@ from ctcovid.inference.checked_scan import CheckedScan, read_checked
 from ctcovid.inference.flags import flags_of, sentence
 from ctcovid.inference.temperature import calibrated
 from ctcovid.models import registry
-from ctcovid.models.device import device_name, keep_freed_layers
+from ctcovid.models.device import announced, device_name, settle
 from ctcovid.models.network import Network
 from ctcovid.models.reference_features import probabilities_and_features
 from ctcovid.models.registry import TrainedModel
@@ -83,10 +83,10 @@ def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, op
     """The work of `run`: each scan into its folder, which is locked while it is written."""
     model = registry.load(options.model, options.device, options.precision, options.runs)
     scans = with_patients(scans, model.classes)
-    keep_freed_layers(model.network.device)
+    settle(model.network.device)
     method = _method(options, model)
     _require_fit(options, model, scans)
-    console.say(f"Model {model.name} ({model.folder}), {method.described}, {device_name(model.network.device)}.")
+    console.say(f"Model {model.name} ({model.folder}), {method.described}, {announced(model.network.device)}.")
     warn_of(scans, console)
     explained, failed, faults = [], [], False
     for scan, folder in zip(scans, folders, strict=True):

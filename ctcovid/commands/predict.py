@@ -23,7 +23,7 @@ from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.distributed.session import Session
 from ctcovid.inference.classify import classify
 from ctcovid.models import registry
-from ctcovid.models.device import device_name, keep_freed_layers
+from ctcovid.models.device import announced, device_name, settle
 from ctcovid.models.registry import TrainedModel
 from ctcovid.options.predict import STDOUT, Options
 from ctcovid.reports.prediction_rows import prediction_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
@@ -137,7 +137,7 @@ def _models(options: Options) -> list[TrainedModel]:
     Raises ModelRefusedError if their classes differ, UsageError if two have the same name.
     """
     loaded = [registry.load(name, options.device, options.precision, options.runs) for name in options.models]
-    keep_freed_layers(loaded[0].network.device)
+    settle(loaded[0].network.device)
     models = list({model.folder.resolve(): model for model in loaded}.values())
     counts = Counter(model.name for model in models)
     if repeated := [name for name, count in counts.items() if count > 1]:
@@ -215,7 +215,7 @@ def _announce(models: list[TrainedModel], summary: Summary, scans: int, options:
     for about, model in zip(summary.models, models, strict=True):
         kind = "not calibrated" if about["temperature"] == 1 else f"calibrated, temperature {about['temperature']:.3g}"
         kind += " (--raw)" if options.raw else ""
-        console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {kind}.")
+        console.say(f"Model {model.name} ({model.folder}), {announced(model.network.device)}, probabilities {kind}.")
     if summary.kept:
         console.say(
             f"{len(summary.kept):,} of {counted(scans, 'scan')} {agreeing(len(summary.kept), 'is', 'are')} already in {options.output}."

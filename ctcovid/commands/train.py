@@ -21,7 +21,7 @@ from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.distributed.session import Session
 from ctcovid.distributed.sync_batchnorm import synchronise
 from ctcovid.models import registry, saved_model
-from ctcovid.models.device import deterministic_convolutions, device_name, keep_freed_layers
+from ctcovid.models.device import deterministic_convolutions, device_name, settle
 from ctcovid.options.recipe import RecipeOptions
 from ctcovid.options.train import Options
 from ctcovid.training import scalars
@@ -145,7 +145,7 @@ def _build_or_restore(options: Options, plan: Plan, session: Session) -> RunFold
     ranks, console = session.ranks, session.console
     torch.manual_seed(options.seed)
     network = registry.build(options.arch, plan.data.train.file.classes, options.device, options.precision)
-    keep_freed_layers(network.device)
+    settle(network.device)
     if options.freeze:
         freeze(network.module, options.freeze)
     optimiser = plan.recipe.optimiser(network.module)

@@ -9,6 +9,7 @@ import torch
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError
+from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.session import Session
 from ctcovid.volumes.batches import Batch, VolumeSet
 from ctcovid.volumes.reader import VolumesFile
@@ -31,12 +32,15 @@ class TrainingData:
         found = resident(self.train, device, session.workers, session.stop, session.console, session.ranks.local_size)
         return replace(self, resident=found)
 
-    def batches(self, shares: Sequence[list[int]], workers: int, pin: bool) -> Generator[Batch, None, None]:
-        """This process's shares of the training batches, some of which may be empty; from memory, or read by `workers`."""
+    def batches(self, shares: Sequence[list[int]], workers: int, pin: bool, stop: StopRequest) -> Generator[Batch, None, None]:
+        """This process's shares of the training batches, some of which may be empty; from memory, or read by `workers`.
+
+        Raises StopAwaitedError as `VolumeSet.batches`.
+        """
         nothing = torch.zeros(0, dtype=torch.int64)
         empty = Batch(torch.zeros(0, *self.train.shape, dtype=torch.uint8), nothing, nothing)
         some = [share for share in shares if share]
-        read = self.train.batches(some, workers, pin) if self.resident is None else self.resident.batches(some)
+        read = self.train.batches(some, workers, pin, stop) if self.resident is None else self.resident.batches(some)
         try:
             for share in shares:
                 yield next(read) if share else empty
