@@ -137,7 +137,8 @@ def _workers(options: Options, console: Console) -> Workers:
         return cluster_workers(options.executor, options.dataset)
     have = cpus.decided()
     workers = Workers(options.workers or have.count)
-    console.say(f"Decoding with {counted(workers.count, 'worker')}, {have}.")
+    who = f"with {counted(workers.count, 'worker')}" if workers.count else "without workers, for which file handles or /dev/shm are too few"
+    console.say(f"Decoding {who}, {have}.")
     return workers
 
 

@@ -14,6 +14,7 @@ from small import Breaking, Small, session, stepper
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError
+from ctcovid.base.signals import StopRequest
 from ctcovid.training.checkpoint import Progress, Saving
 from ctcovid.training.data import TrainingData
 from ctcovid.training.loop import fit
