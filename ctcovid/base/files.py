@@ -20,6 +20,9 @@ RUN_CARD = "run.json"
 # Folders of the system, in which names are not files of a user.
 SYSTEM = ("/dev", "/proc", "/sys")
 MOST_LINKS = 40
+# Bytes of file names that are not UTF-8, as Python has them, and these with everything else that does not belong on a terminal.
+BYTES = re.compile("[\udc80-\udcff]")
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udcff]")
 
 
 @contextlib.contextmanager
@@ -70,8 +73,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` as valid UTF-8: bytes of file names in another encoding become ``\\xe9``."""
-    return text if text.isascii() else re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    """`text` as valid UTF-8 without what would control a terminal, except line feeds and tabs.
+
+    Control characters, and bytes of file names in another encoding, become escapes such as ``\\x1b``; signs that turn the direction of
+    writing become ``\\u202e``.
+    """
+    return UNPRINTABLE.sub(_escaped, text)
+
+
+def _valid(text: str) -> str:
+    """`text` with only the bytes of file names in another encoding replaced: JSON has escapes for the rest."""
+    return text if text.isascii() else BYTES.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0]) - 0xDC00 if found[0] >= "\udc80" else ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -79,18 +96,28 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json_text(document) + "\n")
 
 
-def json_text(document: Any) -> str:
+def json_text(document: Any, ascii_only: bool = False) -> str:
     """`document` as indented, strictly valid JSON."""
-    return json.dumps(_strict(document), indent=2, ensure_ascii=False, allow_nan=False)
+    return _without_controls(json.dumps(_strict(document), indent=2, ensure_ascii=ascii_only, allow_nan=False))
+
+
+def json_line(document: Any, ascii_only: bool = False) -> str:
+    """`document`, of plain types, as JSON in one line."""
+    return _without_controls(json.dumps(document, ensure_ascii=ascii_only, allow_nan=False))
+
+
+def _without_controls(text: str) -> str:
+    """JSON with those signs escaped that `printable` replaces; it escapes some of them itself."""
+    return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _strict(value: Any) -> Any:
     if isinstance(value, dict):
-        return {printable(str(key)): _strict(item) for key, item in value.items()}
+        return {_valid(str(key)): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     if isinstance(value, Path | str):
-        return printable(str(value))
+        return _valid(str(value))
     if hasattr(value, "item"):
         value = value.item()
     if (isinstance(value, float) and value in (float("inf"), float("-inf"))) or value != value:

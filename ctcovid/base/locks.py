@@ -16,7 +16,8 @@ from types import TracebackType
 from ctcovid.base.errors import InputError, OutputBusyError
 from ctcovid.base.faults import raise_machine_fault
 from ctcovid.base.files import behind_links
-from ctcovid.base.temporaries import is_dead_here, realm, shortened
+from ctcovid.base.names import shortened
+from ctcovid.base.temporaries import is_dead_here, realm
 
 try:
     import fcntl

@@ -14,18 +14,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-LONGEST = 200
+from ctcovid.base.names import shortened
 
 
 def temporary(path: Path, what: str = "") -> Path:
     """The temporary path to which this process writes what becomes `path`; with `what` another one, such as for the "old" content."""
     return path.with_name(f".{shortened(path.name)}.{realm()}-{os.getpid()}{what and f'-{what}'}.tmp")
-
-
-def shortened(name: str) -> str:
-    """A name that leaves room for what is added to it: file systems allow 255 bytes."""
-    encoded = os.fsencode(name)
-    return name if len(encoded) <= LONGEST else hashlib.sha256(encoded).hexdigest()
 
 
 @contextlib.contextmanager

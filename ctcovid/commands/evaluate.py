@@ -13,6 +13,7 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError, agreeing, counted
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
 from ctcovid.base.locks import alone_at
+from ctcovid.base.names import shortened
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.ranks import together
@@ -227,7 +228,7 @@ def _check(one: Evaluated, predictions: Predictions, summaries: _PartSummaries, 
 def _write(building: Path, summary: Summary, models: list[Evaluated], formats: Sequence[str], card: RunCard) -> None:
     measured, positive = summary.study, summary.positive
     for one in models:
-        write_text(building / f"predictions-{one.predictions.name}.csv", reordered(one.predictions, summary.classes).csv())
+        write_text(building / f"{shortened(f'predictions-{one.predictions.name}')}.csv", reordered(one.predictions, summary.classes).csv())
     (building / "tables").mkdir()
     for one_table in report.all_tables(measured, positive):
         write_text(building / "tables" / f"{file_name(one_table.title or report.MAIN)}.csv", one_table.csv())
@@ -279,7 +280,7 @@ def _default_output(sources: list[Path]) -> Path:
     """Inside the run for a single run; otherwise a folder in the current one, named after everything that is compared."""
     if len(sources) == 1 and not is_csv(sources[0]):
         return sources[0] / "evaluation"
-    return Path("evaluation-" + "-vs-".join(source.stem if is_csv(source) else source.name for source in sources))
+    return Path(shortened("evaluation-" + "-vs-".join(source.stem if is_csv(source) else source.name for source in sources)))
 
 
 def _require_unique_names(sources: list[Path]) -> None:

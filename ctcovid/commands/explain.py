@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from ctcovid.base.errors import InputError, OutputBusyError, OutputExistsError, 
 from ctcovid.base.faults import MachineFaultError, machine_fault
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder
 from ctcovid.base.locks import LockedInTurn
+from ctcovid.base.names import shortened
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.levels import scan_probabilities
 from ctcovid.explanation.activations import find_layer
@@ -44,8 +44,6 @@ from ctcovid.scans.scan import Scan
 # What --faithfulness and --mask measure, in the order of the table's columns.
 MEASURES = [("faithfulness", f"{name}_area") for name in ("deletion", "deletion_random", "insertion", "insertion_random")]
 MEASURES += [("faithfulness", "randomised_correlation"), ("pointing", "hits"), ("pointing", "energy"), ("pointing", "chance")]
-# In bytes. File systems allow 255, which must also hold what temporary folders add.
-LONGEST_NAME = 180
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,7 @@ def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, op
 
 def folder_name(scan: str) -> str:
     """A scan's name as the name of a single folder; a hash shortens one that file systems do not allow."""
-    name = re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan"
-    encoded = name.encode()
-    if len(encoded) <= LONGEST_NAME:
-        return name
-    return f"{encoded[: LONGEST_NAME - 11].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:10]}"
+    return shortened(re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan")
 
 
 def _folders(scans: list[Scan], output: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from ctcovid.base.files import claim_file
 from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
+from ctcovid.base.streams import stdout_is_closed
 from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.distributed.session import Session
 from ctcovid.inference.classify import classify
@@ -94,6 +95,8 @@ def run(options: Options, console: Console) -> Summary:
         options.require_sense()
         if console.json and options.output == STDOUT:
             raise UsageError("--json prints one document on stdout, but -o - prints a line of JSON per scan. Give one of them.")
+        if options.output == STDOUT and stdout_is_closed():
+            raise UsageError("-o - writes to stdout, which is closed. Name a file.")
         session = Session(console, StopRequest(), ranks, options.workers or ranks.cpus)
         for path in options.outputs if ranks.first else ():
             stack.enter_context(alone_at(path, console.say, lambda: _claim_outputs(options)))
