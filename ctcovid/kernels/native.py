@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctcovid.kernels.choice import plain_torch
+
 # The prototypes of the C functions, from which the types of their arguments are made. Those of _passes.cpp exist once for each T.
 PASSES = (
     "void moments_T(const T *x, i64 rows, i64 C, float *mean, float *var, int threads)",
@@ -136,7 +138,7 @@ def usable(x: Tensor) -> bool:
     """Whether the compiled library is there and takes this tensor."""
     # Tensors of other types, as in tracing, have no memory to work on.
     real = type(x) in (Tensor, torch.nn.Parameter) and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
-    return compiled is not None and real and x.device.type == "cpu" and x.dtype in _TYPES
+    return compiled is not None and real and x.device.type == "cpu" and x.dtype in _TYPES and not plain_torch()
 
 
 @dataclass(frozen=True)
