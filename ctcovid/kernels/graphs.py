@@ -24,6 +24,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from ctcovid.kernels.choice import plain_torch, warn_once
+
 # What a function returns: no other than tensors, so that all of it can be in memory that stays.
 Outputs = tuple[Tensor | None, ...]
 Function = Callable[..., Outputs]
@@ -101,8 +103,8 @@ def _collecting_nothing() -> Iterator[None]:
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """What captures on that device; None where everything runs as it is called."""
-    return CudaRecorder(device) if device.type == "cuda" else None
+    """What captures on that device; None where everything runs as it is called, as with CTCOVID_KERNELS=torch."""
+    return CudaRecorder(device) if device.type == "cuda" and not plain_torch() else None
 
 
 @dataclass(frozen=True)
@@ -225,9 +227,9 @@ class Graphs:
                 apart = max(_apart(graph.run(some), outputs), _apart(tuple(self.module.buffers()), buffers))
                 if not apart <= self.tolerance:
                     before.restore()
-                    logger.warning(
-                        f"The CUDA graph of {what} differs by {apart:.0%} from the same operations one by one, and is not used. "
-                        "Training and results are not affected, but everything takes longer."
+                    warn_once(
+                        f"the CUDA graph of {what} differs by {apart:.0%} from the same operations one by one and is not used. "
+                        "Results are not affected, but everything takes longer."
                     )
                     return None, None
             return graph, None
