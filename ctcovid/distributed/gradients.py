@@ -31,7 +31,8 @@ class Gradients:
         """The gradients of `loss` in tensors of their own, each in the memory order of its parameter, as ``backward`` would leave them."""
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return [
-            g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(found, self.parameters, strict=True)
+            g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            for g, p in zip(found, self.parameters, strict=True)
         ]
 
     def add(self, gradients: Sequence[Tensor | None], lent: bool) -> None:

@@ -77,9 +77,9 @@ class CudaRecorder:
         pool = None if other is None else other.pool()
         # Garbage that is collected during a capture would end it, and so would a thread that pins memory if the whole process captured.
         gc.collect()
-        with torch.cuda.device(self.device), _collecting_nothing():
-            with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
-                outputs = work()
+        capturing = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
+        with torch.cuda.device(self.device), _collecting_nothing(), capturing:
+            outputs = work()
         self.living.add(graph)
         return graph.replay, outputs
 
@@ -133,7 +133,7 @@ class Graphs:
     recorder : None where nothing is captured
     """
 
-    _all: weakref.WeakSet[Graphs] = weakref.WeakSet()
+    _all: ClassVar[weakref.WeakSet[Graphs]] = weakref.WeakSet()
 
     def __init__(self, module: nn.Module, device: torch.device, precision: torch.dtype) -> None:
         self.module, self.device, self.tolerance = module, device, TOLERANCE[precision]
@@ -266,7 +266,7 @@ class _State:
         # Statistics of layers that do not learn stay as they are, and so does the trace of changes to them.
         self.changing = [*self.learning, *(b for layer in module.modules() if layer.training for b in layer.buffers(recurse=False))]
         self.values = [tensor.detach().clone() for tensor in self.changing]
-        self.numbers = [torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None]
+        self.numbers = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     @torch.no_grad()
     def restore(self, turned: bool = False) -> None:

@@ -153,13 +153,11 @@ class Stepper:
                 share, right = self._share(entering, targets, weights, volumes)
                 return share.detach(), right, *self.gradients.of(share)
 
-        found = self.network.graphs.run(
-            "the training step", differentiated, entering, targets, weights, key=(volumes, pieces), lent=True
-        )
-        share, right, *gradients = found
-        assert share is not None and right is not None
+        found = self.network.graphs.run("the training step", differentiated, entering, targets, weights, key=(volumes, pieces), lent=True)
+        loss, count, *gradients = found
+        assert loss is not None and count is not None
         self.gradients.add(gradients, lent=pieces > 1)
-        return share, right
+        return loss, count
 
     def _share(self, entering: Tensor, targets: Tensor, weights: Tensor | None, volumes: int) -> tuple[Tensor, Tensor]:
         scaled = self.network.scale(entering) if entering.dtype == torch.uint8 else entering
