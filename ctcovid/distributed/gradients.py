@@ -36,7 +36,7 @@ class Gradients:
         ]
 
     def add(self, gradients: Sequence[Tensor | None], lent: bool) -> None:
-        """Add gradients to those of the parameters, as ``backward`` does; those that are only `lent` are copied where they are the first."""
+        """Add gradients to those of the parameters, as ``backward`` does. If they are only `lent`, the first ones are copied."""
         sums: list[Tensor] = []
         more: list[Tensor] = []
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
