@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError
 from ctcovid.base.faults import raise_machine_fault, second_look
 from ctcovid.scans.window import LUNG, Window
-from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, ScanRow, fingerprint, read_rows
+from ctcovid.volumes.content import read_content
+from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, FormatError, ScanRow, fingerprint
+from ctcovid.volumes.slices import Slices
 from ctcovid.volumes.split import patients_in_two_parts
+from ctcovid.volumes.structure import attribute
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,22 @@ class VolumesFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._handle: h5py.File | None = None
+        self._slices: Slices | None = None
         self._process = -1
         _require_volumes(path)
         try:
             with h5py.File(path, "r", locking=False) as file:
                 _require_complete(path, file)
-                self.depth, self.size = int(file.attrs["depth"]), int(file.attrs["size"])
-                self.classes = [str(name) for name in file.attrs["classes"]]
-                self.positive = str(file.attrs["positive"])
-                self.settings: dict[str, Any] = json.loads(str(file.attrs.get("settings", "{}")))
-                self.window = _window(self.settings)
-                self.rows = read_rows(file)
-                # Files of early versions lack this table.
-                self.left_out = read_rows(file, LEFT_OUT) if LEFT_OUT in file else []
+                content = read_content(path, file)
+        except FormatError as error:
+            raise InputError(f"{path} is damaged: {error}. Restore it, or make it again with ctcovid prepare --overwrite.") from error
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise_machine_fault(error, path)
             raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
-        strange = [row.source for row in self.rows if row.label not in self.classes or row.split not in PARTS or row.slice_count < 1]
-        if strange:
-            raise InputError(
-                f"{path} is damaged: the rows of {', '.join(strange[:3])}. Make the file again with ctcovid prepare --overwrite."
-            )
+        info = content.info
+        self.depth, self.size = info.depth, info.size
+        self.classes, self.positive, self.settings = info.classes, info.positive, info.settings
+        self.window, self.rows, self.left_out = _window(self.settings), content.rows, content.left_out
         self.fingerprint = fingerprint(self.size, self.classes, self.rows)
         if shared := patients_in_two_parts(self.rows):
             raise InputError(f"{path}: patients in two parts: {', '.join(shared[:10])}. Make the file again with ctcovid prepare.")
@@ -85,24 +80,24 @@ class VolumesFile:
         Raises InputError if a checksum does not match, or the file was removed.
         """
         try:
-            if self._handle is None or self._process != os.getpid():
-                self._handle, self._process = h5py.File(self.path, "r", locking=False), os.getpid()
-            return self._handle["slices"][first_slice : first_slice + depth]
-        except OSError as error:
+            if self._slices is None or self._process != os.getpid():
+                self._slices, self._process = Slices(h5py.File(self.path, "r", locking=False), self.size), os.getpid()
+            return self._slices.read(first_slice, depth)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise_machine_fault(error, self.path)
-            scan = next(row.source for row in reversed(self.rows) if row.first_slice <= first_slice)
+            scan = next((row.source for row in reversed(self.rows) if row.first_slice <= first_slice), "none")
             raise InputError(
                 f"{self.path} is damaged: slices {first_slice} to {first_slice + depth - 1} (scan {scan}) cannot be read ({error}). "
                 "Restore the file, or make it again with ctcovid prepare --overwrite."
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_process": -1}
+        return {**self.__dict__, "_slices": None, "_process": -1}
 
 
 def _window(settings: dict[str, Any]) -> Window:
     """The window that mapped Hounsfield units to grey; files of early versions have the default."""
-    level, width = settings.get("window", (LUNG.level, LUNG.width))
+    level, width = settings.get("window") or (LUNG.level, LUNG.width)
     return Window(float(level), float(width))
 
 
@@ -122,11 +117,13 @@ def _require_volumes(path: Path) -> None:
 
 
 def _require_complete(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != FORMAT:
+    if "format" not in file.attrs or attribute(file, "format", "text") != FORMAT:
         raise InputError(f"{path} is an HDF5 file, but not a volumes file. Make one with ctcovid prepare.")
-    if (version := file.attrs["format_version"]) > FORMAT_VERSION:
+    if (version := attribute(file, "format_version", "whole")) > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {version}, made by a newer ctcovid; this one reads {FORMAT_VERSION}. Update it: pip install -U ctcovid"
         )
-    if not file.attrs.get("complete", False):
+    if version != FORMAT_VERSION:
+        raise FormatError(f"the attribute format_version is {version}")
+    if not attribute(file, "complete", "flag"):
         raise InputError(f"{path} is unfinished. Run the same ctcovid prepare command again to finish it.")
