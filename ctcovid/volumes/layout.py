@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -123,7 +123,7 @@ def fingerprint(size: int, classes: list[str], rows: list[ScanRow]) -> str:
     """Identifies the data in trained models: a hash over every scan's identity, label, split and pixels."""
     digest = hashlib.sha256(repr((size, classes)).encode())
     for row in rows:
-        digest.update(repr(astuple(row)).encode())
+        digest.update(repr(tuple(vars(row).values())).encode())
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -55,7 +55,7 @@ class Slices:
         decoder = isal_zlib.decompressobj()
         try:
             pixels = decoder.decompress(stream, into.size + 1)
-        except isal_zlib.error as error:
+        except isal_zlib.error as error:  # type: ignore[misc] # declared as an instance
             raise FormatError(f"slice {number:,} cannot be inflated ({error})") from error
         if len(pixels) != into.size or not decoder.eof:
             raise FormatError(f"slice {number:,} does not have the size of a slice")

@@ -6,7 +6,7 @@ the file's own index before anything of that size is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,12 +153,9 @@ def chunks_of(found: Dataset, side: int, size: int, complete: bool) -> Stored:
     """
     count = found.get_space().get_simple_extent_dims()[0]
     most = min(count, size // LEAST_STORED)
-    listed: list[tuple[int, int, int, int]] = []
-    for one in _index(found, most):
-        listed.append(one)
-        if len(listed) > most:
-            raise FormatError(f"/slices has more chunks than its {count:,} slices")
-    table = np.array(listed, np.int64).reshape(-1, 4)
+    table = _index(found, most)
+    if len(table) > most:
+        raise FormatError(f"/slices has more chunks than its {count:,} slices")
     table = table[table[:, 0].argsort(kind="stable")]
     rows, masks, offsets, sizes = table.T
     if len(rows) and (rows[0] < 0 or rows[-1] >= count or (np.diff(rows) == 0).any()):
@@ -182,22 +179,21 @@ def most_stored(side: int) -> int:
     return int(side * side * (1 + MOST_SHARE)) + MOST_MORE
 
 
-def _index(found: Dataset, most: int) -> Iterator[tuple[int, int, int, int]]:
-    """Row, filters that were left out, place in the file and bytes of each chunk."""
-    if not hasattr(found, "chunk_iter"):
-        # HDF5 before 1.14 finds each of them anew.
-        for number in range(min(found.get_num_chunks(), most + 1)):
-            one = found.get_chunk_info(number)
-            yield one.chunk_offset[0], one.filter_mask, one.byte_offset or -1, one.size
-        return
-    listed: list[tuple[int, int, int, int]] = []
+def _index(found: Dataset, most: int) -> np.ndarray:
+    """Row, filters that were left out, place in the file and bytes of each chunk, int64 (N, 4); of `most` chunks and one more at most."""
+    listed = array("q")
 
     def visit(one: Any) -> bool | None:
-        listed.append((one.chunk_offset[0], one.filter_mask, -1 if one.byte_offset is None else one.byte_offset, one.size))
-        return True if len(listed) > most else None
+        listed.extend((one.chunk_offset[0], one.filter_mask, -1 if one.byte_offset is None else one.byte_offset, one.size))
+        return True if len(listed) > 4 * most else None
 
-    found.chunk_iter(visit)
-    yield from listed
+    if hasattr(found, "chunk_iter"):
+        found.chunk_iter(visit)
+    else:
+        # HDF5 before 1.14 finds each of them anew.
+        for number in range(min(found.get_num_chunks(), most + 1)):
+            visit(found.get_chunk_info(number))
+    return np.array(listed, np.int64).reshape(-1, 4)
 
 
 def require_little_beside(stored: Stored, size: int) -> None:
