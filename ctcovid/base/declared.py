@@ -17,7 +17,7 @@ WORDS = {"integer": "whole number", "string": "text", "boolean": "true or false"
 class Declared(BaseModel):
     """A JSON document with declared fields. Types are exact and numbers finite; what is not declared is not used."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow", frozen=True)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -42,7 +42,8 @@ def fault(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"]))
     said = first["msg"].removeprefix("Value error, ")
-    return f"{_short(where)}: {said[:1].lower()}{said[1:]}" if where else said
+    said = said[:1].lower() + said[1:]
+    return f"{_short(where)}: {said}" if where else said
 
 
 def _short(name: str) -> str:
@@ -85,7 +86,7 @@ def _values(field: dict[str, Any], shared: dict[str, Any]) -> str:
 def _limits(field: dict[str, Any]) -> str:
     least, most, above = (field.get(name) for name in ("minimum", "maximum", "exclusiveMinimum"))
     if least is not None and most is not None:
-        return f", {least:g} to {most:g}"
+        return f", {least:,} to {most:,}"
     bounds = {"at least": least, "above": above, "at most": most}
-    found = [f"{word} {value:g}" for word, value in bounds.items() if value is not None]
+    found = [f"{word} {value:,}" for word, value in bounds.items() if value is not None]
     return f", {', '.join(found)}" if found else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from h5py import h5d
 from ctcovid.base.choices import PARTS
 from ctcovid.volumes import structure
 from ctcovid.volumes.layout import (
+    KINDS,
     LEFT_OUT,
     LISTING,
     NUMBER_COLUMNS,
@@ -20,6 +20,7 @@ from ctcovid.volumes.layout import (
     FileInfo,
     FormatError,
     ScanRow,
+    read_settings,
     require_info,
     require_rows,
 )
@@ -43,16 +44,21 @@ def read_content(path: Path, file: h5py.File) -> Content:
     whole = {name: structure.attribute(file, name, "whole") for name in ("depth", "size")}
     # Numbers before texts: a size that no slice has would make everything else wrong.
     require_info(FileInfo(**whole, classes=["-"], positive="-", settings={}))
+    for name, kinds in (("image_kind", KINDS), ("created_by", None)):
+        if (said := structure.attribute(file, name, "text")) and kinds and said not in kinds:
+            raise FormatError(f"the attribute {name} is not one of {', '.join(kinds)}")
     slices = structure.member(top, "slices", "/slices", h5d.DatasetID)
     count = structure.require_slices(slices, whole["size"])
     structure.require_little_beside(structure.chunks_of(slices, whole["size"], size, complete=True), size)
     classes, positive = structure.attribute(file, "classes", "text", rank=1), structure.attribute(file, "positive", "text")
-    info = FileInfo(**whole, classes=classes, positive=positive, settings=read_settings(file))
+    info = FileInfo(**whole, classes=classes, positive=positive, settings=read_settings(structure.attribute(file, "settings", "text")))
     require_info(info)
     with path.open("rb") as source:
         rows = _table(structure.group_of(top, "scans"), "scans", source)
         # Files of early versions lack this table.
         left_out = _table(structure.group_of(top, LEFT_OUT), LEFT_OUT, source) if LEFT_OUT.encode() in top else []
+    if any(row.slice_count for row in left_out):
+        raise FormatError(f"/{LEFT_OUT} has scans with slices")
     _require_agreement(info, rows, count)
     volumes = sum(row.volume_count(info.depth) for row in rows)
     view = structure.member(top, "volumes", "/volumes", h5d.DatasetID)
@@ -60,29 +66,20 @@ def read_content(path: Path, file: h5py.File) -> Content:
     return Content(info, rows, left_out)
 
 
-def read_partial(path: Path, file: h5py.File, side: int) -> list[tuple[ScanRow, str]]:
+def read_partial(path: Path, settings: str, side: int) -> list[tuple[ScanRow, str]]:
     """The rows of a file that is being written, each with its entry of the listing; as many as all columns have.
 
-    Raises as `read_content`.
+    No rows if the file has other settings. Raises as `read_content`.
     """
-    top, size = structure.root(file), path.stat().st_size
-    slices = structure.member(top, "slices", "/slices", h5d.DatasetID)
-    structure.require_slices(slices, side)
-    structure.require_little_beside(structure.chunks_of(slices, side, size, complete=False), size)
-    with path.open("rb") as source:
+    with h5py.File(path, "r", locking=False) as file, path.open("rb") as source:
+        if structure.attribute(file, "settings", "text") != settings:
+            return []
+        top, size = structure.root(file), path.stat().st_size
+        slices = structure.member(top, "slices", "/slices", h5d.DatasetID)
+        structure.require_slices(slices, side)
+        structure.require_little_beside(structure.chunks_of(slices, side, size, complete=False), size)
         rows = _table(structure.group_of(top, "scans"), "scans", source, complete=False)
         return list(zip(rows, structure.texts(top, LISTING, f"/{LISTING}", None, source), strict=False))
-
-
-def read_settings(file: h5py.File) -> dict[str, Any]:
-    """The settings of a complete file or of a partial one."""
-    try:
-        found = json.loads(structure.attribute(file, "settings", "text"))
-    except RecursionError as error:
-        raise FormatError("the attribute settings is nested too deep") from error
-    if not isinstance(found, dict):
-        raise FormatError("the attribute settings does not hold fields")
-    return found
 
 
 def _table(group: Any, name: str, source: Any, complete: bool = True) -> list[ScanRow]:

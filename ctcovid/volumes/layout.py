@@ -22,6 +22,9 @@ LISTING = "listing"
 AWAITED = "awaited"
 # Characters of a text of /scans, such as a path, and of the findings of a scan.
 LONGEST_TEXT, LONGEST_CHECKS = 1 << 13, 1 << 20
+LONGEST_SETTINGS = 16 << 20
+# What the scans of a file are, in its attribute image_kind.
+KINDS = ("complete", "segmented", "mixed")
 # Rows of /slices and so of everything else.
 MOST_ROWS = 1 << 40
 
@@ -136,11 +139,25 @@ def require_info(info: FileInfo) -> None:
     """Raises FormatError if an attribute is not as declared."""
     try:
         _INFO.validate_python(asdict(info))
-        Settings.model_validate_json(json.dumps(info.settings))
     except ValidationError as error:
         raise FormatError(fault(error)) from error
     if info.positive not in info.classes:
         raise FormatError("positive: not one of the classes")
+
+
+def read_settings(text: str) -> dict[str, Any]:
+    """The settings in the attribute of a complete file.
+
+    Raises FormatError if they are not as declared.
+    """
+    if len(text) > LONGEST_SETTINGS:
+        raise FormatError(f"the attribute settings has more than {LONGEST_SETTINGS >> 20} MB")
+    try:
+        Settings.model_validate_json(text)
+    except ValidationError as error:
+        raise FormatError(f"settings: {fault(error)}") from error
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def require_rows(rows: list[ScanRow], name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy as np
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.faults import raise_machine_fault, second_look
+from ctcovid.base.guard import GuardError, guarded
 from ctcovid.scans.window import LUNG, Window
-from ctcovid.volumes.content import read_content
+from ctcovid.volumes.content import Content, read_content
 from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, FormatError, ScanRow, fingerprint
 from ctcovid.volumes.slices import Slices
 from ctcovid.volumes.split import patients_in_two_parts
 from ctcovid.volumes.structure import attribute
+
+# Of a file that is not HDF5, to tell whether the machine failed.
+LOOKED_AT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,8 @@ class VolumesFile:
         self._process = -1
         _require_volumes(path)
         try:
-            with h5py.File(path, "r", locking=False) as file:
-                _require_complete(path, file)
-                content = read_content(path, file)
-        except FormatError as error:
+            content = guarded(path, partial(_content, path))
+        except (FormatError, GuardError) as error:
             raise InputError(f"{path} is damaged: {error}. Restore it, or make it again with ctcovid prepare --overwrite.") from error
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise_machine_fault(error, path)
@@ -95,6 +98,12 @@ class VolumesFile:
         return {**self.__dict__, "_slices": None, "_process": -1}
 
 
+def _content(path: Path) -> Content:
+    with h5py.File(path, "r", locking=False) as file:
+        _require_complete(path, file)
+        return read_content(path, file)
+
+
 def _window(settings: dict[str, Any]) -> Window:
     """The window that mapped Hounsfield units to grey; files of early versions have the default."""
     level, width = settings.get("window") or (LUNG.level, LUNG.width)
@@ -103,15 +112,17 @@ def _window(settings: dict[str, Any]) -> Window:
 
 def _require_volumes(path: Path) -> None:
     if not path.exists():
-        partial = path.with_name(path.name + ".partial").exists()
-        remedy = "Run the same ctcovid prepare command again to finish it" if partial else "Make it with ctcovid prepare ./CC-CCII"
+        begun = path.with_name(path.name + ".partial").exists()
+        remedy = "Run the same ctcovid prepare command again to finish it" if begun else "Make it with ctcovid prepare ./CC-CCII"
         raise InputError(f"No such volumes file: {path}. {remedy}, or name another with --data.")
     if path.is_dir():
         raise InputError(f"{path} is a folder. Give the HDF5 file that ctcovid prepare made from it.")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read. Fix its permissions.")
+    if not path.is_file():
+        raise InputError(f"{path} is a pipe or a device. Give the HDF5 file that ctcovid prepare made.")
     if not h5py.is_hdf5(path):
-        if (error := second_look(path)) is not None:
+        if (error := second_look(path, most=LOOKED_AT)) is not None:
             raise_machine_fault(error, path)
         raise InputError(f"{path} is not an HDF5 file. Give the file that ctcovid prepare makes, volumes.h5 by default.")
 

@@ -57,6 +57,6 @@ class Slices:
             pixels = decoder.decompress(stream, into.size + 1)
         except isal_zlib.error as error:  # type: ignore[misc] # declared as an instance
             raise FormatError(f"slice {number:,} cannot be inflated ({error})") from error
-        if len(pixels) != into.size or not decoder.eof:
+        if len(pixels) != into.size or not decoder.eof or decoder.unused_data:
             raise FormatError(f"slice {number:,} does not have the size of a slice")
         into.reshape(-1)[:] = np.frombuffer(pixels, np.uint8)

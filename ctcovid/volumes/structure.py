@@ -6,6 +6,7 @@ the file's own index before anything of that size is read.
 
 from __future__ import annotations
 
+import os
 from array import array
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ ROWS_AT_ONCE = 1024
 MOST_TEXT = 128 << 20
 # How a text stands in its column: its length, and where the file has it.
 TEXT = np.dtype([("length", "<u4"), ("heap", "<u8"), ("index", "<u4")])
+HIGHEST = (1 << 63) - 1
 HEAP = b"GCOL\1\0\0\0"
 WORDS = {"text": "a text", "whole": "a whole number", "flag": "true or false"}
 Dataset = Any
@@ -184,7 +186,8 @@ def _index(found: Dataset, most: int) -> np.ndarray:
     listed = array("q")
 
     def visit(one: Any) -> bool | None:
-        listed.extend((one.chunk_offset[0], one.filter_mask, -1 if one.byte_offset is None else one.byte_offset, one.size))
+        place = -1 if one.byte_offset is None else min(one.byte_offset, HIGHEST)
+        listed.extend((min(one.chunk_offset[0], HIGHEST), one.filter_mask, place, min(one.size, HIGHEST)))
         return True if len(listed) > 4 * most else None
 
     if hasattr(found, "chunk_iter"):
@@ -259,11 +262,9 @@ def _references(found: Dataset, length: int, source: Any) -> np.ndarray:
 
 def _require_texts(references: np.ndarray, where: str, source: Any) -> None:
     """Raises FormatError if the texts together, or the places of the file that hold them, are larger than texts can be."""
-    held = 0
+    held, end = 0, os.fstat(source.fileno()).st_size
     for place in np.unique(references["heap"][references["length"] > 0]).tolist():
-        if place >= 1 << 62:
-            raise FormatError(f"{where} has a text that is not in the file")
-        source.seek(place)
+        source.seek(min(place, end))
         head = source.read(16)
         if not head.startswith(HEAP):
             raise FormatError(f"{where} has a text that is not in the file")

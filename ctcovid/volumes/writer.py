@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from ctcovid import __version__
 from ctcovid.base.errors import InputError
 from ctcovid.base.faults import leave_at_once, raise_machine_fault
 from ctcovid.base.files import behind_links
+from ctcovid.base.guard import guarded
 from ctcovid.volumes.chunk import CHUNK_OPTIONS
 from ctcovid.volumes.content import read_partial
 from ctcovid.volumes.encode import Chunk
@@ -42,7 +44,10 @@ from ctcovid.volumes.layout import (
 )
 from ctcovid.volumes.reader import VolumesFile
 from ctcovid.volumes.slices import Slices
-from ctcovid.volumes.structure import ROWS_AT_ONCE, attribute
+from ctcovid.volumes.structure import ROWS_AT_ONCE
+
+# What a full disk may have failed to take of a file, in bytes.
+MOST_LOST = 4 << 30
 
 
 class VolumesWriter:
@@ -134,23 +139,23 @@ class VolumesWriter:
         sound: list[list[int]] = []
         end = 0
         try:
+            listed = guarded(path, partial(read_partial, path, self.settings, self.info.size))
             with h5py.File(path, "r", locking=False) as file:
-                if attribute(file, "settings", "text") == self.settings:
-                    listed, slices = read_partial(path, file, self.info.size), Slices(file, self.info.size)
-                    for row, listing in listed:
-                        if row.first_slice != end or _end([row]) > slices.count:
-                            break
-                        crcs = [isal_zlib.crc32(slices.read(index, 1)) for index in range(row.first_slice, _end([row]))]
-                        if row.crc32 != _checksum(row, crcs):
-                            break
-                        end = _end([row])
-                        if listing == self.listings.get(row.source, ""):
-                            rows.append(row)
-                            sound.append(crcs)
+                slices = Slices(file, self.info.size) if listed else None
+                for row, listing in listed:
+                    if slices is None or row.first_slice != end or _end([row]) > slices.count:
+                        break
+                    crcs = [isal_zlib.crc32(slices.read(index, 1)) for index in range(row.first_slice, _end([row]))]
+                    if row.crc32 != _checksum(row, crcs):
+                        break
+                    end = _end([row])
+                    if listing == self.listings.get(row.source, ""):
+                        rows.append(row)
+                        sound.append(crcs)
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             # What the machine fails to read now may be sound.
             raise_machine_fault(error, path)
-            if (stored := re.search(r"stored_eof = (\d+)", str(error))) and int(stored[1]) > path.stat().st_size:
+            if (stored := re.search(r"stored_eof = (\d+)", str(error))) and 0 < int(stored[1]) - path.stat().st_size <= MOST_LOST:
                 # A full disk has not taken the end. HDF5 opens a file that is as long as it says, and checksums tell what is sound.
                 os.truncate(path, int(stored[1]))
                 return self._sound_rows(path)
