@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +116,7 @@ def _draw(folder: Path, found: Explanation, saliency: np.ndarray) -> None:
     """Overlays of all slices, and a montage of the most salient ones."""
     (folder / "overlays").mkdir()
     slices, names, target = found.slices, found.names, found.maps.target
-    files = [re.sub(r"[^\w. -]+", "-", name) for name in names]
-    for number, name in enumerate(distinct([Path(name).stem for name in files], files)):
+    for number, name in enumerate(distinct([Path(name).stem for name in names], names)):
         save_overlay(folder / "overlays" / f"{name}.png", slices[number], saliency[number])
     chosen = most_salient_slices(saliency, MONTAGE_SLICES)
     layer = f", layer {found.method.layer}" if found.method.uses_layer else ""
