@@ -258,19 +258,26 @@ def unband(
 
 @triton.jit
 def patches(
-    x, out, H, W, C, Ho, Wo, WB, K, TAKEN, S, T, P, Q, RUN, sn, sh,
-    BR: tl.constexpr, BK: tl.constexpr,
+    x, out, H, W, C, Ho, Wo, WB, K, VECTORS, S, T, P, Q, sn, sh,
+    RUN: tl.constexpr, LARGE: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """The K = kh * RUN numbers under a kernel for each pixel of the output, RUN = kw * C of them in a row, zeros up to TAKEN."""
+    """The K = kh * RUN numbers under a kernel for each pixel of the output, RUN = kw * C of them in a row, zeros up to 8 * VECTORS."""
     pid = tl.program_id(0)
     wide = (pid % WB) * BR + tl.arange(0, BR)
     q = pid // WB
     high = q % Ho
     n = (q // Ho).to(tl.int64)
     k = tl.arange(0, BK)
-    h = high * S - P + k // RUN
-    w = ((wide * T - Q) * C)[:, None] + (k % RUN)[None, :]
+    down = k // RUN
+    along = k - down * RUN
+    h = high * S - P + down
+    first = (wide * T - Q) * C
+    w = first[:, None] + along[None, :]
     m = (w >= 0) & (w < W * C) & ((h >= 0) & (h < H) & (k < K))[None, :]
-    v = tl.load(x + n * sn + (h.to(tl.int64) * sh)[None, :] + w, mask=m, other=0)
-    to = ((n * Ho + high) * Wo + wide.to(tl.int64)) * TAKEN
-    tl.store(out + to[:, None] + k[None, :], v, mask=(wide < Wo)[:, None] & (k < TAKEN)[None, :])
+    if LARGE:
+        at = (h.to(tl.int64) * sh)[None, :] + w
+    else:
+        at = (h * sh)[None, :] + w
+    v = tl.load(x + n * sn + at, mask=m, other=0)
+    to = ((n * Ho + high) * Wo + wide) * (8 * VECTORS)
+    tl.store(out + to[:, None] + k[None, :], v, mask=(wide < Wo)[:, None] & (k < 8 * VECTORS)[None, :])

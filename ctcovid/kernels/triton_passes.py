@@ -253,7 +253,7 @@ def unband(gradient: Tensor, found: Tensor, stride: int, padding: int) -> Tensor
 def patches(images: Tensor, sizes: tuple[int, int, int], kernel: Sizes, stride: Sizes, padding: Sizes) -> Tensor:
     """The numbers under a 2D kernel for each pixel of its output, (N, H', W', K) for `sizes` (H', W', K), zeros behind the last.
 
-    images : dense (N, H, W, C); a number's place is that of its row, column and channel in the kernel
+    images : dense (N, H, W, C); a number's place is that of its row, column and channel in the kernel. K is a multiple of 8.
     """
     N, H, W, C = images.shape
     high, wide, taken = sizes
@@ -263,6 +263,7 @@ def patches(images: Tensor, sizes: tuple[int, int, int], kernel: Sizes, stride: 
         rows = max(1, ELEMENTS // whole)
         blocks = triton.cdiv(wide, rows)
         run = kernel[1] * C
-        numbers = (H, W, C, high, wide, blocks, kernel[0] * run, taken, *stride, *padding, run, *images.stride()[:2])
-        _launch(kernels.patches, N * high * blocks, images, images, found, *numbers, BR=rows, BK=whole)
+        numbers = (H, W, C, high, wide, blocks, kernel[0] * run, taken // 8, *stride, *padding, *images.stride()[:2])
+        settings = {"RUN": run, "LARGE": H * W * C >= 1 << 30, "BR": rows, "BK": whole}
+        _launch(kernels.patches, N * high * blocks, images, images, found, *numbers, **settings)
     return found

@@ -142,7 +142,7 @@ class Bottleneck(nn.Module):
         second = fused_unit(self, 2, first, Behind(then=units(self, 3)[0][0]))
         residual = x
         if self.downsample is not None:
-            residual = conv_norm_relu(*self.downsample, Activation(x), Behind(relu=False)).values  # type: ignore[call-arg, misc]
+            residual = conv_norm_relu(*self.downsample, Activation(x), Behind(relu=False)).values  # type: ignore[call-arg]
         return fused_unit(self, 3, second, Behind(residual=residual)).values
 
 
