@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,21 @@ import numpy as np
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, OutputExistsError, StoppedError, UsageError, agreeing, counted, did_you_mean, listing
+from ctcovid.base.errors import (
+    InputError,
+    OutputBusyError,
+    OutputExistsError,
+    StoppedError,
+    UsageError,
+    agreeing,
+    counted,
+    did_you_mean,
+    listing,
+)
 from ctcovid.base.faults import MachineFaultError, machine_fault, raise_machine_fault
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, resolved
+from ctcovid.base.locks import LockedInTurn
+from ctcovid.base.names import shortened
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.levels import scan_probabilities
 from ctcovid.explanation.activations import find_layer
@@ -28,7 +39,7 @@ from ctcovid.inference.checked_scan import CheckedScan, read_checked
 from ctcovid.inference.flags import flags_of, sentence
 from ctcovid.inference.temperature import calibrated
 from ctcovid.models import registry
-from ctcovid.models.device import device_name, keep_freed_layers
+from ctcovid.models.device import announced, device_name, settle
 from ctcovid.models.network import Network
 from ctcovid.models.reference_features import probabilities_and_features
 from ctcovid.models.registry import TrainedModel
@@ -46,8 +57,6 @@ MEASURES = [("faithfulness", f"{name}_area") for name in ("deletion", "deletion_
 MEASURES += [("faithfulness", "randomised_correlation"), ("pointing", "hits"), ("pointing", "energy"), ("pointing", "chance")]
 # Settings on which the maps depend, and the model, whose weights are in the run card.
 DECIDING = ("series", "method", "layer", "target", "samples", "noise_std", "faithfulness", "mask", "precision", "seed")
-# In bytes. File systems allow 255, which must also hold what temporary folders add.
-LONGEST_NAME = 180
 
 
 @dataclass(frozen=True)
@@ -77,26 +86,37 @@ def run(options: Options, console: Console) -> Summary:
     folders = _folders(scans, options.output)
     for folder in folders:
         claim_folder(folder, options.overwrite or options.resume, "explain")
+    with LockedInTurn(folders, console.say) as locks:
+        return _explain_all(scans, folders, locks, options, console)
+
+
+def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, options: Options, console: Console) -> Summary:
+    """The work of `run`: each scan into its folder, which is locked while it is written."""
     model = registry.load(options.model, options.device, options.precision, options.runs)
     scans = with_patients(scans, model.classes)
-    keep_freed_layers(model.network.device)
+    settle(model.network.device)
     method = _method(options, model)
     _require_fit(options, model, scans)
     kept = _kept(scans, folders, model, options) if options.resume else {}
-    console.say(f"Model {model.name} ({model.folder}), {method.described}, {device_name(model.network.device)}.")
+    console.say(f"Model {model.name} ({model.folder}), {method.described}, {announced(model.network.device)}.")
     if kept:
         console.say(f"{len(kept):,} of {counted(len(scans), 'scan')} {agreeing(len(kept), 'is', 'are')} already in {options.output}.")
     warn_of([scan for scan, folder in zip(scans, folders, strict=True) if folder not in kept], console)
     explained, failed, faults = [], [], False
     for scan, folder in zip(scans, folders, strict=True):
+        if folder in kept:
+            explained.append(kept[folder])
+            continue
         try:
-            explained.append(kept.get(folder) or _explain(scan, folder, model, method, options, console))
+            locks.turn_to(folder)
+            claim_folder(folder, options.overwrite, "explain")
+            explained.append(_explain(scan, folder, model, method, options, console))
         except StoppedError as error:
             further = "Finished scans are kept; the same command with --resume continues."
             raise StoppedError(f"{str(error).split('. ')[0]}. {further}", error.exit_code) from error
-        except InputError as error:
+        except (InputError, OutputBusyError, OutputExistsError) as error:
             failed.append(str(error))
-            faults |= MACHINE_FAULT in getattr(error, "codes", ())
+            faults |= isinstance(error, MachineFaultError) or MACHINE_FAULT in getattr(error, "codes", ())
         except (OSError, MemoryError) as error:
             # Too long a name, as that of a slice on a file system for short ones, or a fault of the machine: the next scan may fare better.
             fault = machine_fault(error)
@@ -118,11 +138,7 @@ def run(options: Options, console: Console) -> Summary:
 
 def folder_name(scan: str) -> str:
     """A scan's name as the name of a single folder; a hash shortens one that file systems do not allow."""
-    name = re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan"
-    encoded = name.encode()
-    if len(encoded) <= LONGEST_NAME:
-        return name
-    return f"{encoded[: LONGEST_NAME - 11].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:10]}"
+    return shortened(re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan")
 
 
 def _folders(scans: list[Scan], output: Path) -> list[Path]:
