@@ -449,7 +449,8 @@ def test_unreadable_file_among_the_slices_is_counted_and_left(write_series: Writ
     paths[26].write_bytes(paths[26].read_bytes()[:-100])
     scan = only(tmp_path / "DOE_JANE")
     assert [(finding.code, finding.message) for finding in scan.findings if finding.code != "gap"] == [
-        ("unreadable-slice", "2 of its 27 slices cannot be read: 1 cut short, 1 empty")
+        ("unreadable-slice", "1 of its 27 slices cannot be read: 1 cut short"),
+        ("empty-file", "1 of its 27 slices cannot be read: 1 empty"),
     ]
     assert np.array_equal(read_scan(scan, 24), squared(np.delete(values, (8, 26), axis=0)))
 
