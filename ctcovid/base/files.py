@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ctcovid.base.errors import InputError, OutputExistsError, UsageError
 from ctcovid.base.faults import MachineFaultError, raise_machine_fault
@@ -26,6 +27,8 @@ LOCK = ".lock"
 # Folders of the system, in which names are not files of a user.
 SYSTEM = ("/dev", "/proc", "/sys")
 MOST_LINKS = 40
+# Seconds between two looks at a lock that another process has.
+ASK_AGAIN = 0.5
 
 
 @contextlib.contextmanager
@@ -212,14 +215,34 @@ def occupied(folder: Path) -> Iterator[bool]:
 
     Yields whether it is locked: some file systems have no locks. Raises UsageError if another process has locked it.
     """
-    # lockf, because workers do not inherit its lock; they may outlive a killed process by seconds.
     with (folder / LOCK).open("a") as file:
-        locked = False
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked = True
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise UsageError(f"Another ctcovid is at work in {folder}. Wait for it, or choose another --name.") from error
+        locked = _lock(file)
+        if locked is None:
+            raise UsageError(f"Another ctcovid is at work in {folder}. Wait for it, or choose another --name.")
         yield locked
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Lock a folder as `occupied`, but wait until no other process has it; `waiting` is called once if there is one.
+
+    Without locks on the file system, nobody waits.
+    """
+    with (folder / LOCK).open("a") as file:
+        if _lock(file) is None:
+            waiting()
+            while _lock(file) is None:
+                time.sleep(ASK_AGAIN)
+        yield
+
+
+def _lock(file: IO[str]) -> bool | None:
+    """Lock an open file for this process: whether it is locked, or None if another process has it."""
+    if fcntl is None:
+        return False
+    try:
+        # lockf, because workers do not inherit its lock; they may outlive a killed process by seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return None if error.errno in (errno.EACCES, errno.EAGAIN) else False
+    return True
