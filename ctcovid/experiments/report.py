@@ -70,11 +70,9 @@ def make_report(study: Study, failed: list[str]) -> Report:
 
 def _heading(study: Study, report: Report) -> str:
     """What was run, and what not to conclude from it."""
-    data = (
-        f"synthetic CT, {study.patients} patients of each class"
-        if study.synthetic
-        else f"{study.scans}; segmented CT: {study.segmented or 'none'}"
-    )
+    data = f"{study.scans}; segmented CT: {study.segmented or 'none'}"
+    if study.synthetic:
+        data = f"synthetic CT, {study.patients} patients of each class"
     seeds = f"seed {study.seed}" if study.scale.seeds == 1 else f"{study.scale.seeds} seeds from {study.seed} on"
     lines = [
         "# The experiments of Li, Pei and Guo 2021",
