@@ -53,6 +53,8 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
     """
     messages, options = split_off_messages(name, ctx, values)
     console = Console(messages.quiet, messages.verbose, messages.json)
+    if messages.verbose:
+        console.detailed()
     try:
         raise_when_stopped()
         require_alone(name, getattr(options, "executor", None))
