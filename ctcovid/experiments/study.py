@@ -174,4 +174,6 @@ def _shown(name: str, value: Any) -> str:
     if name == "scans":
         return str(value or "no scans")
     option = f"--{name}"
-    return f"no {option}" if value in (None, False) else option if value is True else f"{option} {value}"
+    if value is None or value is False:
+        return f"no {option}"
+    return option if value is True else f"{option} {value}"

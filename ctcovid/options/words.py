@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -41,18 +42,23 @@ def parsed(name: str, words: Sequence[object], config: Path | None = None) -> An
     Raises UsageError if the environment or the file has a value that the command refuses.
     """
     found: list[Options] = []
-    app = typer.Typer()
-    # With a callback, Typer keeps the commands' names.
-    app.callback()(lambda: None)
-    add_commands(app, lambda command, ctx, values: found.append(split_off_messages(command, ctx, values)[1]))
     line = [name, *map(str, words), *(["--config", str(config)] if config else [])]
-    root = typer.main.get_command(app)
     try:
-        with root.make_context("ctcovid", line) as ctx:
-            root.invoke(ctx)
+        with _root().make_context("ctcovid", line, obj=found) as ctx:
+            _root().invoke(ctx)
     except typer.BadParameter as error:
         raise UsageError(f"ctcovid {name}: {error.format_message()}") from error
     return found[0]
+
+
+@functools.cache
+def _root() -> Any:
+    """All commands, each of which appends its options to the context's list."""
+    app = typer.Typer()
+    # With a callback, Typer keeps the commands' names.
+    app.callback()(lambda: None)
+    add_commands(app, lambda name, ctx, values: ctx.obj.append(split_off_messages(name, ctx, values)[1]))
+    return typer.main.get_command(app)
 
 
 def words_of(options: Options, without: Sequence[str] = ()) -> list[str]:
