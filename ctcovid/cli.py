@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 import traceback
 from typing import Annotated, Any
 
 import typer
 
 from ctcovid import __version__
-from ctcovid.base.console import Console
+from ctcovid.base.console import Console, tell
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.faults import MachineFaultError, leaving, machine_fault, told
 from ctcovid.base.process_info import process_info, require_alone
 from ctcovid.base.signals import raise_when_stopped
+from ctcovid.base.streams import abandon_stdout, settle_streams
 from ctcovid.options.commands import COMMANDS
 from ctcovid.options.settings import unknown_settings
 from ctcovid.options.signature import restore_help
@@ -68,16 +67,15 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
     except ToldError as error:
         raise typer.Exit(error.exit_code) from error
     except StoppedError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        tell(f"Error: {error}")
         raise typer.Exit(error.exit_code) from error
     except CtcovidError as error:
         raise _refused(error) from error
     except KeyboardInterrupt as error:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
+        tell("Stopped by Ctrl-C.")
         raise typer.Exit(EXIT_INTERRUPTED) from error
     except BrokenPipeError as error:
-        # The reader of a pipe, such as head, has ended. Without this, Python would print an error when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe, such as head, has ended.
         raise typer.Exit(EXIT_UNEXPECTED) from error
     except Exception as error:
         raise _unexpected(error, console.verbose) from error
@@ -87,7 +85,7 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
 
 def _refused(error: CtcovidError) -> typer.Exit:
     """Report an error that the user can fix, or a fault of the machine."""
-    print(f"Error: {told(error)}", file=sys.stderr)
+    tell(f"Error: {told(error)}")
     fault = None if isinstance(error, MachineFaultError) else machine_fault(error)
     return typer.Exit(EXIT_UNEXPECTED if fault else error.exit_code)
 
@@ -97,7 +95,7 @@ def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
     if verbose:
         traceback.print_exception(error)
     hint = "" if verbose or machine_fault(error) else ". Run the same command again with --verbose for the traceback."
-    print(f"Error: {told(error)}{hint}", file=sys.stderr)
+    tell(f"Error: {told(error)}{hint}")
     return typer.Exit(EXIT_UNEXPECTED)
 
 
@@ -106,7 +104,11 @@ add_commands(app, _run)
 
 def main() -> None:
     """Entry point of ``ctcovid``."""
+    settle_streams()
     command = typer.main.get_command(app)
     restore_help(command, {name: one.options for name, one in COMMANDS.items()})
     with leaving():
-        command(prog_name="ctcovid")
+        try:
+            command(prog_name="ctcovid")
+        finally:
+            abandon_stdout()

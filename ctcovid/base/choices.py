@@ -1,4 +1,4 @@
-"""Options whose value is one of a few words; each list is declared once."""
+"""Options whose value is one of a few words, and limits of numbers that several rooms know; each is declared once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Method = Literal["smooth-gradcam++", "gradcam", "gradcam++", "occlusion"]
 # What ctcovid paper does.
 PaperAction = Literal["run", "list", "sbatch", "report"]
 # How large the demo is.
-Preset = Literal["auto", "small", "full"]
+Preset = Literal["auto", "small", "medium", "full"]
 
 PARTS: tuple[str, ...] = get_args(Part)
 INTERVALS: tuple[str, ...] = get_args(Interval)
@@ -32,3 +32,6 @@ PAPER_ACTIONS: tuple[PaperAction, ...] = get_args(PaperAction)
 METHODS: tuple[Method, ...] = get_args(Method)
 RUN, LIST, SBATCH, REPORT = PAPER_ACTIONS
 SMOOTH, PLAIN, PLUS, OCCLUSION = METHODS
+# The thickest scans have fewer slices.
+MOST_SLICES = 1024
+LEAST_SIDE, MOST_SIDE = 16, 4096

@@ -14,7 +14,8 @@ from ctcovid.base import choices
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, StoppedError, counted
 from ctcovid.base.faults import told
-from ctcovid.base.files import RUN_CARD, in_turn
+from ctcovid.base.files import RUN_CARD
+from ctcovid.base.locks import in_turn
 from ctcovid.base.runcard import RunCard
 from ctcovid.experiments import done, listing
 from ctcovid.experiments.cells import in_vain
@@ -87,7 +88,7 @@ def _report(study: Study, failed: list[str], options: Options, console: Console)
     """Make the report of what there is; jobs of an array do so one at a time."""
     if not (study.out / RECORD).is_file():
         raise InputError(f"There is no {study.out} to report. Run the experiments with ctcovid paper run, or name their --output.")
-    with in_turn(study.out, lambda: console.say("Another job writes the report. Waiting for it.")):
+    with in_turn(study.out, console.say):
         card = RunCard(study.out / RUN_CARD, "paper", asdict(options), options.sources)
         with card.recording():
             report = make_report(study, failed)

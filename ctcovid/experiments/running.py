@@ -9,7 +9,7 @@ from typing import Any
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError, counted
-from ctcovid.base.files import in_turn
+from ctcovid.base.locks import in_turn
 from ctcovid.experiments import done
 from ctcovid.experiments.cells import BEST, COMPLETE, SAME_NUMBER, SEGMENTED, Cell, names
 from ctcovid.experiments.saliency import OUTPUT, explained, scans_to_explain
@@ -66,7 +66,7 @@ class Work:
             raise self.refused[images]
         if self.study.data(images).is_file():
             return
-        with in_turn(self.study.out, lambda: self.console.say("Another job prepares the data. Waiting for it.")):
+        with in_turn(self.study.out, self.console.say):
             try:
                 self._prepare(images)
             except CtcovidError as error:
