@@ -35,6 +35,9 @@ TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5e-2}
 # A tensor with less than this share of the norm of all of them counts as having that share.
 SMALL = 1e-2
 
+# A process captures one graph at a time.
+_one_at_a_time = threading.Lock()
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,12 +60,14 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Captures on one GPU. All graphs of a GPU share the memory of what is not an output: only one of them runs at a time."""
 
-    _living: ClassVar[dict[torch.device, weakref.WeakSet[Any]]] = {}
+    # By device: the stream on which graphs are captured, which memory belongs to, and those that are in use.
+    _shared: ClassVar[dict[torch.device, tuple[torch.cuda.Stream, weakref.WeakSet[Any]]]] = {}
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
-        self.living = self._living.setdefault(device, weakref.WeakSet())
+        if device not in self._shared:
+            self._shared[device] = torch.cuda.Stream(device), weakref.WeakSet()
+        self.stream, self.living = self._shared[device]
 
     def apart(self, work: Callable[[], Outputs]) -> Outputs:
         here = torch.cuda.current_stream(self.device)
@@ -78,7 +83,7 @@ class CudaRecorder:
         # Garbage that is collected during a capture would end it, and so would a thread that pins memory if the whole process captured.
         gc.collect()
         capturing = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
-        with torch.cuda.device(self.device), _collecting_nothing(), capturing:
+        with _one_at_a_time, torch.cuda.device(self.device), _collecting_nothing(), capturing:
             outputs = work()
         self.living.add(graph)
         return graph.replay, outputs
