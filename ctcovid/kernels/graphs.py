@@ -143,6 +143,7 @@ class Graphs:
     def __init__(self, module: nn.Module, device: torch.device, precision: torch.dtype) -> None:
         self.module, self.device, self.tolerance = module, device, TOLERANCE[precision]
         self.recorder = recorder(device)
+        self._hooks = _hooks(module)
         self._known: dict[Hashable, _Graph | None] = {}
         self._weights: list[tuple[int, int]] = []
         self._bytes = 0
@@ -161,7 +162,8 @@ class Graphs:
         what : the function in words, for messages, such as "the training step"
         lent : return the graph's own memory, which the next run overwrites, in place of copies
         """
-        if self.recorder is None or _hooked(self.module):
+        if self.recorder is None or _hooks(self.module) != self._hooks:
+            # Somebody wants to be called by a module, which a replay does not do.
             return function(*inputs)
         full = (what, key, self.module.training, *((x.shape, x.dtype) if x is not None else None for x in inputs))
         with self._lock:
@@ -307,9 +309,14 @@ def _finite(outputs: Outputs) -> bool:
     return all(bool(y.isfinite().all()) for y in outputs if y is not None)
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to be called by a module inside, which a replay does not do."""
-    return any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks for one in module.modules())
+def _hooks(module: nn.Module) -> list[Any]:
+    """What the modules inside call beside their own functions. torch has no public way to ask."""
+    return [
+        hook
+        for one in module.modules()
+        for hooks in (one._forward_hooks, one._forward_pre_hooks, one._backward_hooks, one._backward_pre_hooks)
+        for hook in hooks.values()
+    ]
 
 
 def _release_all() -> bool:
