@@ -101,7 +101,7 @@ def told(error: Exception) -> str:
     fault = None if isinstance(error, MachineFaultError) else machine_fault(error)
     if isinstance(error, CtcovidError):
         return f"{fault.told()} {error}" if fault else str(error)
-    return fault.told() if fault else f"unexpected {type(error).__name__}: {error}"
+    return _sentence(fault.told()) if fault else f"unexpected {type(error).__name__}: {error}"
 
 
 def is_absent(error: BaseException) -> bool:
