@@ -13,10 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from whole import read_scan
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.read import read_scan
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.volume_header import MOST_DEFLATED
 

@@ -12,10 +12,10 @@ import pytest
 import SimpleITK
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from whole import read_scan
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.read import read_scan
 from ctcovid.scans.scan import Scan
 
 Write = Callable[..., list[Path]]
