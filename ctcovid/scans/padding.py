@@ -11,7 +11,7 @@ import numpy as np
 CORNER = 64
 # In Hounsfield units. Around a patient there is air; what is brighter may be padding. Above TISSUE, it may be noisy: no tissue fills all
 # corners there.
-BRIGHT, TISSUE = -500, 200
+BRIGHT, TISSUE = -900, 200
 # So many of the pixels in each corner of a scan have one value, within ROUNDED, or NOISY, Hounsfield units or RELATIVE
 # of it.
 MOST_OF_CORNERS, ROUNDED, NOISY, RELATIVE = 0.75, 1.0, 30.0, 1e-3

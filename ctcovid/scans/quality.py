@@ -285,7 +285,8 @@ def _anatomy(
         return findings, kept
     if refusal := _refusal(stack, apart, seen, masked, ordered):
         return [refusal], kept
-    found, kept, moved = _ordered(apart, kept, ordered, seen.lung_window)
+    # Parts of slices differ less.
+    found, kept, moved = _ordered(apart, kept, ordered, seen.lung_window and not seen.cut)
     findings += found
     if any(finding.action == REPAIRED for finding in found):
         seen = anatomy.anatomy(stack[moved], masked)
@@ -303,9 +304,12 @@ def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked
     """Why a stack is not one of axial slices of a chest, if that is certain. Positions tell better than pictures whether it is axial."""
     if anatomy.unrelated(apart):
         return Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its slices are unrelated pictures.", SCAN_DROPPED)
+    if not ordered and not masked and anatomy.is_negative(stack):
+        message = "Its grey is that of a negative: air is bright, and the body dark. Export the scan with air in black."
+        return Finding("not-hounsfield", ERROR, message, SCAN_DROPPED)
     # Photographs may show something at all edges, too, but have many greys, no black around, and no order.
     is_ct = seen.even or masked or not seen.lung_window or similarity.jumps(apart) < similarity.MOSTLY / 2
-    if is_ct and not ordered and not anatomy.is_axial(stack):
+    if is_ct and not ordered and not anatomy.is_axial(stack, seen):
         message = "Not axial slices: their upper and lower edges cut through the body, as those of coronal and sagittal slices do."
         return Finding("not-axial", ERROR, message, SCAN_DROPPED)
     if seen.lung_window and not seen.is_chest:
