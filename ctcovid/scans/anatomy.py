@@ -26,7 +26,7 @@ LIGHTER, LEAST_BESIDE = 6, 0.03
 REACHED, LITTLE_BODY, NO_BODY = 0.2, 0.33, 0.1
 # With so much lung, what lies between the lungs tells: `middle` is at most 0.9 in axial stacks and parts of them, 1.1 and more in sagittal
 # ones; `dip` is 0.3 and less, and 0.5 and more in sagittal ones turned by 90°.
-CLEARLY_LUNG, IN_THE_MIDDLE, UNDIVIDED = 0.2, 0.95, 0.45
+CLEARLY_LUNG, IN_THE_MIDDLE, UNDIVIDED = 0.2, 1.1, 0.45
 # In lung windows body is brighter than BRIGHT, lung than DARKEST: 197 and 33 in those from -400/1200 to -500/2000, while mediastinal, bone
 # and wide windows make the body 134 and less. Air around a body is uniform, within EVEN, and darker than DARK.
 BRIGHT, DARKEST, EVEN, DARK = 165, 25, 16, 100
@@ -139,7 +139,8 @@ def is_axial(thumbnails: np.ndarray, seen: Anatomy) -> bool:
     wide = min(above, below) >= 2 * REACHED and min(left, right) < 0.01 and max(left, right) < 2 * REACHED
     sagittal = wide and (not lung or seen.middle >= IN_THE_MIDDLE)
     # Axial slices that reach so far to the left and the right have two lungs.
-    turned = lung and min(left, right) >= 1.5 * REACHED and min(above, below) <= NO_BODY and seen.dip >= UNDIVIDED
+    one_lung = seen.dip >= UNDIVIDED or (seen.middle >= IN_THE_MIDDLE and not seen.cut)
+    turned = lung and one_lung and min(left, right) >= 1.5 * REACHED and min(above, below) <= NO_BODY
     # Turned by 90°. A large body reaches left and right edge in axial slices, too, but it does not end within the stack.
     lying = min(left, right) >= REACHED and ends[1] <= 1.5 * LITTLE_BODY and (ends[0] <= NO_BODY or min(above, below) < 0.05)
     return not (upright or lying or coronal or sagittal or turned)
@@ -158,7 +159,8 @@ def is_negative(thumbnails: np.ndarray) -> bool:
     plain = thumbnails.copy()
     for one in plain:
         one[at_corners(np.abs(one.astype(int) - level) <= EVEN)] = 0
-    return not anatomy(plain, False).is_chest
+    without = anatomy(plain, False)
+    return without.cut or not without.is_chest
 
 
 def unrelated(apart: np.ndarray) -> bool:

@@ -314,6 +314,15 @@ def test_what_packs_better_than_deflate_can_is_refused_from_the_header(chest: np
     assert only(tmp_path / "bomb.nii.gz").slices == () and "cut short" in refusal(tmp_path / "bomb.nii.gz")
 
 
+def test_dicom_that_begins_with_its_magic_bytes_is_found_under_any_name(
+    write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path
+) -> None:
+    for number, path in enumerate(write_series(tmp_path / "scan", chest)):
+        (tmp_path / "scan" / f"IM{number:04d}").write_bytes(path.read_bytes()[128:])
+        path.unlink()
+    assert np.array_equal(read_scan(only(tmp_path / "scan"), 24), squared(chest))
+
+
 @pytest.mark.parametrize("encoding", ["implicit", "explicit", "big"])
 def test_dicom_without_preamble_is_found_under_any_name_and_read_in_its_byte_order(
     encoding: str, write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path
