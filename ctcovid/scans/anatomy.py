@@ -19,8 +19,8 @@ LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
 LEAST_STEADY, LEAST_AIR = 0.3, 0.75
 # So much of the upper edge of a chest may be body: 0.00 in the real chests measured, 0.4 and more if they are cut around their lungs.
 MOST_CUT = 0.15
-# By so many greys lung is lighter than air, and so much of a slice it fills where it is cut at the left, right or lower edge.
-LIGHTER, LEAST_BESIDE = 6, 0.03
+# By so much of the contrast to the body lung is lighter than air, and so much of a slice it fills where it is cut at the left, right or lower edge.
+LIGHTER, LEAST_BESIDE = 0.12, 0.03
 # Body at an edge of the middle slices, and at the ends of a stack relative to its largest slice: in coronal and sagittal stacks of the
 # real scans at least 0.24 and 0.33 of the upper and lower edge, and at most 0.30 at one end; in axial ones 0.00 and 0.26, and 0.43.
 REACHED, LITTLE_BODY, NO_BODY = 0.2, 0.33, 0.1
@@ -202,7 +202,8 @@ def _lungs(thumbnails: np.ndarray, dark_below: float) -> tuple[np.ndarray, bool]
     if not cut:
         # Lung that is cut at another edge is lighter than the air above the body, and no couch that goes from the left to the right.
         above, left, right = (_touching(labels, count, [edge]) for edge in (labels[:, 0], labels[:, :, 0], labels[:, :, -1]))
-        light = _means(thumbnails, labels, count) >= np.median(thumbnails[above[labels] & dark]) + LIGHTER
+        air, body = np.median(thumbnails[above[labels] & dark]), np.median(thumbnails[~dark])
+        light = _means(thumbnails, labels, count) >= air + LIGHTER * (body - air)
         beside = ~enclosed & (~above & ~(left & right) & light)[labels]
         if _most(beside) >= LEAST_BESIDE:
             return enclosed | beside, True
