@@ -25,6 +25,7 @@ from ctcovid.kernels import convolutions
 from ctcovid.kernels.convolutions import FewChannels
 
 Triple = tuple[int, int, int]
+Order = tuple[int, ...]
 
 # Dimensions of (B, C, D, H, W) in memory order, and the way back.
 FOLDED, FOLDED_BACK = (0, 3, 4, 2, 1), (0, 4, 3, 1, 2)

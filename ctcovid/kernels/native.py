@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctcovid.kernels.choice import plain_torch
+
 # The prototypes of the C functions, from which the types of their arguments are made. Those of _passes.cpp exist once for each T.
 PASSES = (
     "void moments_T(const T *x, i64 rows, i64 C, float *mean, float *var, int threads)",
@@ -136,7 +138,7 @@ def usable(x: Tensor) -> bool:
     """Whether the compiled library is there and takes this tensor."""
     # Tensors of other types, as in tracing, have no memory to work on.
     real = type(x) in (Tensor, torch.nn.Parameter) and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
-    return compiled is not None and real and x.device.type == "cpu" and x.dtype in _TYPES
+    return compiled is not None and real and x.device.type == "cpu" and x.dtype in _TYPES and not plain_torch()
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,7 @@ def normalise(x: Tensor, affine: Affine, residual: Tensor | None = None) -> Tens
     out = torch.empty_like(x)
     grid, fewer = None, 0
     if residual is not None:
-        if residual.shape[:4] != x.shape[:4] or residual.shape[4] > x.shape[4] or residual.dtype != x.dtype:
-            raise ValueError(f"A residual of shape {tuple(residual.shape)} cannot be added to one of {tuple(x.shape)}.")
+        require_fit(x, residual)
         grid, fewer = (*residual.shape[:4], *residual.stride()[:4]), residual.shape[4]
     _call("normalise", x, x, residual, grid, *_rows(x), fewer, affine.scale, affine.shift, affine.relu, out)
     return out
@@ -224,6 +225,12 @@ def unpool(g: Tensor, tap: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> T
         g = torch.empty_like(tap, dtype=g.dtype).copy_(g)
     _call("unpool", x, g, tap, _strides(tap), x, _strides(x), slope, level, gx)
     return gx
+
+
+def require_fit(x: Tensor, residual: Tensor) -> None:
+    """Raises ValueError if `residual` cannot be added to `x`."""
+    if residual.shape[:4] != x.shape[:4] or residual.shape[4] > x.shape[4] or residual.dtype != x.dtype:
+        raise ValueError(f"A residual of shape {tuple(residual.shape)} cannot be added to one of {tuple(x.shape)}.")
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from ctcovid.base.errors import UsageError, did_you_mean
+from ctcovid.kernels import choice
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,17 +21,18 @@ else:
 WORDS = {"COMMANDLINE": "option", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
 # Options that make no sense in a settings file.
 NOT_IN_FILE = {"config", "help"}
-# Named like a setting, but read by the tests.
-NO_SETTING = {"CTCOVID_SAMPLE_DATA"}
+# Named like a setting, but read by the tests, and for comparisons by all that computes layers.
+NO_SETTING = {"CTCOVID_SAMPLE_DATA", choice.VARIABLE}
 
 
 def unknown_settings(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each environment variable that is named like a setting but is not one, such as a misspelt one in a batch script.
 
-    Raises UsageError if an argument is empty: as a path it would be the current folder.
+    Raises UsageError if an argument is empty: as a path it would be the current folder. Likewise if CTCOVID_KERNELS has an unknown value.
     """
     if "" in sys.argv[1:]:
         raise UsageError("An argument is empty; perhaps a variable of the script is unset. Give the argument a value, or omit it.")
+    choice.plain_torch(environment)
     commands: dict[str, Any] = ctx.find_root().command.commands  # type: ignore[attr-defined]
     known = {name for command in commands.values() for parameter in _options(command) for name in parameter.envvar or ()} | NO_SETTING
     strange = sorted(name for name in environment if name.startswith("CTCOVID_") and name not in known)
