@@ -19,7 +19,7 @@ LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
 LEAST_STEADY, LEAST_AIR = 0.3, 0.75
 # So much of the upper edge of a chest may be body: 0.00 in the real chests measured, 0.4 and more if they are cut around their lungs.
 MOST_CUT = 0.15
-# By so much of the contrast to the body lung is lighter than air, and so much of a slice it fills where it is cut at the left, right or lower edge.
+# By so much of the contrast to the body lung is lighter than air. Where it is cut at the left, right or lower edge, so much of a slice is.
 LIGHTER, LEAST_BESIDE = 0.12, 0.03
 # Body at an edge of the middle slices, and at the ends of a stack relative to its largest slice: in coronal and sagittal stacks of the
 # real scans at least 0.24 and 0.33 of the upper and lower edge, and at most 0.30 at one end; in axial ones 0.00 and 0.26, and 0.43.

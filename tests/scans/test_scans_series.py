@@ -379,14 +379,6 @@ def test_frames_of_one_file_come_by_position(chest: np.ndarray, tmp_path: Path) 
     assert scan.geometry is not None and np.allclose(scan.geometry.spacing, (0.75, 0.75, 2))
 
 
-def test_slices_of_a_file_that_is_cut_short_are_counted_and_not_the_file(chest: np.ndarray, tmp_path: Path) -> None:
-    write_enhanced(tmp_path / "0.dcm", chest[:3], SOPInstanceUID="1.2.8")
-    write_enhanced(tmp_path / "1.dcm", chest, SOPInstanceUID="1.2.9")
-    (tmp_path / "1.dcm").write_bytes((tmp_path / "1.dcm").read_bytes()[:-9])
-    (said,) = only(tmp_path).findings
-    assert said.message == "9 of its 12 slices in 1 file cannot be read: 1 cut short" and said.code == "unreadable-slice"
-
-
 def test_files_of_one_slice_and_of_many_are_not_mixed(write_series: WriteSeries, chest: np.ndarray, tmp_path: Path) -> None:
     write_enhanced(tmp_path / "0.dcm", chest[:4], PatientID="P-17")
     write_series(tmp_path, chest, study="1.1", series="1.2", number=1)
