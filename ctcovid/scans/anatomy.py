@@ -19,8 +19,11 @@ LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
 LEAST_STEADY, LEAST_AIR = 0.3, 0.75
 # So much of the upper edge of a chest may be body: 0.00 in the real chests measured, 0.4 and more if they are cut around their lungs.
 MOST_CUT = 0.15
-# By so much of the contrast to the body lung is lighter than air. Where it is cut at the left, right or lower edge, so much of a slice is.
+# By so much of the contrast to the body lung is lighter than air. Where it is cut at the left, right or lower edge, it is so much of a
+# slice, in a quarter of them.
 LIGHTER, LEAST_BESIDE = 0.12, 0.03
+# The couch lies below so much of the height, on average.
+COUCH = 0.72
 # Body at an edge of the middle slices, and at the ends of a stack relative to its largest slice: in coronal and sagittal stacks of the
 # real scans at least 0.24 and 0.33 of the upper and lower edge, and at most 0.30 at one end; in axial ones 0.00 and 0.26, and 0.43.
 REACHED, LITTLE_BODY, NO_BODY = 0.2, 0.33, 0.1
@@ -200,12 +203,14 @@ def _lungs(thumbnails: np.ndarray, dark_below: float) -> tuple[np.ndarray, bool]
     enclosed = ~_touching(labels, count, [labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]])[labels]
     cut = float((~dark[:, 0]).mean()) > MOST_CUT
     if not cut:
-        # Lung that is cut at another edge is lighter than the air above the body, and no couch that goes from the left to the right.
+        # Lung that is cut at another edge is lighter than the air above the body, and not as low, or as wide, as a couch.
         above, left, right = (_touching(labels, count, [edge]) for edge in (labels[:, 0], labels[:, :, 0], labels[:, :, -1]))
         air, body = np.median(thumbnails[above[labels] & dark]), np.median(thumbnails[~dark])
         light = _means(thumbnails, labels, count) >= air + LIGHTER * (body - air)
-        beside = ~enclosed & (~above & ~(left & right) & light)[labels]
-        if _most(beside) >= LEAST_BESIDE:
+        rows = np.broadcast_to(np.arange(dark.shape[1])[:, None], dark.shape)
+        high = _means(rows, labels, count) <= COUCH * dark.shape[1]
+        beside = ~enclosed & (~above & ~(left & right) & light & high)[labels]
+        if float(np.quantile(beside.mean((1, 2)), 0.75)) >= LEAST_BESIDE:
             return enclosed | beside, True
     if not cut and _most(enclosed) >= LEAST_LUNG / 2:
         return enclosed, False
@@ -216,9 +221,9 @@ def _lungs(thumbnails: np.ndarray, dark_below: float) -> tuple[np.ndarray, bool]
     return (dark, True) if cut else (enclosed, False)
 
 
-def _means(thumbnails: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """The mean grey of each region, float (count + 1,)."""
-    sums, sizes = (np.bincount(labels.ravel(), weights, count + 1) for weights in (thumbnails.ravel(), None))
+def _means(values: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """The mean value of each region, float (count + 1,)."""
+    sums, sizes = (np.bincount(labels.ravel(), weights, count + 1) for weights in (values.ravel(), None))
     means: np.ndarray = sums / np.maximum(sizes, 1)
     return means
 
