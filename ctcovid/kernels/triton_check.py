@@ -30,7 +30,7 @@ def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
 
     x, g = (random(*SIZES) * 2 + 1).to(dtype), random(*SIZES).to(dtype)
     channels = [random(SIZES[-1]) for _ in range(5)]
-    for name, found, expected in chain(_rows(x, g, channels), _pooling(x, channels), _bands(random(16, 16, 3, 3, 3), dtype)):
+    for name, found, expected in chain(_rows(x, g, channels), _pooling(x, channels), _kernels(random(16, 16, 3, 3, 3), dtype)):
         off = (found.double() - expected).abs().max()
         if not bool(off <= TOLERANCES[dtype] * expected.abs().max()):
             return name
@@ -44,6 +44,15 @@ def _rows(x: Tensor, g: Tensor, channels: list[Tensor]) -> Found:
     for found, expected in zip(passes.moments(x), (wide.mean((0, 1, 2, 3)), wide.var((0, 1, 2, 3), correction=0)), strict=True):
         yield "moments", found, expected
     affine, factors = Affine(scale, shift), (factor, level, mean)
+    var, eps = wide.var((0, 1, 2, 3), correction=0).float(), 1e-5
+    deviation = (var.double() + eps).sqrt()
+    right = (scale / deviation, shift - mean * scale / deviation, 1 / deviation)
+    for found, expected in zip(passes.affine(scale, shift, mean, var, eps), right, strict=True):
+        yield "affine", found, expected
+    b = -scale.double() * level.double() ** 2 * factor / 100
+    right = (b, -scale.double() * shift / 100 - b * mean, factor.double() * level)
+    for found, expected in zip(passes.factors(affine, level, mean, shift, factor, 100), right, strict=True):
+        yield "factors", found, expected
     other = torch.empty_like(x.permute(0, 3, 1, 2, 4), memory_format=torch.contiguous_format).permute(0, 2, 3, 1, 4)
     for residual in (None, g):
         before = wide * scale.double() + shift.double() + (0 if residual is None else wide_g)
@@ -81,8 +90,8 @@ def _pooling(x: Tensor, channels: list[Tensor]) -> Found:
     yield "unpool", passes.unpool(pooled, tap, x, slope, level), slope.double() * x.double() + level.double() + sent
 
 
-def _bands(weight: Tensor, dtype: torch.dtype) -> Found:
-    """The banded kernel of two slices, with more channels than the weight has, and its gradient."""
+def _kernels(weight: Tensor, dtype: torch.dtype) -> Found:
+    """The banded kernel of two slices, with more channels than the weight has, and its gradient; patches, as of the stem."""
     outputs, inputs = weight.shape[:2]
     expected = weight.new_zeros((2, outputs + 8, 3, 3, 2, inputs + 8), dtype=torch.float64)
     for o in range(2):
@@ -93,3 +102,7 @@ def _bands(weight: Tensor, dtype: torch.dtype) -> Found:
     found = passes.unband(made, torch.empty_like(weight), 1, 1)
     # Each tap stands as often in the band as there are slices that see each other through it.
     yield "unband", found, weight.double() * torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64, device=weight.device)[:, None, None]
+    images = weight[:2, :15, :, 0, :1].to(dtype).contiguous()
+    taken = passes.patches(images, (8, 2, 56), (7, 7), (2, 2), (3, 3))
+    under = F.unfold(images.double().permute(0, 3, 1, 2), 7, stride=2, padding=3).transpose(1, 2).unflatten(1, (8, 2))
+    yield "patches", taken, F.pad(under, (0, 7))

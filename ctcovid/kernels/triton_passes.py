@@ -133,6 +133,33 @@ def normalise(x: Tensor, affine: Affine, residual: Tensor | None, out: Tensor) -
     return out
 
 
+def affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale and shift of a batch norm, and 1 / standard deviation, float32 (C,) each; zeros for channels that it lacks."""
+    channels = len(mean)
+    scale, shift, inverse = (torch.empty_like(mean) for _ in range(3))
+    made = (weight, bias, mean, var, scale, shift, inverse, channels, len(weight), eps)
+    _launch(kernels.affine, triton.cdiv(channels, 128), mean, *made, BC=128)
+    return scale, shift, inverse
+
+
+def factors(known: Affine, inverse: Tensor, mean: Tensor, total: Tensor, dot: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors b and k of the input gradient ``scale * g' + b * x + k`` over `count` values per channel, and the weight's gradient."""
+    channels = len(mean)
+    b, k, weight = (torch.empty_like(mean) for _ in range(3))
+    made = (known.scale, inverse, mean, total, dot, b, k, weight, channels, 1 / max(count, 1))
+    _launch(kernels.factors, triton.cdiv(channels, 128), mean, *made, BC=128)
+    return b, k, weight
+
+
+def update_running(old: tuple[Tensor, Tensor], mean: Tensor, var: Tensor, momentum: float, count: int) -> None:
+    """Move running mean and variance, float32 (C,) each, towards those of a batch of `count` values per channel, in place."""
+    channels = len(old[0])
+    _launch(kernels.running, triton.cdiv(channels, 128), mean, *old, mean, var, channels, momentum, count / (count - 1), BC=128)
+    for tensor in old:
+        # Whoever keeps what was made of them has to see that they are others now.
+        torch.autograd.graph.increment_version(tensor)
+
+
 def reduce(g: Tensor, x: Tensor, out: Tensor | None, affine: Affine, mean: Tensor) -> tuple[Tensor, Tensor]:
     """As in native.py, with any strides."""
     channels = x.shape[4]
@@ -247,4 +274,23 @@ def unband(gradient: Tensor, found: Tensor, stride: int, padding: int) -> Tensor
         numbers = (count, outputs, inputs, more_outputs, more_inputs, taps, kh, kw, depth, out, stride, padding, *found.stride())
         programs = triton.cdiv(count, rows) * triton.cdiv(inputs, block)
         _launch(kernels.unband, programs, found, gradient, found, *numbers, BR=rows, BI=block)
+    return found
+
+
+def patches(images: Tensor, sizes: tuple[int, int, int], kernel: Sizes, stride: Sizes, padding: Sizes) -> Tensor:
+    """The numbers under a 2D kernel for each pixel of its output, (N, H', W', K) for `sizes` (H', W', K), zeros behind the last.
+
+    images : dense (N, H, W, C); a number's place is that of its row, column and channel in the kernel. K is a multiple of 8.
+    """
+    N, H, W, C = images.shape
+    high, wide, taken = sizes
+    found = images.new_empty((N, high, wide, taken))
+    if found.numel():
+        whole = triton.next_power_of_2(taken)
+        rows = max(1, ELEMENTS // whole)
+        blocks = triton.cdiv(wide, rows)
+        run = kernel[1] * C
+        numbers = (H, W, C, high, wide, blocks, kernel[0] * run, taken // 8, *stride, *padding, *images.stride()[:2])
+        settings = {"RUN": run, "LARGE": H * W * C >= 1 << 30, "BR": rows, "BK": whole}
+        _launch(kernels.patches, N * high * blocks, images, images, found, *numbers, **settings)
     return found
