@@ -12,7 +12,7 @@ from typing import Any
 
 from ctcovid.base import choices
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, StoppedError, counted
+from ctcovid.base.errors import CtcovidError, InputError, StoppedError, counted
 from ctcovid.base.faults import told
 from ctcovid.base.files import RUN_CARD
 from ctcovid.base.locks import in_turn
@@ -110,6 +110,6 @@ def _resumed() -> Iterator[None]:
 
 
 def _told(error: Exception, console: Console) -> str:
-    if console.verbose:
+    if console.verbose and not isinstance(error, CtcovidError):
         traceback.print_exception(error)
     return told(error)
