@@ -153,6 +153,35 @@ class _Band(torch.autograd.Function):
         return ctx.module.unband(gradient.contiguous(), found, *ctx.geometry), None, None, None, None
 
 
+# ---- some of the voxels ----
+
+
+def thinned(x: Tensor, steps: tuple[int, int, int], order: tuple[int, ...]) -> Tensor:
+    """Every so many voxels of a logical (B, C, D, H, W) in depth, height and width; values and gradient are dense in `order`."""
+    if steps == (1, 1, 1):
+        return x
+    found: Tensor = _Thinned.apply(x, steps, order)
+    return found
+
+
+class _Thinned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, steps: tuple[int, int, int], order: tuple[int, ...]) -> Tensor:
+        ctx.steps, ctx.order, ctx.shape = steps, order, x.shape
+        back = [order.index(dim) for dim in range(5)]
+        s, t, u = steps
+        return x[:, :, ::s, ::t, ::u].permute(order).contiguous().permute(back)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # torch's own gradient of a slice is in the order of dimensions: each step there would be a copy of all into another order.
+        wide = gradient.new_zeros([ctx.shape[dim] for dim in ctx.order]).permute([ctx.order.index(dim) for dim in range(5)])
+        s, t, u = ctx.steps
+        wide[:, :, ::s, ::t, ::u] = gradient
+        return wide, None, None
+
+
 # ---- matrix products ----
 
 
