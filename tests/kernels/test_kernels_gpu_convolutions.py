@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import gpu_stand_in
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctcovid.kernels import gpu_convolutions, passes
+from ctcovid.kernels import choice, gpu_convolutions, passes
 from ctcovid.kernels.depthfold import BY_SLICES, FOLDED, Conv3d, convolve, prepare
 from ctcovid.models import resnet3d
 from ctcovid.models.resnet3d import ResNet3D
@@ -86,6 +87,23 @@ def test_in_use_bias_residual_and_relu_belong_to_the_convolution(name: str, adde
     with torch.inference_mode():
         found = convolve(x, prepare(weight, bias, stride, padding, x), relu, residual)
     torch.testing.assert_close(found.double(), expected.relu() if relu else expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1, None])
+def test_a_librarys_fused_convolution_is_used_only_where_it_does_what_its_steps_do(
+    factor: float | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def library(*operands: Any) -> Tensor:
+        if factor is None:
+            raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED")
+        return gpu_convolutions._steps(*operands, relu=True) * factor
+
+    monkeypatch.setattr(gpu_convolutions, "_checked", {})
+    monkeypatch.setattr(gpu_convolutions, "_library", library)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(choice, "_said", set())
+    assert [gpu_convolutions._agrees(torch.zeros(1, dtype=torch.bfloat16)) for _ in range(2)] == [factor == 1.0] * 2
+    assert capsys.readouterr().err.count("cuDNN has no sound convolution with bias, sum and ReLU in one") == (factor != 1.0)
 
 
 def test_the_gradient_of_a_product_is_summed_in_parts_that_hold_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
