@@ -195,7 +195,9 @@ def _named(found: Found, root: Path, label: str, patient: str, pseudonyms: Pseud
         name = "/".join(source.parts[2:]) + suffix
     else:
         name = pseudonyms(found.study or source.as_posix())
-    return replace(found.scan, id=name, patient=patient, label=label, source=source.as_posix() + suffix)
+    # As they are written into files, which have to be valid UTF-8.
+    name, patient, label, path = map(printable, (name, patient, label, source.as_posix() + suffix))
+    return replace(found.scan, id=name, patient=patient, label=label, source=path)
 
 
 def _below(found: Found, path: Path, alone: bool) -> Scan:
