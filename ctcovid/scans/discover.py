@@ -151,7 +151,7 @@ def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms
     for one, first in zip(found, firsts, strict=True):
         scan = _named(one, root, patient_folder.parent.name, patient_folder.name, pseudonyms)
         alone = first and firsts.count(first) == 1 and (patient_folder / first[0]).is_dir()
-        scans.append(replace(scan, id=first[0]) if alone else scan)
+        scans.append(replace(scan, id=printable(first[0])) if alone else scan)
     return scans
 
 
