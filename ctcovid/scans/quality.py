@@ -283,7 +283,8 @@ def _anatomy(
     findings = [] if seen.lung_window else [_window()]
     if not _shows_anatomy(summaries, kept):
         return findings, kept
-    if refusal := _refusal(stack, apart, seen, masked, ordered):
+    grey = all(item.hounsfield is None for item in summaries.values())
+    if refusal := _refusal(stack, apart, seen, masked, ordered, grey):
         return [refusal], kept
     # Parts of slices differ less.
     found, kept, moved = _ordered(apart, kept, ordered, seen.lung_window and not seen.cut)
@@ -300,11 +301,11 @@ def _anatomy(
     return findings + found, kept
 
 
-def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked: bool, ordered: bool) -> Finding | None:
+def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked: bool, ordered: bool, grey: bool) -> Finding | None:
     """Why a stack is not one of axial slices of a chest, if that is certain. Positions tell better than pictures whether it is axial."""
     if anatomy.unrelated(apart):
         return Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its slices are unrelated pictures.", SCAN_DROPPED)
-    if not ordered and not masked and anatomy.is_negative(stack):
+    if grey and not masked and anatomy.is_negative(stack):
         message = "Its grey is that of a negative: air is bright, and the body dark. Export the scan with air in black."
         return Finding("not-hounsfield", ERROR, message, SCAN_DROPPED)
     # Photographs may show something at all edges, too, but have many greys, no black around, and no order.

@@ -36,7 +36,7 @@ MOST_AT_AN_END = 0.01
 # With padding below air it must show both clearly: less 1000, air seems to be padding, the body air, and dense bone tissue.
 LEAST_AIR, LEAST_TISSUE, MOST_BELOW = 0.002, 0.002, 0.2
 # Lungs that were cut out need not show tissue, but most of what they show is lung, and less than half as low as air, or a body less 1000.
-LEAST_LUNG, MOST_DEEP = 0.5, 0.5
+LEAST_LUNG, MOSTLY_LUNG, MOST_DEEP = 0.5, 0.9, 0.5
 # Of pictures, the round field of view is within this share of a side.
 ROUND = 0.96
 # What is most often added to Hounsfield units, and how well a picture's distribution tells what was added.
@@ -145,7 +145,8 @@ def picture_scale(counts: np.ndarray, within: np.ndarray | None = None) -> Scale
         return GREY
     for known in KNOWN:
         for some in (counts,) if within is None else (counts, within):
-            if _is_chest(np.roll(some, WIDE // 2) if known.signed else some, np.array([WIDE // 2])).all():
+            some = np.roll(some, WIDE // 2) if known.signed else some
+            if _is_chest(some, np.array([WIDE // 2])).all() or _is_lungs(some, WIDE // 2):
                 return known
     bits = highest.bit_length()
     white, total = int(counts[int(NEARLY_WHITE * ((1 << bits) - 1)) :].sum()), int(counts.sum())
@@ -190,6 +191,13 @@ def _is_chest(counts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     air, tissue = share(-1100, -700), share(-200, 200)
     beyond = np.maximum(share(-WIDE, -1100), share(600, WIDE))
     return (np.minimum(air, tissue) >= LEAST_OF_EACH) & (share(-600, -250) < air) & (beyond < LEAST_OF_EACH)
+
+
+def _is_lungs(counts: np.ndarray, offset: int) -> bool:
+    """Whether the values less this offset are Hounsfield units of lungs that were cut out: nearly all are lung, and few as low as air."""
+    total = max(int(counts.sum()), 1)
+    lung, deep = (int(counts[offset + low : offset + high].sum()) for low, high in ((-1100, -400), (-1100, -950)))
+    return lung >= MOSTLY_LUNG * total and deep <= MOST_DEEP * lung
 
 
 def hounsfield_counts(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from ctcovid.scans.discover import find_scans
 from ctcovid.scans.padding import at_edge, corner_values, padding_of
 from ctcovid.scans.pixels import dicom_frames
 from ctcovid.scans.quality import Verdict, check
-from ctcovid.scans.read import probe, read_slices
+from ctcovid.scans.read import probe, read_picture, read_slices
 from ctcovid.scans.scale import GREY, WIDE, Scale, hounsfield_counts, hounsfield_problem, other_scales, picture_scale
 from ctcovid.scans.slice_summary import summarise
 from ctcovid.scans.window import LUNG, Window
@@ -162,6 +162,22 @@ def test_lungs_alone_in_hounsfield_units_are_segmented(outside: int, vessels: bo
     assert found.kind == "segmented" and found.kept == tuple(range(8))
     assert "segmented" in {finding.code for finding in found.findings} <= {"segmented", "padding", "repeated-slices"}
     assert all(one.pixels[0, 0] <= LUNG.grey(np.array(-1000)) for one in slices)
+
+
+@pytest.mark.parametrize("outside", [-1000, -2000])
+def test_lungs_alone_in_pictures_of_deeplesion_are_segmented(outside: int, hounsfield: np.ndarray, tmp_path: Path) -> None:
+    lungs = lungs_alone(hounsfield[2:8], outside, False)
+    for number, values in enumerate(lungs):
+        Image.fromarray((values + 32768).astype(np.uint16)).save(tmp_path / f"{number}.png")
+    scale = probe(sorted(tmp_path.iterdir())).scale
+    slices = [read_picture(path, scale) for path in sorted(tmp_path.iterdir())]
+    assert np.array_equal([one.pixels for one in slices], LUNG.grey(lungs))
+    assert verdict(slices).kind == "segmented" and len(verdict(slices).kept) == 6
+
+
+def test_negative_in_a_volume_of_grey_is_refused(hounsfield: np.ndarray) -> None:
+    slices = [Decoded(255 - LUNG.grey(one)) for one in hounsfield]
+    assert "negative" in verdict(slices).findings[0].message and not verdict(slices).kept
 
 
 def lungs_alone(hounsfield: np.ndarray, outside: int, vessels: bool) -> np.ndarray:
