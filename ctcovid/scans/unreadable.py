@@ -18,6 +18,9 @@ from ctcovid.scans.contents import natural_key, without_numbers
 from ctcovid.scans.dicom import NOT_DICOM, DamagedError, Header, read_header
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
 
+# More slices in one file are damage of its header.
+MOST_FRAMES = 4096
+
 
 @dataclass(frozen=True)
 class Unread:
@@ -86,7 +89,7 @@ def of_series(
 
 def count_slices(missing: Sequence[Unread]) -> int:
     """Slices that files would hold, one in each of which nothing can be read."""
-    return sum(len(one.header.details) if one.header else 1 for one in missing)
+    return sum(one.header.frames if one.header and 1 <= one.header.frames <= MOST_FRAMES else 1 for one in missing)
 
 
 def places_of(missing: Sequence[Unread], files: Sequence[Path], positions: np.ndarray, spacing: float) -> tuple[int, ...]:
@@ -104,7 +107,7 @@ def places_of(missing: Sequence[Unread], files: Sequence[Path], positions: np.nd
     # The gaps between readable slices show where the missing ones belong.
     wide = np.diff(distinct) / spacing if np.isfinite(spacing) else np.empty(0)
     holes = [int(place) + 1 for place in np.argsort(-wide) for _ in range(round(float(wide[place])) - 1)]
-    counts = sorted((len(one.header.details) if one.header else 1 for one in missing), reverse=True)
+    counts = sorted((count_slices([one]) for one in missing), reverse=True)
     places: list[int] = []
     for count in counts:
         # The slices of one file are neighbours.
@@ -139,10 +142,7 @@ def slice_findings(missing: Sequence[Unread], slices: int) -> list[Finding]:
     by_code: dict[str, list[Unread]] = {}
     for one in missing:
         by_code.setdefault(one.code or "unreadable-slice", []).append(one)
-    return [
-        Finding(code, WARNING, f"{len(some):,} of its {slices + len(missing):,} slices cannot be read: {reasons(some)}", SLICE_DROPPED)
-        for code, some in by_code.items()
-    ]
+    return [Finding(code, WARNING, _told(some, slices + count_slices(missing)), SLICE_DROPPED) for code, some in by_code.items()]
 
 
 def file_findings(others: Sequence[Unread]) -> list[Finding]:
@@ -154,12 +154,17 @@ def file_findings(others: Sequence[Unread]) -> list[Finding]:
 
 
 def missing_slices(missing: Sequence[Unread], slices: int) -> str:
-    """How many slices of a series are missing, and why."""
+    """How many slices of a series are missing, and why; `slices` are there."""
+    return _told(missing, slices + count_slices(missing))
+
+
+def _told(missing: Sequence[Unread], total: int) -> str:
     lost = count_slices(missing)
-    return f"{lost:,} of its {slices + lost:,} slices cannot be read: {reasons(missing)}"
+    files = "" if lost == len(missing) else f" in {counted(len(missing), 'file')}"
+    return f"{lost:,} of its {total:,} slices{files} cannot be read: {reasons(missing)}"
 
 
 def reasons(unread: Sequence[Unread]) -> str:
-    """Reasons by frequency, as ``2 cut short, 1 empty``."""
+    """Reasons by the number of files, as ``2 cut short, 1 empty``."""
     counts = Counter(sorted(one.reason for one in unread))
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
