@@ -15,7 +15,7 @@ from ctcovid.base.files import json_text
 class Printable(Protocol):
     """What `result` can print: a table, on a terminal or as plain text."""
 
-    def terminal(self) -> Any: ...
+    def terminal(self, width: int) -> Any: ...
 
     def text(self) -> str: ...
 
@@ -69,7 +69,8 @@ class Console:
         elif self.terminal:
             from rich.console import Console as RichConsole
 
-            RichConsole(highlight=False).print(table.terminal())
+            screen = RichConsole(highlight=False)
+            screen.print(table.terminal(screen.width))
         else:
             print(table.text(), flush=True)
 

@@ -102,7 +102,8 @@ def paper_table(
         notes += [
             f"{score.name}: {NAMES[metric]} is not defined, {reason}." for metric, reason in score.undefined.items() if metric in PAPER
         ]
-    return Table(("model", *said, f"{manner.level}s", *PAPER.values()), rows, notes=notes, bold=bold)
+    optional = ("batch", "depth", *(PAPER[metric] for metric in ("precision", "recall", "f1")))
+    return Table(("model", *said, f"{manner.level}s", *PAPER.values()), rows, notes=notes, bold=bold, optional=optional)
 
 
 def _best(scores: Sequence[Score], metric: str, ci: str) -> list[int]:
