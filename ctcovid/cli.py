@@ -55,6 +55,8 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
     """
     messages = Messages(**{field.name: values.pop(field.name) for field in fields(Messages)})
     console = Console(messages.quiet, messages.verbose, messages.json)
+    if messages.verbose:
+        console.detailed()
     try:
         raise_when_stopped()
         require_alone(name, values.get("executor"))

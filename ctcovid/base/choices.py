@@ -1,4 +1,4 @@
-"""Options whose value is one of a few words; each list is declared once."""
+"""Options whose value is one of a few words, and limits of numbers that several rooms know; each is declared once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Images = Literal["complete", "segmented", "all"]
 OnProblem = Literal["repair", "drop", "stop"]
 Method = Literal["smooth-gradcam++", "gradcam", "gradcam++", "occlusion"]
 # How large the demo is.
-Preset = Literal["auto", "small", "full"]
+Preset = Literal["auto", "small", "medium", "full"]
 
 PARTS: tuple[str, ...] = get_args(Part)
 INTERVALS: tuple[str, ...] = get_args(Interval)
@@ -28,3 +28,6 @@ CLASS_BALANCES: tuple[str, ...] = get_args(ClassBalance)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 METHODS: tuple[Method, ...] = get_args(Method)
 SMOOTH, PLAIN, PLUS, OCCLUSION = METHODS
+# The thickest scans have fewer slices.
+MOST_SLICES = 1024
+LEAST_SIDE, MOST_SIDE = 16, 4096

@@ -32,7 +32,7 @@ class Console:
     Parameters
     ----------
     quiet : only results, warnings and errors
-    verbose : also the traceback of an unexpected error
+    verbose : also details, and the traceback of an unexpected error
     json : `result` prints its JSON document in place of its table
     results : off for a command that is a step of another one
     """
@@ -55,6 +55,20 @@ class Console:
         """Print a warning on stderr, even with --quiet."""
         if not self.silent:
             print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+    def detailed(self) -> None:
+        """From here on also say what the modules of ctcovid log as details."""
+        import logging
+
+        say = self.say
+
+        class Saying(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                say(record.getMessage())
+
+        details = logging.getLogger("ctcovid")
+        details.setLevel(logging.INFO)
+        details.addHandler(Saying())
 
     def notice(self) -> None:
         """The last line of every command that predicts."""

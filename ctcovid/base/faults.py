@@ -71,6 +71,10 @@ class Fault:
     code: int
     path: str = ""
 
+    @property
+    def is_memory(self) -> bool:
+        return self.code == errno.ENOMEM
+
     def told(self, name: str | Path = "") -> str:
         """A sentence with the remedy. `name` is what was read or written, and precedes the path that the system names."""
         what, remedy = FAULTS[self.code]
@@ -108,11 +112,11 @@ def raise_machine_fault(error: BaseException, name: str | Path = "") -> None:
         raise MachineFaultError(_sentence(fault.told(name))) from error
 
 
-def second_look(path: Path) -> Exception | None:
-    """What reading a file to its end raises: a library that failed does not say whether the file or the machine was at fault."""
+def second_look(path: Path, most: int | None = None) -> Exception | None:
+    """What reading a file raises, to its end or `most` bytes: a library that failed does not tell faults of file and machine."""
     try:
         with path.open("rb") as file:
-            while file.read(1 << 20):
+            while file.read(1 << 20) and (most is None or file.tell() < most):
                 pass
     except (OSError, MemoryError) as error:
         return error

@@ -192,7 +192,7 @@ def _fit(options: Options, plan: Plan, run: RunFolder, session: Session) -> Reci
     data, recipe, network, progress = plan.data, plan.recipe, run.state.network, run.state.progress
     ranks, console = session.ranks, session.console
     if not progress.over(options.epochs, options.patience):
-        data = data.in_memory(network.device, session)
+        data = data.in_memory(network.device, session, options.workers or ranks.cpus)
         if options.micro_batch == "auto":
             volumes = automatic_micro_batch(recipe, network, data.train.shape, plan.checkpoint, session)
             recipe = replace(recipe, micro_batch=volumes)
@@ -214,6 +214,8 @@ def _fit(options: Options, plan: Plan, run: RunFolder, session: Session) -> Reci
     saving = Saving(options.checkpoint_every if ranks.first else 0, run.save)
     with suggesting_micro_batch(recipe, network, data.train.shape, ranks), naming_limits(session.workers):
         finished = fit(stepper, data, session, saving, epoch_done)
+    # Their memory is for what comes next.
+    network.graphs.release()
     if events is not None:
         events.close()
     if not finished:

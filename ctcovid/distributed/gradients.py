@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,29 @@ class Gradients:
                 bucket = torch.zeros(sum(p.numel() for p in group), device=group[0].device)
                 self.buckets.append(bucket)
                 self.views += [v.view_as(p) for v, p in zip(bucket.split([p.numel() for p in group]), group, strict=True)]
+
+    def of(self, loss: Tensor) -> list[Tensor | None]:
+        """The gradients of `loss` in tensors of their own, each in the memory order of its parameter, as ``backward`` would leave them."""
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return [
+            g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            for g, p in zip(found, self.parameters, strict=True)
+        ]
+
+    def add(self, gradients: Sequence[Tensor | None], lent: bool) -> None:
+        """Add gradients to those of the parameters, as ``backward`` does. If they are only `lent`, the first ones are copied."""
+        sums: list[Tensor] = []
+        more: list[Tensor] = []
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient.clone() if lent else gradient
+            else:
+                sums.append(parameter.grad)
+                more.append(gradient)
+        if sums:
+            torch._foreach_add_(sums, more)
 
     def exchange(self, *more: Tensor) -> None:
         """Give every process the sum of the gradients, and of the tensors in `more`. A process without volumes adds nothing."""

@@ -133,7 +133,8 @@ class Heartbeat(threading.Thread):
                 return False
             return self._await(lambda: self.store.check(["told"]))
         except RuntimeError:
-            return False
+            # The first process has ended, and the store with it. It does so once all know of the failure, and it reports that.
+            return self.failure is not None and not self.orphaned
 
     def leave(self) -> None:
         """End together with the others. The first process says when, and ends last.

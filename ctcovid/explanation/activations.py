@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -38,13 +39,17 @@ class Activations:
         self._handle: RemovableHandle | None = None
 
     def __enter__(self) -> Activations:
-        self._handle = self.module.register_forward_hook(self._keep)
+        self._watch(True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._watch(False)
+        self._output = None
+
+    def _watch(self, on: bool) -> None:
         if self._handle is not None:
             self._handle.remove()
-        self._output = None
+        self._handle = self.module.register_forward_hook(self._keep) if on else None
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 5:
@@ -71,6 +76,20 @@ class Activations:
         maps : float (B, C, d, h, w)
         gradients : float (B, K, C, d, h, w)
         """
+        network = self.network
+        if network.graphs.recorder is None:
+            return self._computed(scaled, classes)
+        # A graph outlives this recording, so what it captures has a hook of its own.
+        self._watch(False)
+        try:
+            work = partial(_recorded, network, self.layer, tuple(classes))
+            logits, maps, gradients = network.graphs.run("a pass for explanations", work, scaled, key=(self.layer, *classes))
+        finally:
+            self._watch(True)
+        assert logits is not None and maps is not None and gradients is not None
+        return logits, maps, gradients
+
+    def _computed(self, scaled: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         with torch.set_grad_enabled(self.head is None):
             logits = self.network.forward(scaled)
             assert self._output is not None
@@ -90,6 +109,11 @@ class Activations:
         """Channels second, float32 or better."""
         ordered = tensor.permute(0, 4, 1, 2, 3) if self.channels_last else tensor
         return ordered.to(torch.promote_types(ordered.dtype, torch.float32))
+
+
+def _recorded(network: Network, layer: str, classes: Sequence[int], scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with Activations(network, layer) as activations:
+        return activations._computed(scaled, classes)
 
 
 def linear_head(network: Network) -> nn.Linear | None:

@@ -64,8 +64,8 @@ def log_odds(network: Network, volumes: Iterable[np.ndarray]) -> np.ndarray:
     """log(p / (1 - p)) of each class, float64 (N, classes), for uint8 volumes (D, H, W) of one shape, a batch in memory at a time."""
     found = []
     for some in in_batches(volumes, network):
-        for batch, count in network.passes(np.stack(some)):
-            found.append(odds_of(network.logits(batch)[:count].double()).cpu().numpy())
+        for logits in network.logits_by_passes(np.stack(some)):
+            found.append(odds_of(logits.double()).cpu().numpy())
     return np.concatenate(found)
 
 

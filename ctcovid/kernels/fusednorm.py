@@ -1,7 +1,8 @@
 """Batch norm with all that stands between two convolutions: residual sum, ReLU, max pooling. Few passes over memory, fewer tensors kept.
 
-On a CPU with the compiled passes, forward and backward are written out here. Elsewhere they are torch's own operations. Statistics are
-float32 or better in any case. The memory orders of activations are those of depthfold.py.
+With the passes of passes.py, on a CPU or a GPU, forward and backward are written out here. Elsewhere they are torch's own operations.
+Statistics are float32 or better in any case. The memory orders of activations are those of depthfold.py. On a GPU a pass may write another
+order than it reads, and there may be more channels than the batch norm has: those are zero, and stay so.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ctcovid.kernels import native
-from ctcovid.kernels.depthfold import BY_SLICES, memory_order, shortcut
+from ctcovid.kernels import passes
+from ctcovid.kernels.depthfold import BY_SLICES, Order, memory_order, shortcut
 from ctcovid.kernels.native import Affine
 
 
@@ -28,7 +29,9 @@ class Activation:
     again: Callable[[], Tensor] | None = None
 
 
-def norm_relu(x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tensor | None = None, stride: int = 1) -> Activation:
+def norm_relu(
+    x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tensor | None = None, stride: int = 1, wanted: Order | None = None
+) -> Activation:
     """``relu(norm(x) + shortcut(residual))`` with the statistics of the batch, which enter the running ones.
 
     Parameters
@@ -36,24 +39,26 @@ def norm_relu(x: Tensor, norm: nn.BatchNorm3d, relu: bool = True, residual: Tens
     x : float (B, C, D, H, W)
     relu : without it, the values before it
     residual : float (B, C' <= C, ...) of which every `stride`-th voxel is added, zeros in place of missing channels
+    wanted : the memory order of the result, where passes can choose it; otherwise that of `x`
     """
-    if not native.usable(x):
+    if not passes.usable(x):
         y = _batch_norm(x, norm)
         if residual is not None:
             y = y + shortcut(residual, x.shape[1], stride)
         return Activation(y.relu_() if relu else y)
     _require_several(x)
     order, back = memory_order(x)
-    rows, mean, var, scale, shift = _NormRelu.apply(x, norm.weight, norm.bias, residual, _Settings(norm.eps, relu, stride))
+    memory = _memory(order, wanted) if wanted is not None and passes.on_gpu(x) else None
+    rows, mean, var, scale, shift = _NormRelu.apply(x, norm.weight, norm.bias, residual, _Settings(norm.eps, relu, stride, memory))
     y = rows.permute(back)
     _update_running(norm, mean, var, x.numel() // x.shape[1])
     if residual is not None:
         return Activation(y)
-    return Activation(y, lambda: native.normalise(x.detach().permute(order).contiguous(), Affine(scale, shift, relu)))
+    return Activation(y, lambda: passes.normalise(x.detach().permute(order).contiguous(), Affine(scale, shift, relu), None, memory))
 
 
-def forgetful(conv: nn.Module, x: Activation) -> Tensor:
-    """``conv(x)``; values that can be computed again are not kept for the backward pass.
+def forgetful(conv: nn.Module, x: Activation, *more: int | None) -> Tensor:
+    """``conv(x, *more)``; values that can be computed again are not kept for the backward pass.
 
     Between two convolutions only the output of the first is kept. The values behind its batch norm and ReLU, which the gradient of the
     second one's weight needs, are computed twice: one more pass over memory, for half of what a training step keeps. Hooks for saved
@@ -61,7 +66,7 @@ def forgetful(conv: nn.Module, x: Activation) -> Tensor:
     """
     again = x.again
     if again is None:
-        result: Tensor = conv(x.values)
+        result: Tensor = conv(x.values, *more)
         return result
     storage = x.values.untyped_storage().data_ptr()
 
@@ -73,19 +78,20 @@ def forgetful(conv: nn.Module, x: Activation) -> Tensor:
         return kept if isinstance(kept, Tensor) else again().as_strided(*kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return conv(x.values)
+        return conv(x.values, *more)
 
 
-def norm_relu_pool(x: Tensor, norm: nn.BatchNorm3d, maxpool: nn.MaxPool3d) -> Tensor:
+def norm_relu_pool(x: Tensor, norm: nn.BatchNorm3d, maxpool: nn.MaxPool3d, wanted: Order | None = None) -> Tensor:
     """``maxpool(relu(norm(x)))`` with the statistics of the batch, which enter the running ones; `maxpool` is 3x3x3, stride 2, padding 1.
 
     Batch norm and ReLU keep the order of values, or reverse it where a channel's weight is negative. So the largest values are found
     first, and the rest is done at an eighth of the size.
     """
-    if not native.usable(x):
+    if not passes.usable(x):
         return maxpool(F.relu(_batch_norm(x, norm), inplace=True))
     _require_several(x)
-    pooled, mean, var = _NormReluPool.apply(x, norm.weight, norm.bias, norm.eps)
+    memory = _memory(memory_order(x)[0], wanted) if wanted is not None and passes.on_gpu(x) else None
+    pooled, mean, var = _NormReluPool.apply(x, norm.weight, norm.bias, norm.eps, memory)
     _update_running(norm, mean, var, x.numel() // x.shape[1])
     y: Tensor = pooled.permute(memory_order(x)[1])
     return y
@@ -93,11 +99,9 @@ def norm_relu_pool(x: Tensor, norm: nn.BatchNorm3d, maxpool: nn.MaxPool3d) -> Te
 
 def relu_pool(x: Tensor, maxpool: nn.MaxPool3d) -> Tensor:
     """``maxpool(relu(x))``, in the other order."""
-    if native.usable(x) and not (torch.is_grad_enabled() and x.requires_grad):
+    if passes.usable(x) and not (torch.is_grad_enabled() and x.requires_grad):
         order, _ = memory_order(x)
-        rows = _logical(x.permute(order).contiguous(), order)
-        ones = torch.ones(x.shape[1], dtype=torch.float32, device=x.device)
-        return native.pool(rows, ones, measure=False)[0].permute(0, 4, 1, 2, 3).relu_()
+        return passes.relu_pool(_logical(x.permute(order).contiguous(), order)).permute(0, 4, 1, 2, 3)
     return F.relu(maxpool(x))
 
 
@@ -134,6 +138,7 @@ def _update_running(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor, count: int)
         return
     norm.num_batches_tracked.add_(1)
     momentum = _momentum(norm)
+    mean, var = mean[: norm.num_features], var[: norm.num_features]
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
     norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), momentum)
 
@@ -145,16 +150,25 @@ def _require_several(x: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Settings:
-    """How `_NormRelu` normalises; `stride` is that of the residual."""
+    """How `_NormRelu` normalises; `stride` is that of the residual, `memory` as in `passes.normalise`."""
 
     eps: float
     relu: bool
     stride: int
+    memory: tuple[int, ...] | None
+
+
+def _memory(order: Order, wanted: Order) -> tuple[int, ...]:
+    """The order in memory of the dimensions of what is permuted by `order`, such that memory is in the wanted one."""
+    return tuple(order.index(dim) for dim in wanted)
 
 
 def _affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and shift that normalise, and 1 / standard deviation, float32 (C,) each."""
+    """Scale and shift that normalise, and 1 / standard deviation, float32 (C,) each; zeros for channels that the batch norm lacks."""
     inverse = (var + eps).rsqrt()
+    missing = len(mean) - len(weight)
+    if missing:
+        weight, bias = F.pad(weight, (0, missing)), F.pad(bias, (0, missing))
     scale = weight.float() * inverse
     return scale, bias.float() - mean * scale, inverse
 
@@ -177,17 +191,19 @@ class _NormRelu(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         order, back = memory_order(x)
         rows = x.permute(order).contiguous()
-        mean, var = native.moments(rows)
+        mean, var = passes.moments(rows)
         scale, shift, inverse = _affine(weight, bias, mean, var, settings.eps)
         relu, s, added = settings.relu, settings.stride, None
         if residual is not None:
             added = residual.to(x.dtype)[:, :, ::s, ::s, ::s].permute(order)
             added = added if added.stride(4) == 1 else added.contiguous()
-        out = native.normalise(rows, Affine(scale, shift, relu), added)
+        out = passes.normalise(rows, Affine(scale, shift, relu), added, settings.memory)
         # Without a residual, the ReLU's mask follows from x, which is kept in any case.
         ctx.save_for_backward(rows, out if relu and residual is not None else None, mean, scale, shift, inverse)
-        ctx.order, ctx.back, ctx.settings = order, back, settings
-        ctx.residual = None if residual is None else (residual.shape, residual.dtype)
+        ctx.back, ctx.settings, ctx.channels = back, settings, len(weight)
+        # The gradient of a residual is added to another one, which has the memory order of the residual.
+        spread = order if residual is None or not passes.on_gpu(x) else memory_order(residual)[0]
+        ctx.residual = None if residual is None else (residual.shape, residual.dtype, spread)
         ctx.mark_non_differentiable(mean, var, scale, shift)
         return out, mean, var, scale, shift
 
@@ -195,37 +211,39 @@ class _NormRelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         rows, out, mean, scale, shift, inverse = ctx.saved_tensors
-        g, affine = gradient.contiguous(), Affine(scale, shift, ctx.settings.relu)
-        total, dot = native.reduce(g, rows, out, affine, mean)
+        g, affine = passes.rows(gradient), Affine(scale, shift, ctx.settings.relu)
+        total, dot = passes.reduce(g, rows, out, affine, mean)
         factors = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
         wanted = ctx.needs_input_grad[3]
-        gx, masked = native.backward(g, rows, out, affine, factors, masked=wanted and affine.relu)
+        gx, masked = passes.backward(g, rows, out, affine, factors, masked=wanted and affine.relu)
         gr = None
         if wanted:
             gr = (g if masked is None else masked).permute(ctx.back)
-            shape, dtype = ctx.residual
+            shape, dtype, order = ctx.residual
             if gr.shape != shape:
-                s, order = ctx.settings.stride, ctx.order
-                wide = g.new_zeros([shape[dim] for dim in order]).permute(ctx.back)
+                s = ctx.settings.stride
+                wide = g.new_zeros([shape[dim] for dim in order]).permute([order.index(dim) for dim in range(5)])
                 wide[:, :, ::s, ::s, ::s] = gr[:, : shape[1]]
                 gr = wide
             gr = gr.to(dtype)
-        return gx.permute(ctx.back), dot * inverse, total, gr, None
+        n = ctx.channels
+        return gx.permute(ctx.back), (dot * inverse)[:n], total[:n], gr, None
 
 
 class _NormReluPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        order, back = memory_order(x)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, memory: tuple[int, ...] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        order, _ = memory_order(x)
         rows = _logical(x.permute(order).contiguous(), order)
         sign = 1 - 2 * (weight < 0).float()
-        pooled, tap, mean, var = native.pool(rows, sign, measure=True)
-        assert mean is not None and var is not None
+        pooled, tap, mean, var = passes.pool(rows, sign)
         scale, shift, inverse = _affine(weight, bias, mean, var, eps)
         dense = _dense(pooled, order)
-        out = native.normalise(dense, Affine(scale, shift))
+        out = passes.normalise(dense, Affine(scale, shift), None, memory)
         ctx.save_for_backward(rows, dense, tap, mean, scale, shift, inverse)
-        ctx.order, ctx.back = order, back
+        ctx.order = order
         ctx.mark_non_differentiable(mean, var)
         return out, mean, var
 
@@ -233,13 +251,13 @@ class _NormReluPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         rows, dense, tap, mean, scale, shift, inverse = ctx.saved_tensors
-        g, affine = gradient.contiguous(), Affine(scale, shift)
-        total, dot = native.reduce(g, dense, None, affine, mean)
+        g, affine = passes.rows(gradient), Affine(scale, shift)
+        total, dot = passes.reduce(g, dense, None, affine, mean)
         a, b, k = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
         nothing = torch.zeros_like(a)
-        sent, _ = native.backward(g, dense, None, affine, (a, nothing, nothing), masked=False)
-        gx = native.unpool(_logical(sent, ctx.order), tap, rows, b, k)
-        return gx.permute(0, 4, 1, 2, 3), dot * inverse, total, None
+        sent, _ = passes.backward(g, dense, None, affine, (a, nothing, nothing), masked=False)
+        gx = passes.unpool(_logical(sent, ctx.order), tap, rows, b, k)
+        return gx.permute(0, 4, 1, 2, 3), dot * inverse, total, None, None
 
 
 def _dense(logical: Tensor, order: tuple[int, ...]) -> Tensor:

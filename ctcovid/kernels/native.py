@@ -168,8 +168,7 @@ def normalise(x: Tensor, affine: Affine, residual: Tensor | None = None) -> Tens
     out = torch.empty_like(x)
     grid, fewer = None, 0
     if residual is not None:
-        if residual.shape[:4] != x.shape[:4] or residual.shape[4] > x.shape[4] or residual.dtype != x.dtype:
-            raise ValueError(f"A residual of shape {tuple(residual.shape)} cannot be added to one of {tuple(x.shape)}.")
+        require_fit(x, residual)
         grid, fewer = (*residual.shape[:4], *residual.stride()[:4]), residual.shape[4]
     _call("normalise", x, x, residual, grid, *_rows(x), fewer, affine.scale, affine.shift, affine.relu, out)
     return out
@@ -226,6 +225,12 @@ def unpool(g: Tensor, tap: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> T
         g = torch.empty_like(tap, dtype=g.dtype).copy_(g)
     _call("unpool", x, g, tap, _strides(tap), x, _strides(x), slope, level, gx)
     return gx
+
+
+def require_fit(x: Tensor, residual: Tensor) -> None:
+    """Raises ValueError if `residual` cannot be added to `x`."""
+    if residual.shape[:4] != x.shape[:4] or residual.shape[4] > x.shape[4] or residual.dtype != x.dtype:
+        raise ValueError(f"A residual of shape {tuple(residual.shape)} cannot be added to one of {tuple(x.shape)}.")
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ctcovid.base.errors import ModelRefusedError
+from ctcovid.kernels.graphs import Function, Graphs
 from ctcovid.models.architectures import Architecture
 
 # Volumes per forward pass, of so many voxels each: enough to keep a device busy, few enough for its memory.
@@ -28,6 +29,7 @@ class Network:
     architecture : its row in the catalogue
     classes : class names in the order of the outputs
     device, precision : where and how it computes
+    graphs : its CUDA graphs, on a GPU
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Network:
     ) -> None:
         self.module = module.to(device=device, memory_format=torch.channels_last_3d).eval()  # type: ignore[call-overload]
         self.architecture, self.classes, self.device, self.precision = architecture, classes, device, precision
+        self.graphs = Graphs(self.module, device, precision)
 
     def scale(self, volumes: Tensor) -> Tensor:
         """uint8 (B, D, H, W) on any device to float32 (B, 1, D, H, W) on this one, scaled to 0..1."""
@@ -73,11 +76,28 @@ class Network:
 
         Raises ModelRefusedError if the network returns NaN or Inf.
         """
+        return self.softmax(list(self.logits_by_passes(volumes)))
+
+    def logits_by_passes(self, volumes: Tensor | np.ndarray) -> Iterator[Tensor]:
+        """Logits, float32 (count, classes), of uint8 volumes (N, D, H, W), pass by pass. To be called without gradients."""
+        for (logits,) in self.by_passes("a forward pass", lambda some: (self.logits(some),), volumes):
+            yield logits
+
+    def by_passes(self, what: str, function: Function, volumes: Tensor | np.ndarray) -> Iterator[tuple[Tensor, ...]]:
+        """What `function`, named `what`, returns for the volumes of each pass, without the copies that fill up the last one.
+
+        On a GPU a CUDA graph of it is replayed. To be called without gradients.
+        """
         self.module.eval()
-        found = [np.zeros((0, len(self.classes)))]
         for some, count in self.passes(volumes):
-            found.append(self.logits(some)[:count].cpu().double().softmax(1).numpy())
-        probabilities = np.concatenate(found)
+            yield tuple(y[:count] for y in self.graphs.run(what, function, some) if y is not None)
+
+    def softmax(self, logits: Sequence[Tensor]) -> np.ndarray:
+        """Probabilities, float64 (N, classes), from logits (count, classes) of several passes.
+
+        Raises ModelRefusedError if they are NaN or Inf.
+        """
+        probabilities = np.concatenate([np.zeros((0, len(self.classes))), *(some.cpu().double().softmax(1).numpy() for some in logits)])
         if not np.isfinite(probabilities).all():
             raise ModelRefusedError(f"The {self.architecture.name} returns NaN or Inf, so its weights are unusable. Train the model again.")
         return probabilities

@@ -38,15 +38,20 @@ def probabilities_and_features(network: Network, volumes: np.ndarray) -> tuple[n
     head = last_linear(network)
     if head is None:
         return network.probabilities(volumes), None
-    found: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].float().cpu()))
-    try:
-        probabilities = network.probabilities(volumes)
-    finally:
-        handle.remove()
-    # The last pass is filled up with copies.
-    features = torch.cat(found)[: len(volumes)] if found else torch.zeros(0, head.in_features)
-    return probabilities, features.numpy()
+
+    def both(some: Tensor) -> tuple[Tensor, Tensor]:
+        found: list[Tensor] = []
+        handle = head.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].float()))
+        try:
+            return network.logits(some), found[0]
+        finally:
+            handle.remove()
+
+    logits, features = [], [torch.zeros(0, head.in_features)]
+    for answer, entering in network.by_passes("a forward pass with features", both, volumes):
+        logits.append(answer)
+        features.append(entering.cpu())
+    return network.softmax(logits), torch.cat(features).numpy()
 
 
 @dataclass(frozen=True)

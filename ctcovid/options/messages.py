@@ -25,4 +25,11 @@ class Messages:
     ] = None
     json: Annotated[bool, typer.Option(help="Print one JSON document on stdout.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also the traceback of an unexpected error.")] = False
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Also details, such as what runs without a CUDA graph and why, and the traceback of an unexpected error.",
+        ),
+    ] = False

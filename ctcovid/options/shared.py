@@ -9,11 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid.base import choices
+from ctcovid.base.choices import LEAST_SIDE, MOST_SIDE, MOST_SLICES
 from ctcovid.models.architectures import ARCHITECTURES
-
-# The thickest scans have fewer slices.
-MOST_SLICES = 1024
-LEAST_SIDE, MOST_SIDE = 16, 4096
 
 
 @dataclass(frozen=True)

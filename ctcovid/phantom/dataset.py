@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
 from ctcovid.base.errors import counted
@@ -108,12 +110,14 @@ def write_dataset(root: Path, parameters: Parameters, workers: int = 1, advance:
     """
     scans = plan(parameters)
     write = partial(_write_scan, root, parameters)
-    written = []
-    for one in _each(write, scans, workers):
-        written.append(one)
+    written: dict[int, WrittenScan] = {}
+    # The longest first: begun last, a scan of 664 slices would keep all but one of the workers waiting for it.
+    order = sorted(range(len(scans)), key=lambda number: -scans[number].slices)
+    for number, one in zip(order, _each(write, [scans[number] for number in order], workers), strict=True):
+        written[number] = one
         if advance is not None:
             advance(1)
-    both = list(zip(scans, written, strict=True))
+    both = [(scan, written[number]) for number, scan in enumerate(scans)]
     rows = [(f"{scan.label}-1.zip", scan.label, scan.patient, scan.scan, one.files) for scan, one in both]
     _write_csv(root / SCANS, ("zip_file", "label", "patient_id", "scan_id", "n_slice"), rows)
     _write_csv(root / LESIONS, ("imgpath",), [(name,) for _, one in both for name in one.lesions])
@@ -150,7 +154,7 @@ def _write_scan(root: Path, parameters: Parameters, scan: PlannedScan) -> Writte
             if not item.lung.any():
                 continue
             pixels, positions[number] = pixels * item.lung, [files]
-        picture, mask = Image.fromarray(pixels), Image.fromarray(item.lesion.astype(np.uint8) * 255).convert("1")
+        picture, mask = Image.fromarray(pixels), Image.fromarray(item.lesion)
         if scan.defect == "odd_size":
             picture, mask = odd_size(picture), odd_size(mask)
         if colour:
@@ -177,12 +181,26 @@ def _save(picture: Image.Image, path: Path) -> None:
     if kind in (".jpg", ".jpeg"):
         picture.save(path, "JPEG", quality=92)
     elif kind == ".png":
-        # A higher level would take longer than drawing the slice, and noise does not compress.
-        picture.save(path, "PNG", compress_level=1)
+        path.write_bytes(_png(np.asarray(picture)))
     elif kind == ".tif":
         picture.save(path, "TIFF", compression="tiff_adobe_deflate")
     else:
         picture.save(path)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """A PNG of uint8 (H, W). Pillow would take ten times as long for a file of the same size, a quarter of the time for a slice.
+
+    Portable Network Graphics (PNG) Specification, third edition: one byte a row names its filter, 1 for the difference to the left.
+    """
+    height, width = pixels.shape
+    rows = np.empty((height, width + 1), np.uint8)
+    rows[:, 0], rows[:, 1] = 1, pixels[:, 0]
+    np.subtract(pixels[:, 1:], pixels[:, :-1], out=rows[:, 2:])
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", isal_zlib.compress(rows, 1)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", isal_zlib.crc32(name + data)) for name, data in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple]) -> None:

@@ -12,36 +12,45 @@ from ctcovid.base.errors import InputError
 from ctcovid.distributed.session import Session
 from ctcovid.volumes.batches import Batch, VolumeSet
 from ctcovid.volumes.reader import VolumesFile
-from ctcovid.volumes.resident import Resident, resident
+from ctcovid.volumes.resident import Resident, fastest_memory, resident, size_of
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The volumes to train and to validate on; those to train on may be `resident` in memory."""
+    """The volumes to train and to validate on; each may be kept in memory."""
 
     train: VolumeSet
     valid: VolumeSet
-    resident: Resident | None = None
+    train_kept: Resident | None = None
+    valid_kept: Resident | None = None
 
-    def in_memory(self, device: torch.device, session: Session) -> TrainingData:
-        """The same with the training volumes in memory, if a GPU is to train on them and there is room.
+    def in_memory(self, device: torch.device, session: Session, workers: int) -> TrainingData:
+        """The same with the volumes in memory, if a GPU is to train on them and there is room. They are read by `workers`.
 
         Raises InputError if a volume cannot be read.
         """
-        found = resident(self.train, device, session.workers, session.stop, session.console, session.ranks.local_size)
-        return replace(self, resident=found)
+        places = fastest_memory(size_of(self.train), size_of(self.valid), device, session.ranks.local_size)
+        kept = []
+        for volumes, memory in zip((self.train, self.valid), places, strict=True):
+            wanted = memory is not None and not session.stop.received
+            kept.append(resident(volumes, str(memory), device, workers, session.stop, session.console) if wanted else None)
+        return replace(self, train_kept=kept[0], valid_kept=kept[1])
 
     def batches(self, shares: Sequence[list[int]], workers: int, pin: bool) -> Generator[Batch, None, None]:
         """This process's shares of the training batches, some of which may be empty; from memory, or read by `workers`."""
         nothing = torch.zeros(0, dtype=torch.int64)
         empty = Batch(torch.zeros(0, *self.train.shape, dtype=torch.uint8), nothing, nothing)
         some = [share for share in shares if share]
-        read = self.train.batches(some, workers, pin) if self.resident is None else self.resident.batches(some)
+        read = self.train.batches(some, workers, pin) if self.train_kept is None else self.train_kept.batches(some)
         try:
             for share in shares:
                 yield next(read) if share else empty
         finally:
             read.close()
+
+    def valid_batches(self, order: Sequence[Sequence[int]], workers: int) -> Generator[Batch, None, None]:
+        """Batches of the validation part, at least one; from memory, or read by `workers`."""
+        return self.valid.batches(order, workers) if self.valid_kept is None else self.valid_kept.batches(order)
 
 
 def read_training_data(file: VolumesFile, depth: int, console: Console) -> TrainingData:

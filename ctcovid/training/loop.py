@@ -23,7 +23,7 @@ from ctcovid.training.freeze import learn
 from ctcovid.training.history import EpochRow
 from ctcovid.training.step import Stepper
 from ctcovid.training.tracker import StepTracker
-from ctcovid.volumes.batches import VolumeSet, in_order
+from ctcovid.volumes.batches import in_order
 from ctcovid.volumes.limits import Waiting
 
 
@@ -47,7 +47,7 @@ def fit(stepper: Stepper, data: TrainingData, session: Session, saving: Saving, 
         pace.add(progress.seen - seen, time.monotonic() - began)
         with averaged(stepper.network.module, stepper.state.ema):
             what = f"Validating after epoch {progress.epoch + 1} of {recipe.epochs}"
-            scores = validate(stepper.network, data.valid, recipe.batch, session, what)
+            scores = validate(stepper.network, data, recipe.batch, session, what)
         if scores is None:
             return False
         row = _row(stepper, len(data.train), *scores)
@@ -131,18 +131,18 @@ class _Pace:
 
 @torch.inference_mode()
 def validate(
-    network: Network, valid_set: VolumeSet, batch: int, session: Session, what: str
+    network: Network, data: TrainingData, batch: int, session: Session, what: str
 ) -> tuple[float, float] | tuple[None, None] | None:
-    """Mean cross-entropy and accuracy over a set, (None, None) if it is empty; None if a signal came in any process.
+    """Mean cross-entropy and accuracy over the validation part, (None, None) if it is empty; None if a signal came in any process.
 
     Each volume is classified by one of the processes. The loss is NaN in all of them if the network's output is NaN or Inf in one.
     """
-    ranks, stop = session.ranks, session.stop
+    ranks, stop, valid_set = session.ranks, session.stop, data.valid
     loss, correct = 0.0, 0
     entire = in_order(len(valid_set), ranks.at_most(batch, len(valid_set)))
     order = ranks.share(entire)
     with session.console.progress(len(valid_set), what, "volumes", tenths=False) as advance:
-        for number, some in enumerate(valid_set.batches(order, session.workers) if order else ()):
+        for number, some in enumerate(data.valid_batches(order, session.workers) if order else ()):
             try:
                 probabilities = torch.from_numpy(network.probabilities(some.volumes))
             except ModelRefusedError:

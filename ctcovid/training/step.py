@@ -115,7 +115,10 @@ class Stepper:
 
     def _backward(self, batch: Batch, indices: Sequence[int], seed: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """This process's share of the mean loss and of the number of correct volumes; gradients are left in the parameters."""
-        network = self.network
+        network, graphs = self.network, self.network.graphs
+        if len(indices) != self.recipe.batch or self.synchronised:
+            # A smaller batch runs as it is.
+            graphs.make_room()
         loss, correct = torch.zeros((), device=network.device), torch.zeros((), device=network.device)
         if not len(batch.labels) and not self.synchronised:
             return loss, correct
@@ -126,16 +129,41 @@ class Stepper:
         pieces = self.recipe.pieces(len(labels), -(-len(indices) // self.ranks.size) if self.synchronised else 0)
         with _running_slower(network.module, len(pieces)):
             for some, targets in zip(batch.volumes.split(pieces), labels.split(pieces), strict=True):
-                scaled = network.scale(some)
+                entering = some
                 if len(targets) and self.recipe.augment:
-                    scaled = augment.apply(scaled, changes[: len(targets)])
+                    entering = augment.apply(network.scale(some), changes[: len(targets)])
                     del changes[: len(targets)]
-                logits = network.forward(scaled)
-                share = summed_loss(logits, targets, self.recipe.label_smoothing, weights) / len(indices)
-                share.backward()
-                loss += share.detach()
-                correct += (logits.detach().argmax(1) == targets).sum()
+                share, right = self._piece(entering, targets, weights, len(indices), len(pieces))
+                loss += share
+                correct += right
         return loss, correct
+
+    def _piece(self, entering: Tensor, targets: Tensor, weights: Tensor | None, volumes: int, pieces: int) -> tuple[Tensor, Tensor]:
+        """Share of the mean loss over `volumes`, and number of correct ones, of a piece; its gradients are added to the parameters'.
+
+        entering : uint8 (B, D, H, W), or scaled and augmented, float32 (B, 1, D, H, W)
+        """
+        if self.network.graphs.recorder is None or self.synchronised or volumes != self.recipe.batch:
+            share, right = self._share(entering, targets, weights, volumes)
+            share.backward()
+            return share.detach(), right
+
+        def differentiated(entering: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor | None, ...]:
+            with torch.enable_grad():
+                share, right = self._share(entering, targets, weights, volumes)
+                return share.detach(), right, *self.gradients.of(share)
+
+        found = self.network.graphs.run("the training step", differentiated, entering, targets, weights, key=(volumes, pieces), lent=True)
+        loss, count, *gradients = found
+        assert loss is not None and count is not None
+        self.gradients.add(gradients, lent=pieces > 1)
+        return loss, count
+
+    def _share(self, entering: Tensor, targets: Tensor, weights: Tensor | None, volumes: int) -> tuple[Tensor, Tensor]:
+        scaled = self.network.scale(entering) if entering.dtype == torch.uint8 else entering
+        logits = self.network.forward(scaled)
+        share = summed_loss(logits, targets, self.recipe.label_smoothing, weights) / volumes
+        return share, (logits.detach().argmax(1) == targets).sum()
 
     def _clipped(self) -> Tensor:
         """The norm of the whole batch's gradient, which is scaled down if that is too high."""

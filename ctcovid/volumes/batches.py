@@ -40,7 +40,7 @@ class VolumeSet(Dataset[object]):
     """
 
     def __init__(self, file: VolumesFile, part: str, depth: int) -> None:
-        self.file, self.depth = file, depth
+        self.file, self.part, self.depth = file, part, depth
         self.volumes: list[Volume] = file.volumes(part, depth)
         self.labels = np.array([file.classes.index(volume.scan.label) for volume in self.volumes], dtype=np.int64)
 

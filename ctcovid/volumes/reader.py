@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from ctcovid.base.choices import PARTS
 from ctcovid.base.errors import InputError
 from ctcovid.base.faults import raise_machine_fault, second_look
+from ctcovid.base.guard import GuardError, guarded
 from ctcovid.scans.window import LUNG, Window
-from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, LEFT_OUT, ScanRow, fingerprint, read_rows
+from ctcovid.volumes.content import Content, read_content
+from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, FormatError, ScanRow, fingerprint
+from ctcovid.volumes.slices import Slices
 from ctcovid.volumes.split import patients_in_two_parts
+from ctcovid.volumes.structure import attribute
+
+# Of a file that is not HDF5, to tell whether the machine failed.
+LOOKED_AT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,28 +50,20 @@ class VolumesFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._handle: h5py.File | None = None
+        self._slices: Slices | None = None
         self._process = -1
         _require_volumes(path)
         try:
-            with h5py.File(path, "r", locking=False) as file:
-                _require_complete(path, file)
-                self.depth, self.size = int(file.attrs["depth"]), int(file.attrs["size"])
-                self.classes = [str(name) for name in file.attrs["classes"]]
-                self.positive = str(file.attrs["positive"])
-                self.settings: dict[str, Any] = json.loads(str(file.attrs.get("settings", "{}")))
-                self.window = _window(self.settings)
-                self.rows = read_rows(file)
-                # Files of early versions lack this table.
-                self.left_out = read_rows(file, LEFT_OUT) if LEFT_OUT in file else []
+            content = guarded(path, partial(_content, path))
+        except (FormatError, GuardError) as error:
+            raise InputError(f"{path} is damaged: {error}. Restore it, or make it again with ctcovid prepare --overwrite.") from error
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise_machine_fault(error, path)
             raise InputError(f"{path} is damaged ({error}). Restore it, or make it again with ctcovid prepare --overwrite.") from error
-        strange = [row.source for row in self.rows if row.label not in self.classes or row.split not in PARTS or row.slice_count < 1]
-        if strange:
-            raise InputError(
-                f"{path} is damaged: the rows of {', '.join(strange[:3])}. Make the file again with ctcovid prepare --overwrite."
-            )
+        info = content.info
+        self.depth, self.size = info.depth, info.size
+        self.classes, self.positive, self.settings = info.classes, info.positive, info.settings
+        self.window, self.rows, self.left_out = _window(self.settings), content.rows, content.left_out
         self.fingerprint = fingerprint(self.size, self.classes, self.rows)
         if shared := patients_in_two_parts(self.rows):
             raise InputError(f"{path}: patients in two parts: {', '.join(shared[:10])}. Make the file again with ctcovid prepare.")
@@ -85,48 +83,58 @@ class VolumesFile:
         Raises InputError if a checksum does not match, or the file was removed.
         """
         try:
-            if self._handle is None or self._process != os.getpid():
-                self._handle, self._process = h5py.File(self.path, "r", locking=False), os.getpid()
-            return self._handle["slices"][first_slice : first_slice + depth]
-        except OSError as error:
+            if self._slices is None or self._process != os.getpid():
+                self._slices, self._process = Slices(h5py.File(self.path, "r", locking=False), self.size), os.getpid()
+            return self._slices.read(first_slice, depth)
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise_machine_fault(error, self.path)
-            scan = next(row.source for row in reversed(self.rows) if row.first_slice <= first_slice)
+            scan = next((row.source for row in reversed(self.rows) if row.first_slice <= first_slice), "none")
             raise InputError(
                 f"{self.path} is damaged: slices {first_slice} to {first_slice + depth - 1} (scan {scan}) cannot be read ({error}). "
                 "Restore the file, or make it again with ctcovid prepare --overwrite."
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_process": -1}
+        return {**self.__dict__, "_slices": None, "_process": -1}
+
+
+def _content(path: Path) -> Content:
+    with h5py.File(path, "r", locking=False) as file:
+        _require_complete(path, file)
+        return read_content(path, file)
 
 
 def _window(settings: dict[str, Any]) -> Window:
     """The window that mapped Hounsfield units to grey; files of early versions have the default."""
-    level, width = settings.get("window", (LUNG.level, LUNG.width))
+    level, width = settings.get("window") or (LUNG.level, LUNG.width)
     return Window(float(level), float(width))
 
 
 def _require_volumes(path: Path) -> None:
     if not path.exists():
-        partial = path.with_name(path.name + ".partial").exists()
-        remedy = "Run the same ctcovid prepare command again to finish it" if partial else "Make it with ctcovid prepare ./CC-CCII"
+        begun = path.with_name(path.name + ".partial").exists()
+        remedy = "Run the same ctcovid prepare command again to finish it" if begun else "Make it with ctcovid prepare ./CC-CCII"
         raise InputError(f"No such volumes file: {path}. {remedy}, or name another with --data.")
     if path.is_dir():
         raise InputError(f"{path} is a folder. Give the HDF5 file that ctcovid prepare made from it.")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path} cannot be read. Fix its permissions.")
+    if not path.is_file():
+        raise InputError(f"{path} is a pipe or a device. Give the HDF5 file that ctcovid prepare made.")
     if not h5py.is_hdf5(path):
-        if (error := second_look(path)) is not None:
+        if (error := second_look(path, most=LOOKED_AT)) is not None:
             raise_machine_fault(error, path)
         raise InputError(f"{path} is not an HDF5 file. Give the file that ctcovid prepare makes, volumes.h5 by default.")
 
 
 def _require_complete(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != FORMAT:
+    if "format" not in file.attrs or attribute(file, "format", "text") != FORMAT:
         raise InputError(f"{path} is an HDF5 file, but not a volumes file. Make one with ctcovid prepare.")
-    if (version := file.attrs["format_version"]) > FORMAT_VERSION:
+    if (version := attribute(file, "format_version", "whole")) > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {version}, made by a newer ctcovid; this one reads {FORMAT_VERSION}. Update it: pip install -U ctcovid"
         )
-    if not file.attrs.get("complete", False):
+    if version != FORMAT_VERSION:
+        raise FormatError(f"the attribute format_version is {version}")
+    if not attribute(file, "complete", "flag"):
         raise InputError(f"{path} is unfinished. Run the same ctcovid prepare command again to finish it.")

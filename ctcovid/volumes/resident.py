@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from ctcovid.base.errors import agreeing, counted
 from ctcovid.base.signals import StopRequest
 from ctcovid.volumes.batches import Batch, VolumeSet, in_order
 
-# Share of the free memory that the volumes may take: the paper's 21.7 GB fit on a GPU of 80 GB, with room for activations.
-SHARE = 0.3
+# Share of the free memory that the volumes to train on may take, and with those to validate on: the paper's 21.7 GB fit on a GPU of
+# 80 GB, and their validation part beside them, with room for activations.
+SHARE, SHARE_OF_BOTH = 0.3, 0.4
 # Volumes that are read at a time.
 READ_AT_ONCE = 32
 
@@ -41,43 +44,48 @@ class Resident:
             yield Batch(volumes, self.labels[indices], indices)
 
 
-def resident(
-    volumes: VolumeSet, device: torch.device, workers: int, stop: StopRequest, console: Console, processes: int = 1
-) -> Resident | None:
-    """The set in the fastest memory that has room for it; None if workers have to read it, or a stop was requested.
+def size_of(volumes: VolumeSet) -> int:
+    """Bytes of a set in memory."""
+    return len(volumes) * math.prod(volumes.shape)
 
-    Each of the `processes` on a node has its own GPU and shares the host's memory.
+
+def resident(volumes: VolumeSet, memory: str, device: torch.device, workers: int, stop: StopRequest, console: Console) -> Resident | None:
+    """The set in `memory`, see `fastest_memory`, for use on `device`; None if a stop was requested.
 
     Raises InputError if a volume cannot be read.
     """
     count = len(volumes)
-    size = count * volumes.depth * volumes.file.size**2
-    memory = fastest_memory(size, device, processes)
-    if memory is None or stop.received:
-        return None
     kept = "on the GPU" if memory == "gpu" else "in the host's memory"
-    console.say(f"{counted(count, 'training volume')} ({size / 1e9:.1f} GB) {agreeing(count, 'is', 'are')} read once and kept {kept}.")
+    what = f"{counted(count, 'volume')} of the {volumes.part} part ({size_of(volumes) / 1e9:.1f} GB)"
+    console.say(f"{what} {agreeing(count, 'is', 'are')} read once and kept {kept}.")
+    began = time.monotonic()
     shape = (count, volumes.depth, volumes.file.size, volumes.file.size)
     pixels = torch.empty(shape, dtype=torch.uint8, device=device if memory == "gpu" else "cpu")
-    with console.progress(count, "Reading volumes") as advance:
+    with console.progress(count, "Reading volumes", "volumes") as advance:
         for batch in volumes.batches(in_order(count, READ_AT_ONCE), workers, pin=memory == "gpu"):
             if stop.received:
                 return None
             pixels[batch.indices[0] : batch.indices[-1] + 1] = batch.volumes.to(pixels.device, non_blocking=True)
             advance(len(batch.indices))
+    console.say(f"Read {count / max(time.monotonic() - began, 1e-9):,.0f} volumes/s, with {counted(workers, 'worker')}.")
     return Resident(pixels, torch.from_numpy(volumes.labels), device)
 
 
-def fastest_memory(size: int, device: torch.device, processes: int = 1) -> str | None:
-    """``gpu``, ``host``, or None, for `size` bytes in each of the `processes` of a node.
+def fastest_memory(train: int, valid: int, device: torch.device, processes: int = 1) -> tuple[str | None, str | None]:
+    """Where the volumes to train and to validate on are kept, each ``gpu``, ``host``, or None if workers have to read them.
 
-    None on a CPU, where reading is hidden behind the computation.
+    None on a CPU, where reading is hidden behind the computation. The validation part goes where both fit.
+
+    Parameters
+    ----------
+    train, valid : bytes of the two in each of the `processes` of a node, which have a GPU each and share the host's memory
     """
     if device.type != "cuda":
-        return None
-    if size <= SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "gpu"
-    return "host" if processes * size <= SHARE * free_memory() else None
+        return None, None
+    free = {"gpu": torch.cuda.mem_get_info(device)[0], "host": free_memory() // processes}
+    place = next((name for name, room in free.items() if train <= SHARE * room), None)
+    beside = {name: train if name == place else 0 for name in free}
+    return place, next((name for name, room in free.items() if valid and beside[name] + valid <= SHARE_OF_BOTH * room), None)
 
 
 def free_memory() -> int:

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,25 +22,32 @@ from ctcovid import __version__
 from ctcovid.base.errors import InputError
 from ctcovid.base.faults import leave_at_once, raise_machine_fault
 from ctcovid.base.files import behind_links
+from ctcovid.base.guard import guarded
 from ctcovid.volumes.chunk import CHUNK_OPTIONS
+from ctcovid.volumes.content import read_partial
 from ctcovid.volumes.encode import Chunk
 from ctcovid.volumes.layout import (
     AWAITED,
     FORMAT,
     FORMAT_VERSION,
     LEFT_OUT,
+    LISTING,
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
     FileInfo,
+    FormatError,
     ScanRow,
     awaited_parts,
     columns,
-    read_rows,
+    require_info,
+    require_rows,
 )
 from ctcovid.volumes.reader import VolumesFile
+from ctcovid.volumes.slices import Slices
+from ctcovid.volumes.structure import ROWS_AT_ONCE
 
-# Of a partial file: what identifies the files of each scan.
-LISTING = "listing"
+# What a full disk may have failed to take of a file, in bytes.
+MOST_LOST = 4 << 30
 
 
 class VolumesWriter:
@@ -131,20 +139,23 @@ class VolumesWriter:
         sound: list[list[int]] = []
         end = 0
         try:
+            listed = guarded(path, partial(read_partial, path, self.settings, self.info.size))
             with h5py.File(path, "r", locking=False) as file:
-                if file.attrs["settings"] == self.settings:
-                    for row, listing in zip(read_rows(file), file[LISTING].asstr()[:], strict=False):
-                        crcs = [isal_zlib.crc32(file["slices"][index]) for index in range(row.first_slice, _end([row]))]
-                        if row.first_slice != end or row.crc32 != _checksum(row, crcs):
-                            break
-                        end = _end([row])
-                        if listing == self.listings.get(row.source, ""):
-                            rows.append(row)
-                            sound.append(crcs)
+                slices = Slices(file, self.info.size) if listed else None
+                for row, listing in listed:
+                    if slices is None or row.first_slice != end or _end([row]) > slices.count:
+                        break
+                    crcs = [isal_zlib.crc32(slices.read(index, 1)) for index in range(row.first_slice, _end([row]))]
+                    if row.crc32 != _checksum(row, crcs):
+                        break
+                    end = _end([row])
+                    if listing == self.listings.get(row.source, ""):
+                        rows.append(row)
+                        sound.append(crcs)
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             # What the machine fails to read now may be sound.
             raise_machine_fault(error, path)
-            if (stored := re.search(r"stored_eof = (\d+)", str(error))) and int(stored[1]) > path.stat().st_size:
+            if (stored := re.search(r"stored_eof = (\d+)", str(error))) and 0 < int(stored[1]) - path.stat().st_size <= MOST_LOST:
                 # A full disk has not taken the end. HDF5 opens a file that is as long as it says, and checksums tell what is sound.
                 os.truncate(path, int(stored[1]))
                 return self._sound_rows(path)
@@ -159,22 +170,22 @@ class VolumesWriter:
         )
         group = self.file.create_group("scans")
         kinds = {name: h5py.string_dtype() if name in TEXT_COLUMNS else np.int64 for name in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-        self.table = {name: group.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1024,)) for name, kind in kinds.items()}
-        self.file.create_dataset(LISTING, (0,), h5py.string_dtype(), maxshape=(None,), chunks=(1024,))
+        growing: dict[str, Any] = {"maxshape": (None,), "chunks": (ROWS_AT_ONCE,)}
+        self.table = {name: group.create_dataset(name, (0,), kind, **growing) for name, kind in kinds.items()}
+        self.file.create_dataset(LISTING, (0,), h5py.string_dtype(), **growing)
         self.file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, settings=self.settings, complete=False)
         self.file.flush()
 
     def _copy(self, path: Path, rows: list[ScanRow], crcs: Sequence[list[int] | None]) -> None:
         """Copy scans of another file without recompressing them: the slices of each row."""
         with h5py.File(path, "r", locking=False) as file:
-            old = file["slices"].id
+            old = Slices(file, self.info.size)
             moved: list[ScanRow] = []
             for row in rows:
                 moved.append(replace(row, first_slice=_end(moved or self.rows)))
                 self.slices.resize(_end(moved), axis=0)
                 for index in range(row.slice_count):
-                    data = old.read_direct_chunk((row.first_slice + index, 0, 0))[1]
-                    self.slices.id.write_direct_chunk((moved[-1].first_slice + index, 0, 0), data)
+                    self.slices.id.write_direct_chunk((moved[-1].first_slice + index, 0, 0), old.stored(row.first_slice + index))
             self._append(moved, crcs)
         self.file.flush()
 
@@ -219,6 +230,11 @@ class VolumesWriter:
             of a scan. None keeps all rows unchanged
         awaited : part by patient, of patients whose scans could not be read so far
         """
+        try:
+            require_info(self.info)
+            require_rows(self.rows, "scans")
+        except FormatError as error:
+            raise InputError(f"{self.path} cannot hold these scans: {error}. Prepare them under other names.") from error
         with self._faults_named():
             self._finish(chosen, awaited_parts(self.info.settings) | (awaited or {}))
 

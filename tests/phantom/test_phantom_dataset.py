@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ctcovid.phantom.chest import ScanKey, chest
 from ctcovid.phantom.dataset import DEFECTS, LESIONS, SCANS, Parameters, plan, write_dataset
 from ctcovid.phantom.defects import Defects
 from ctcovid.phantom.distributions import EXTENSIONS
@@ -55,6 +56,28 @@ def test_any_number_of_workers_writes_the_same_bytes_and_another_seed_others(sma
     assert files(tmp_path / "two") == files(small)
     write_dataset(tmp_path / "other", Parameters(1, 32, 6, slices=(8, 11), scans=1))
     assert not set(files(small).values()) & {content for name, content in files(tmp_path / "other").items() if name.startswith(CLASSES)}
+
+
+def test_files_hold_what_was_drawn_in_every_format_that_loses_nothing(small: Path, tmp_path: Path) -> None:
+    seen = set()
+    for parameters in (
+        SMALL,
+        Parameters(1, 33, 3, slices=(2, 3), scans=1, extension="png"),
+        Parameters(1, 20, 3, slices=(2, 3), extension="bmp"),
+    ):
+        root = small if parameters is SMALL else tmp_path / str(parameters.extension)
+        if root != small:
+            write_dataset(root, parameters)
+        for scan in plan(parameters):
+            if scan.extension.lower() in ("jpg", "jpeg"):
+                continue
+            pixels, lesions = chest(scan.label, scan.slices, parameters.size, ScanKey(parameters.seed, scan.patient, scan.number))
+            for number, (drawn, lesion) in enumerate(zip(pixels, lesions, strict=True)):
+                path = scan.folder(root) / f"{number:04d}.{scan.extension}"
+                assert np.array_equal(np.asarray(Image.open(path)), drawn)
+                assert np.array_equal(np.asarray(Image.open((scan.folder(root / TRUTH) / path.name).with_suffix(".png"))), lesion)
+            seen.add(scan.extension.lower())
+    assert {"png", "bmp"} <= seen
 
 
 def test_data_set_has_the_real_layout_and_every_patient_one_class(small: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -23,14 +24,18 @@ def quiet() -> Console:
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_batches_are_those_that_workers_would_read(volumes_file: Path, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident_module, "fastest_memory", lambda *_: "gpu")
+def test_batches_are_those_that_workers_would_read(
+    volumes_file: Path, depth: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(resident_module, "READ_AT_ONCE", 2)
     volumes = VolumeSet(VolumesFile(volumes_file), "train", depth)
     order = [[2, 0], [1, len(volumes) - 1]]
     with StopRequest() as stop:
-        kept = resident(volumes, CPU, 2, stop, quiet())
+        kept = resident(volumes, "host", CPU, 2, stop, Console())
     assert kept is not None
+    said = capsys.readouterr().err
+    assert f"{len(volumes)} volumes of the train part (0.0 GB) are read once and kept in the host's memory." in said
+    assert re.search(r"Read [\d,]+ volumes/s, with 2 workers\.", said)
     for found, expected in zip(kept.batches(order), volumes.batches(order, 0), strict=True):
         assert torch.equal(found.volumes, expected.volumes)
         assert torch.equal(found.labels, expected.labels)
@@ -38,14 +43,30 @@ def test_batches_are_those_that_workers_would_read(volumes_file: Path, depth: in
 
 
 def test_on_a_cpu_workers_read() -> None:
-    assert fastest_memory(1, CPU) is None
+    assert fastest_memory(1, 1, CPU) == (None, None)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(30, "gpu"), (31, "host"), (300, "host"), (301, None)])
-def test_volumes_go_where_they_take_at_most_three_tenths_of_what_is_free(size: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("train", "valid", "expected"),
+    [
+        (30, 10, ("gpu", "gpu")),
+        (30, 11, ("gpu", "host")),
+        (31, 9, ("host", "gpu")),
+        (300, 100, ("host", "host")),
+        (300, 101, ("host", None)),
+        (301, 41, (None, "host")),
+        (301, 401, (None, None)),
+        (30, 0, ("gpu", None)),
+    ],
+)
+def test_volumes_go_where_training_leaves_room_for_those_to_validate_on(
+    train: int, valid: int, expected: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most three tenths of what is free for the training part, and four tenths with the other one beside it."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
-    monkeypatch.setattr(resident_module, "free_memory", lambda: 1000)
-    assert fastest_memory(size, torch.device("cuda")) == expected
+    for processes in (1, 4):
+        monkeypatch.setattr(resident_module, "free_memory", lambda: 1000 * processes)  # noqa: B023
+        assert fastest_memory(train, valid, torch.device("cuda"), processes) == expected
 
 
 def test_free_memory_is_some_of_the_machines() -> None:
@@ -54,11 +75,10 @@ def test_free_memory_is_some_of_the_machines() -> None:
         assert 0 < free_memory() <= total
 
 
-def test_a_stop_while_volumes_are_read_is_heeded(volumes_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident_module, "fastest_memory", lambda *_: "gpu")
+def test_a_stop_while_volumes_are_read_is_heeded(volumes_file: Path) -> None:
     with StopRequest() as stop:
         stop.received = signal.SIGTERM
-        assert resident(VolumeSet(VolumesFile(volumes_file), "train", 1), CPU, 0, stop, quiet()) is None
+        assert resident(VolumeSet(VolumesFile(volumes_file), "train", 1), "host", CPU, 0, stop, quiet()) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what the process has")
