@@ -87,8 +87,8 @@ class Sample:
 
     def shares(self) -> dict[str, np.ndarray]:
         """Of each metric that is a share of volumes, overall and by class, which volumes it is a share of, bool (N,)."""
-        cells = self.summands[:, : self.classes**2].reshape(self.count, self.classes, self.classes) > 0
-        truth, predicted = cells.any(2), cells.any(1)
+        cells = self.summands[:, : self.classes**2].reshape(self.count, self.classes, self.classes).astype(bool)
+        truth, predicted = cells.max(2), cells.max(1)
         everything = np.ones(self.count, bool)
         found = {"accuracy": everything, "binary_accuracy": everything}
         for number in range(self.classes):
