@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ctcovid.base.console import tell
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtcovidError, PeerError, StoppedError
 from ctcovid.base.process_info import ProcessInfo
 from ctcovid.base.signals import STOPPING, StopRequest
@@ -63,7 +63,7 @@ class Heartbeat(threading.Thread):
         # The main thread waits for a process that will not answer, in a call that nothing interrupts.
         with self.writing:
             if self.tells:
-                print(f"Error: {self.failure}", file=sys.stderr, flush=True)
+                tell(f"Error: {self.failure}")
             os._exit(self.failure.exit_code)
 
     @property

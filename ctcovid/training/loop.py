@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ctcovid.base.console import duration
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
-from ctcovid.base.signals import STOPPING
+from ctcovid.base.signals import STOPPING, StopAwaitedError
 from ctcovid.distributed.session import Session
 from ctcovid.models.network import Network
 from ctcovid.training.balance import class_weights
@@ -70,22 +70,24 @@ def _train_epoch(stepper: Stepper, data: TrainingData, session: Session, saving:
     order = entire[progress.step :]
     shares = [stepper.share(batch) for batch in order]
     waiting, what = Waiting(), f"Epoch {progress.epoch + 1} of {recipe.epochs}"
+    pin = network.device.type == "cuda"
     with (
         # Readers end with their iterator. An exception's traceback would keep it alive, and the readers waiting for each other at exit.
-        contextlib.closing(data.batches(shares, session.workers, network.device.type == "cuda")) as batches,
+        contextlib.closing(data.batches(shares, session.workers, pin, session.stop)) as batches,
         session.console.progress(sum(map(len, order)), what, "volumes", tenths=False) as advance,
     ):
         tracker = StepTracker(stepper, data.train, session, saving, advance)
-        for batch, indices in zip(waiting.timed(batches), order, strict=True):
-            if session.stops_alone:
-                break
-            number = tracker.number
-            for group in stepper.state.optimiser.param_groups:
-                group["lr"] = recipe.rate(progress.epoch, number, len(entire))
-            torch.manual_seed(recipe.step_seed(progress.epoch, number, stepper.ranks.rank))
-            step = stepper.make(batch, indices, session.stop, recipe.step_seed(progress.epoch, number), weights)
-            if tracker.add(step):
-                break
+        with session.heeding():
+            for batch, indices in zip(waiting.timed(batches), order, strict=True):
+                if session.stops_alone:
+                    break
+                number = tracker.number
+                for group in stepper.state.optimiser.param_groups:
+                    group["lr"] = recipe.rate(progress.epoch, number, len(entire))
+                torch.manual_seed(recipe.step_seed(progress.epoch, number, stepper.ranks.rank))
+                step = stepper.make(batch, indices, session.stop, recipe.step_seed(progress.epoch, number), weights)
+                if tracker.add(step):
+                    break
         tracker.finish()
     waiting.warn(session.workers, session.console)
     return not (tracker.stopped or session.stops_alone)
@@ -141,8 +143,8 @@ def validate(
     loss, correct = 0.0, 0
     entire = in_order(len(valid_set), ranks.at_most(batch, len(valid_set)))
     order = ranks.share(entire)
-    with session.console.progress(len(valid_set), what, "volumes", tenths=False) as advance:
-        for number, some in enumerate(data.valid_batches(order, session.workers) if order else ()):
+    with session.console.progress(len(valid_set), what, "volumes", tenths=False) as advance, contextlib.suppress(StopAwaitedError):
+        for number, some in enumerate(data.valid_batches(order, session.workers, stop) if order else ()):
             try:
                 probabilities = torch.from_numpy(network.probabilities(some.volumes))
             except ModelRefusedError:

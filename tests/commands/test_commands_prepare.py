@@ -35,7 +35,7 @@ class OneProcess:
     """In place of `Workers` where processes are not what the test is about: starting them takes a second."""
 
     def __init__(self, count: int) -> None:
-        pass
+        self.count = count
 
     def __enter__(self) -> OneProcess:
         return self

@@ -177,7 +177,7 @@ from ctcovid.volumes.batches import Batch
 class Volumes:
     shape, labels = (2, 8, 8), torch.arange(12).numpy() % 3
     def __len__(self): return 12
-    def batches(self, order, workers, pin=False):
+    def batches(self, order, workers, pin=False, stop=None):
         for indices in map(torch.tensor, order):
             yield Batch((indices[:, None, None, None] * 20).expand(-1, 2, 8, 8).to(torch.uint8), indices % 3, indices)
 
