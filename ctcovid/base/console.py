@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from ctcovid.base.files import json_text, printable
 from ctcovid.base.streams import stdout_takes_all
 
-
 # How the first word of a message is shown on a terminal.
 STYLES = {"Error": "bold red", "Warning": "bold yellow"}
 
