@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from ctcovid.training.tracker import StepTracker
 from ctcovid.volumes.batches import in_order
 from ctcovid.volumes.limits import Waiting
 
+logger = logging.getLogger(__name__)
+
 
 def fit(stepper: Stepper, data: TrainingData, session: Session, saving: Saving, epoch_done: Callable[[EpochRow, str], None]) -> bool:
     """Train from the stepper's progress to the recipe's last epoch (Li et al. 2021, Sec. 2.3), and update the progress.
@@ -44,12 +47,14 @@ def fit(stepper: Stepper, data: TrainingData, session: Session, saving: Saving, 
         began, seen = time.monotonic(), progress.seen
         if not _train_epoch(stepper, data, session, saving):
             return False
-        pace.add(progress.seen - seen, time.monotonic() - began)
+        trained = time.monotonic()
+        pace.add(progress.seen - seen, trained - began)
         with averaged(stepper.network.module, stepper.state.ema):
             what = f"Validating after epoch {progress.epoch + 1} of {recipe.epochs}"
             scores = validate(stepper.network, data, recipe.batch, session, what)
         if scores is None:
             return False
+        logger.info(f"Epoch {progress.epoch + 1}: trained in {trained - began:.2f} s, validated in {time.monotonic() - trained:.2f} s.")
         row = _row(stepper, len(data.train), *scores)
         progress.end_epoch(row)
         over = progress.over(recipe.epochs, recipe.patience)
