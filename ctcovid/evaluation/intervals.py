@@ -86,12 +86,14 @@ def clopper_pearson(share: float, count: int) -> tuple[float, float]:
 
     `share` of `count` need not be a whole number, as where it is of volumes and `count` of patients (Korn and Graubard 1998).
     """
+    right = share * count
+    if right == 0:
+        return 0.0, 1 - TAIL ** (1 / count)
+    if right == count:
+        return TAIL ** (1 / count), 1.0
     from scipy.special import betaincinv
 
-    right = share * count
-    low = float(betaincinv(right, count - right + 1, TAIL)) if right > 0 else 0.0
-    high = float(betaincinv(right + 1, count - right, 1 - TAIL)) if right < count else 1.0
-    return low, high
+    return float(betaincinv(right, count - right + 1, TAIL)), float(betaincinv(right + 1, count - right, 1 - TAIL))
 
 
 def _same(value: float) -> float:
