@@ -12,7 +12,7 @@ from ctcovid import __version__
 from ctcovid.base.console import Console, tell
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
 from ctcovid.base.faults import MachineFaultError, leaving, machine_fault, told
-from ctcovid.base.process_info import process_info, require_alone
+from ctcovid.base.process_info import process_info, require_alone, working_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.base.streams import abandon_stdout, settle_streams
 from ctcovid.options.commands import COMMANDS
@@ -57,7 +57,7 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
     try:
         raise_when_stopped()
         require_alone(name, getattr(options, "executor", None))
-        for sentence in unknown_settings(ctx) if process_info().rank == 0 else ():
+        for sentence in (*unknown_settings(ctx), *working_alone(name)) if process_info().rank == 0 else ():
             console.warn(sentence)
         if process_info().size == 1:
             # If there are several processes, the command itself tells all of them.
