@@ -82,10 +82,12 @@ def check(
     kind = image_kind(sum(item.masked for position, item in summaries.items() if position not in lost), len(summaries.keys() - lost))
     if kind == SEGMENTED:
         summaries = {position: replace(item, thumbnail=on_black(item.thumbnail)) for position, item in summaries.items()}
-    findings += _scale(summaries, kind == SEGMENTED)
-    # Of another scale, bright corners are its air.
-    findings += [] if findings and findings[-1].code == "not-hounsfield" else _padding(summaries)
-    findings = _limited(findings, unread, len(slices))
+    findings = _limited([*findings, *_scale(summaries, kind == SEGMENTED)], unread, len(slices))
+    if any(finding.code == "not-hounsfield" and finding.action == SCAN_DROPPED for finding in findings):
+        # Of another scale, a window shows a single grey, and bright corners are its air.
+        findings = [finding for finding in findings if finding.code != "constant"]
+    else:
+        findings += _padding(summaries)
     lost = {position for finding in findings if finding.action == SLICE_DROPPED for position in finding.slices}
     kept = [position for position in summaries if position not in lost]
     if kept and not any(finding.action == SCAN_DROPPED for finding in findings):
