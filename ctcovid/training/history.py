@@ -6,23 +6,32 @@ import csv
 import io
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from ctcovid.base.files import write_text
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class EpochRow:
     """What one epoch gave. Losses are mean cross-entropy per volume, accuracies three-way (Li et al. 2021, Eq. (5)).
 
-    The validation fields are None if the validation part is empty.
+    The validation fields are None if the validation part is empty; those of training are NaN if no step was made.
     """
 
-    epoch: int
-    learning_rate: float
+    epoch: Annotated[int, Field(ge=1)]
+    learning_rate: Finite
     train_loss: float
     train_accuracy: float
-    valid_loss: float | None
-    valid_accuracy: float | None
+    valid_loss: Finite | None
+    valid_accuracy: Finite | None
+
+    def __post_init__(self) -> None:
+        if (self.valid_loss is None) != (self.valid_accuracy is None):
+            raise ValueError("one of valid_loss and valid_accuracy is missing")
 
     def better_than(self, other: EpochRow | None) -> bool:
         """Higher validation accuracy, or the same with a lower loss; the later epoch if nothing was validated."""
