@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ctcovid.kernels import convolutions
+from ctcovid.kernels import convolutions, gpu_convolutions, passes
 from ctcovid.kernels.convolutions import FewChannels
 
 Triple = tuple[int, int, int]
@@ -67,7 +67,8 @@ def memory_order(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class Prepared:
     """A kernel ready for volumes of one size: the `way` to run it, weight and bias in the shape and precision that this way needs.
 
-    `packed` is set where the 2D convolution is Winograd's; the weight is then float32 (O, 3, 3, I).
+    `packed` is set where the 2D convolution is Winograd's; the weight is then float32 (O, 3, 3, I). `on_gpu` says that it is one of
+    gpu_convolutions.py.
     """
 
     way: str
@@ -77,6 +78,7 @@ class Prepared:
     padding: Triple
     depth_out: int
     packed: Tensor | None = None
+    on_gpu: bool = False
 
 
 def way(depth: int, kernel: Triple, padding: Triple) -> str:
@@ -88,8 +90,13 @@ def way(depth: int, kernel: Triple, padding: Triple) -> str:
     return "folded" if folds(depth, kernel[0]) else "plain"
 
 
-def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, x: Tensor) -> Prepared:
-    """Make a Conv3d kernel, float (O, I, k, kh, kw), ready for volumes of the depth, height, width and dtype of `x`."""
+def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, x: Tensor, outputs: int | None = None) -> Prepared:
+    """Make a Conv3d kernel, float (O, I, k, kh, kw), ready for volumes of the depth, height, width and dtype of `x`.
+
+    On a GPU, `outputs` asks for more output channels than O, which are zero, and `x` may have more than I, which are not looked at.
+    """
+    if passes.on_gpu(x):
+        return _prepare_on_gpu(weight, bias, stride, padding, x, len(weight) if outputs is None else outputs)
     k, kh, kw = weight.shape[2:]
     depth, pixels = x.shape[2], x.shape[3] * x.shape[4]
     chosen, out = way(depth, (k, kh, kw), padding), depth_out(depth, k, stride[0], padding[0])
@@ -109,6 +116,26 @@ def prepare(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple
     return Prepared(chosen, kernel, None if bias is None else bias.to(dtype), stride, padding, out, packed)
 
 
+def _prepare_on_gpu(weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, x: Tensor, outputs: int) -> Prepared:
+    k, kh, kw = weight.shape[2:]
+    inputs, depth = x.shape[1:3]
+    chosen, out = way(depth, (k, kh, kw), padding), depth_out(depth, k, stride[0], padding[0])
+    if chosen == "band" and depth > 1 and bias is not None:
+        # In inference, no batch norm stands before it that could change the memory order at no cost.
+        chosen = "columns"
+    if bias is not None and outputs > len(weight):
+        bias = F.pad(bias, (0, outputs - len(weight)))
+    if chosen in ("folded", "band"):
+        kernel = gpu_convolutions.kernel(weight, (out, outputs, depth, inputs), stride[0], padding[0], x)
+        bias = None if bias is None else bias.repeat(out)
+    elif chosen == "plain":
+        kernel = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, inputs - weight.shape[1], 0, outputs - len(weight))).to(x.dtype)
+    else:
+        flat = weight.transpose(2, 3) if chosen == "columns" else weight
+        kernel = gpu_convolutions.kernel(flat, (1, outputs, 1, inputs), 1, 0, x)
+    return Prepared(chosen, kernel, None if bias is None else bias.to(x.dtype), stride, padding, out, on_gpu=True)
+
+
 def convolve(x: Tensor, kernel: Prepared, relu: bool = False, residual: Tensor | None = None) -> Tensor:
     """A 3D convolution, then the sum with `residual` and the ReLU, where wanted.
 
@@ -125,6 +152,8 @@ def convolve(x: Tensor, kernel: Prepared, relu: bool = False, residual: Tensor |
         added = None if residual is None else _volumes(residual, kernel.way)
         y = convolutions.convolve_relu(_volumes(x, kernel.way), kernel.packed, kernel.bias, added, relu, len(kernel.weight))
         return _back(y, kernel)
+    if kernel.on_gpu and kernel.way != "plain":
+        return _convolve_on_gpu(x, kernel, relu, residual)
     y = _convolve(x, kernel)
     if residual is not None:
         y = y + residual
@@ -133,7 +162,13 @@ def convolve(x: Tensor, kernel: Prepared, relu: bool = False, residual: Tensor |
 
 def stem(x: Tensor, kernel: Prepared) -> Tensor | None:
     """Convolution, ReLU and 3x3x3 max pooling with stride 2 in one pass, as :func:`convolve`; None where no such pass takes them."""
-    if kernel.way != "folded" or kernel.bias is None or not convolutions.usable(x) or _differentiated(x, kernel.weight, kernel.bias):
+    if (
+        kernel.on_gpu
+        or kernel.way != "folded"
+        or kernel.bias is None
+        or not convolutions.usable(x)
+        or _differentiated(x, kernel.weight, kernel.bias)
+    ):
         return None
     few = FewChannels.of(kernel.weight, kernel.stride[1:], kernel.padding[1:])
     if few is None or len(kernel.weight) // kernel.depth_out % 16:
@@ -183,6 +218,35 @@ def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
     return y.unflatten(2, columns.shape[2:4]).permute(BY_SLICES_BACK)
 
 
+def _convolve_on_gpu(x: Tensor, kernel: Prepared, relu: bool, residual: Tensor | None) -> Tensor:
+    (s, *plane), (p, *margins) = kernel.stride, kernel.padding
+    geometry = ((plane[0], plane[1]), (margins[0], margins[1]))
+    if kernel.way in ("points", "columns"):
+        x = x[:, :, :: s if kernel.way == "points" else 1, :: plane[0], :: plane[1]]
+        geometry = ((1, 1), (0, 0)) if kernel.way == "points" else ((s, 1), (p, 0))
+    elif kernel.way == "slices":
+        x = x[:, :, ::s]
+    order, back = memory_order(x) if kernel.way == "points" else (BY_SLICES, BY_SLICES_BACK)
+    if kernel.way in ("folded", "band"):
+        order, back = FOLDED, FOLDED_BACK
+
+    def images(volumes: Tensor) -> Tensor:
+        dense = volumes.permute(order).contiguous()
+        if kernel.way == "slices":
+            return dense.flatten(0, 1)
+        return dense.flatten(3) if order == FOLDED and kernel.way != "points" else dense.flatten(2, 3)
+
+    added = None if residual is None else images(residual)
+    y = gpu_convolutions.convolve(images(x), kernel.weight, kernel.bias, geometry, added, relu)
+    if kernel.way == "slices":
+        y = y.unflatten(0, (len(x), -1)) if len(x) else y.unsqueeze(1)
+    elif kernel.way in ("folded", "band"):
+        y = y.unflatten(3, (kernel.depth_out, -1))
+    else:
+        y = y.unflatten(2, x.permute(order).shape[2:4])
+    return y.permute(back)
+
+
 def _plain(x: Tensor, kernel: Prepared) -> Tensor:
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:
         # The library has no fast bfloat16 kernel for the backward pass of Conv3d, and the one that it has corrupts memory at batch 1.
@@ -202,12 +266,19 @@ class Conv3d(nn.Conv3d):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "kept"}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
         if torch.jit.is_tracing():
             # A trace, as for export, is of operations that every runtime knows.
             return F.conv3d(x, self.kernel_for(x), None, *self.geometry)
-        kernel = prepare(self.kernel_for(x), None, *self.geometry, x)
+        kernel = prepare(self.kernel_for(x), None, *self.geometry, x, outputs)
         return convolve(x, kernel)
+
+    def order_for(self, depth: int) -> Order | None:
+        """The memory order in which volumes of this depth enter without a copy; None if any does."""
+        assert not isinstance(self.padding, str)
+        (k, kh, kw), (p0, p1, p2) = self.kernel_size, self.padding
+        chosen = way(depth, (k, kh, kw), (p0, p1, p2))
+        return {"points": None, "folded": FOLDED, "band": FOLDED}.get(chosen, BY_SLICES)
 
     def kernel_for(self, x: Tensor) -> Tensor:
         """The weight, summed over its input channels where `x` has one that stands for all of them."""

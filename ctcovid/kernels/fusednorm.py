@@ -57,8 +57,8 @@ def norm_relu(
     return Activation(y, lambda: passes.normalise(x.detach().permute(order).contiguous(), Affine(scale, shift, relu), None, memory))
 
 
-def forgetful(conv: nn.Module, x: Activation) -> Tensor:
-    """``conv(x)``; values that can be computed again are not kept for the backward pass.
+def forgetful(conv: nn.Module, x: Activation, *more: int | None) -> Tensor:
+    """``conv(x, *more)``; values that can be computed again are not kept for the backward pass.
 
     Between two convolutions only the output of the first is kept. The values behind its batch norm and ReLU, which the gradient of the
     second one's weight needs, are computed twice: one more pass over memory, for half of what a training step keeps. Hooks for saved
@@ -66,7 +66,7 @@ def forgetful(conv: nn.Module, x: Activation) -> Tensor:
     """
     again = x.again
     if again is None:
-        result: Tensor = conv(x.values)
+        result: Tensor = conv(x.values, *more)
         return result
     storage = x.values.untyped_storage().data_ptr()
 
@@ -78,7 +78,7 @@ def forgetful(conv: nn.Module, x: Activation) -> Tensor:
         return kept if isinstance(kept, Tensor) else again().as_strided(*kept)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return conv(x.values)
+        return conv(x.values, *more)
 
 
 def norm_relu_pool(x: Tensor, norm: nn.BatchNorm3d, maxpool: nn.MaxPool3d, wanted: Order | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,48 +78,49 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(4) == 1 and x.device.type in GPUS else x.contiguous()
 
 
-def _gpu(x: Tensor) -> ModuleType | None:
+def gpu(x: Tensor) -> Any:
+    """The module of the passes for a tensor that is `on_gpu`; None for those of a CPU."""
     return _found[x.device, x.dtype] if x.device.type in GPUS else None
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel of a dense (n0, n1, n2, n3, C), float32 (C,)."""
-    gpu = _gpu(x)
-    return native.moments(x) if gpu is None else gpu.moments(x)
+    module = gpu(x)
+    return native.moments(x) if module is None else module.moments(x)
 
 
 def normalise(x: Tensor, affine: Affine, residual: Tensor | None = None, memory: tuple[int, ...] | None = None) -> Tensor:
     """``x * scale + shift + residual``, then ReLU; see native.py. On a GPU, `memory` is the order of the result's dimensions in memory."""
-    gpu = _gpu(x)
-    if gpu is None:
+    module = gpu(x)
+    if module is None:
         return native.normalise(x, affine, residual)
     if residual is not None:
         native.require_fit(x, residual)
     if memory is None:
-        return gpu.normalise(x, affine, residual, torch.empty_like(x))
+        return module.normalise(x, affine, residual, torch.empty_like(x))
     back = [memory.index(dim) for dim in range(5)]
-    return gpu.normalise(x, affine, residual, x.new_empty([x.shape[dim] for dim in memory]).permute(back))
+    return module.normalise(x, affine, residual, x.new_empty([x.shape[dim] for dim in memory]).permute(back))
 
 
 def reduce(g: Tensor, x: Tensor, out: Tensor | None, affine: Affine, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over all rows of g' and of ``g' * (x - mean)``; see native.py."""
-    gpu = _gpu(x)
-    return native.reduce(g, x, out, affine, mean) if gpu is None else gpu.reduce(g, x, out, affine, mean)
+    module = gpu(x)
+    return native.reduce(g, x, out, affine, mean) if module is None else module.reduce(g, x, out, affine, mean)
 
 
 def backward(
     g: Tensor, x: Tensor, out: Tensor | None, affine: Affine, factors: tuple[Tensor, Tensor, Tensor], masked: bool
 ) -> tuple[Tensor, Tensor | None]:
     """``a * g' + b * x + k`` for `factors` (a, b, k), and g' itself where `masked`; see native.py."""
-    gpu = _gpu(x)
-    return native.backward(g, x, out, affine, factors, masked) if gpu is None else gpu.backward(g, x, out, affine, factors, masked)
+    module = gpu(x)
+    return native.backward(g, x, out, affine, factors, masked) if module is None else module.backward(g, x, out, affine, factors, masked)
 
 
 def pool(x: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """3x3x3 max pooling with stride 2 and padding 1 of ``sign * x``, its taps, and mean and biased variance of x; see native.py."""
-    gpu = _gpu(x)
-    if gpu is not None:
-        return gpu.pool(x, sign, measure=True)
+    module = gpu(x)
+    if module is not None:
+        return module.pool(x, sign, measure=True)
     pooled, tap, mean, var = native.pool(x, sign, measure=True)
     assert mean is not None and var is not None
     return pooled, tap, mean, var
@@ -127,13 +129,13 @@ def pool(x: Tensor, sign: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def relu_pool(x: Tensor) -> Tensor:
     """``relu(pool(x))``, logical (B, D, H, W, C), without taps and moments."""
     ones = torch.ones(x.shape[4], dtype=torch.float32, device=x.device)
-    gpu = _gpu(x)
-    if gpu is None:
+    module = gpu(x)
+    if module is None:
         return native.pool(x, ones, measure=False)[0].relu_()
-    return gpu.pool(x, ones, measure=False, taps=False, relu=True)[0]
+    return module.pool(x, ones, measure=False, taps=False, relu=True)[0]
 
 
 def unpool(g: Tensor, tap: Tensor, x: Tensor, slope: Tensor, level: Tensor) -> Tensor:
     """``slope * x + level``, plus each `g` at the voxel that `tap` says; see native.py."""
-    gpu = _gpu(x)
-    return native.unpool(g, tap, x, slope, level) if gpu is None else gpu.unpool(g, tap, x, slope, level)
+    module = gpu(x)
+    return native.unpool(g, tap, x, slope, level) if module is None else module.unpool(g, tap, x, slope, level)

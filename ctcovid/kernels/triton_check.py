@@ -30,7 +30,7 @@ def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
 
     x, g = (random(*SIZES) * 2 + 1).to(dtype), random(*SIZES).to(dtype)
     channels = [random(SIZES[-1]) for _ in range(5)]
-    for name, found, expected in chain(_rows(x, g, channels), _pooling(x, channels), _bands(random(16, 16, 3, 3, 3), dtype)):
+    for name, found, expected in chain(_rows(x, g, channels), _pooling(x, channels), _kernels(random(16, 16, 3, 3, 3), dtype)):
         off = (found.double() - expected).abs().max()
         if not bool(off <= TOLERANCES[dtype] * expected.abs().max()):
             return name
@@ -81,8 +81,8 @@ def _pooling(x: Tensor, channels: list[Tensor]) -> Found:
     yield "unpool", passes.unpool(pooled, tap, x, slope, level), slope.double() * x.double() + level.double() + sent
 
 
-def _bands(weight: Tensor, dtype: torch.dtype) -> Found:
-    """The banded kernel of two slices, with more channels than the weight has, and its gradient."""
+def _kernels(weight: Tensor, dtype: torch.dtype) -> Found:
+    """The banded kernel of two slices, with more channels than the weight has, and its gradient; patches, as of the stem."""
     outputs, inputs = weight.shape[:2]
     expected = weight.new_zeros((2, outputs + 8, 3, 3, 2, inputs + 8), dtype=torch.float64)
     for o in range(2):
@@ -93,3 +93,7 @@ def _bands(weight: Tensor, dtype: torch.dtype) -> Found:
     found = passes.unband(made, torch.empty_like(weight), 1, 1)
     # Each tap stands as often in the band as there are slices that see each other through it.
     yield "unband", found, weight.double() * torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64, device=weight.device)[:, None, None]
+    images = weight[:2, :15, :, 0, :1].to(dtype).contiguous()
+    taken = passes.patches(images, (8, 2, 56), (7, 7), (2, 2), (3, 3))
+    under = F.unfold(images.double().permute(0, 3, 1, 2), 7, stride=2, padding=3).transpose(1, 2).unflatten(1, (8, 2))
+    yield "patches", taken, F.pad(under, (0, 7))

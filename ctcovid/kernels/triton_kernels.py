@@ -254,3 +254,30 @@ def unband(
         v += tl.load(g + row[:, None] + c[None, :], mask=m & ((i >= 0) & (i < DEPTH))[:, None], other=0).to(tl.float32)
     at = n.to(tl.int64) * w0 + tap.to(tl.int64) * w2 + y.to(tl.int64) * w3 + x.to(tl.int64) * w4
     tl.store(w + at[:, None] + (c.to(tl.int64) * w1)[None, :], v.to(w.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def patches(
+    x, out, H, W, C, Ho, Wo, WB, K, VECTORS, S, T, P, Q, sn, sh,
+    RUN: tl.constexpr, LARGE: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The K = kh * RUN numbers under a kernel for each pixel of the output, RUN = kw * C of them in a row, zeros up to 8 * VECTORS."""
+    pid = tl.program_id(0)
+    wide = (pid % WB) * BR + tl.arange(0, BR)
+    q = pid // WB
+    high = q % Ho
+    n = (q // Ho).to(tl.int64)
+    k = tl.arange(0, BK)
+    down = k // RUN
+    along = k - down * RUN
+    h = high * S - P + down
+    first = (wide * T - Q) * C
+    w = first[:, None] + along[None, :]
+    m = (w >= 0) & (w < W * C) & ((h >= 0) & (h < H) & (k < K))[None, :]
+    if LARGE:
+        at = (h.to(tl.int64) * sh)[None, :] + w
+    else:
+        at = (h * sh)[None, :] + w
+    v = tl.load(x + n * sn + at, mask=m, other=0)
+    to = ((n * Ho + high) * Wo + wide) * (8 * VECTORS)
+    tl.store(out + to[:, None] + k[None, :], v, mask=(wide < Wo)[:, None] & (k < 8 * VECTORS)[None, :])

@@ -248,3 +248,22 @@ def unband(gradient: Tensor, found: Tensor, stride: int, padding: int) -> Tensor
         programs = triton.cdiv(count, rows) * triton.cdiv(inputs, block)
         _launch(kernels.unband, programs, found, gradient, found, *numbers, BR=rows, BI=block)
     return found
+
+
+def patches(images: Tensor, sizes: tuple[int, int, int], kernel: Sizes, stride: Sizes, padding: Sizes) -> Tensor:
+    """The numbers under a 2D kernel for each pixel of its output, (N, H', W', K) for `sizes` (H', W', K), zeros behind the last.
+
+    images : dense (N, H, W, C); a number's place is that of its row, column and channel in the kernel. K is a multiple of 8.
+    """
+    N, H, W, C = images.shape
+    high, wide, taken = sizes
+    found = images.new_empty((N, high, wide, taken))
+    if found.numel():
+        whole = triton.next_power_of_2(taken)
+        rows = max(1, ELEMENTS // whole)
+        blocks = triton.cdiv(wide, rows)
+        run = kernel[1] * C
+        numbers = (H, W, C, high, wide, blocks, kernel[0] * run, taken // 8, *stride, *padding, *images.stride()[:2])
+        settings = {"RUN": run, "LARGE": H * W * C >= 1 << 30, "BR": rows, "BK": whole}
+        _launch(kernels.patches, N * high * blocks, images, images, found, *numbers, **settings)
+    return found

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ctcovid.kernels.depthfold import Conv3d, GlobalAverage, MaxPool3d, Prepared, convolve, prepare, shortcut, stem
+from ctcovid.kernels import passes
+from ctcovid.kernels.depthfold import Conv3d, GlobalAverage, MaxPool3d, Order, Prepared, convolve, prepare, shortcut, stem
 from ctcovid.kernels.fusednorm import Activation, fold_norm, forgetful, norm_relu, norm_relu_pool, relu_pool
+from ctcovid.kernels.gpu_convolutions import aligned
 
 # Table 3: the stem's kernel, and the widths of Conv2 to Conv5.
 STEM_KERNEL = 7
@@ -77,14 +79,17 @@ class ResNet3D(nn.Module):
         entering = Activation(x)
         *before, (conv, norm) = units(self, 1)
         for pair in before:
-            entering = conv_norm_relu(*pair, entering)
+            entering = conv_norm_relu(*pair, entering, Behind(then=conv, inside=True))
         x = entering.values
         if norm.training:
             conv.kept = None
-            return norm_relu_pool(forgetful(conv, entering), norm, self.maxpool)
+            y = forgetful(conv, entering)
+            following = units(self.get_submodule("layer1.0"), 1)[0][0]
+            return norm_relu_pool(y, norm, self.maxpool, _order_for(following, (y.shape[2] + 1) // 2))
         kernel = _with_norm(conv, norm, x)
         pooled = stem(x, kernel)
-        return relu_pool(convolve(x, kernel), self.maxpool) if pooled is None else pooled
+        # The ReLU is a part of a GPU's convolutions; a second one changes nothing.
+        return relu_pool(convolve(x, kernel, relu=kernel.on_gpu), self.maxpool) if pooled is None else pooled
 
 
 class BasicBlock(nn.Module):
@@ -104,8 +109,10 @@ class BasicBlock(nn.Module):
             y = self.relu(unit_by_modules(self, 1, x))
             y = unit_by_modules(self, 2, y)
             return self.relu(y + shortcut(x, self.width, self.stride))
-        first = fused_unit(self, 1, Activation(x))
-        return fused_unit(self, 2, first, residual=x, stride=self.stride).values
+        second = units(self, 2)[0][0]
+        first = fused_unit(self, 1, Activation(x), Behind(then=second))
+        # The next block begins as this one goes on.
+        return fused_unit(self, 2, first, Behind(residual=x, stride=self.stride, then=second)).values
 
 
 class Bottleneck(nn.Module):
@@ -131,11 +138,26 @@ class Bottleneck(nn.Module):
             y = self.relu(unit_by_modules(self, 2, y))
             y = unit_by_modules(self, 3, y)
             return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-        second = fused_unit(self, 2, fused_unit(self, 1, Activation(x)))
+        first = fused_unit(self, 1, Activation(x), Behind(then=units(self, 2)[0][0]))
+        second = fused_unit(self, 2, first, Behind(then=units(self, 3)[0][0]))
         residual = x
         if self.downsample is not None:
-            residual = conv_norm_relu(*self.downsample, Activation(x), relu=False).values  # type: ignore[call-arg, misc]
-        return fused_unit(self, 3, second, residual=residual).values
+            residual = conv_norm_relu(*self.downsample, Activation(x), Behind(relu=False)).values  # type: ignore[call-arg]
+        return fused_unit(self, 3, second, Behind(residual=residual)).values
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What stands behind a batch norm: ReLU, residual sum, the convolution `then`.
+
+    `stride` is that of the residual. Inside of a (2+1)D convolution, a GPU may add channels that are zero, which `then` leaves out.
+    """
+
+    relu: bool = True
+    residual: Tensor | None = None
+    stride: int = 1
+    then: Conv3d | None = None
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,33 +205,39 @@ def unit_by_modules(module: nn.Module, number: int, x: Tensor) -> Tensor:
     return y
 
 
-def fused_unit(module: nn.Module, number: int, x: Activation, residual: Tensor | None = None, stride: int = 1) -> Activation:
+def fused_unit(module: nn.Module, number: int, x: Activation, behind: Behind) -> Activation:
     """Convolution `number` with batch norm, residual sum and ReLU."""
     *before, last = units(module, number)
     for pair in before:
-        x = conv_norm_relu(*pair, x)
-    return conv_norm_relu(*last, x, residual=residual, stride=stride)
+        x = conv_norm_relu(*pair, x, Behind(then=last[0], inside=True))
+    return conv_norm_relu(*last, x, behind)
 
 
-def conv_norm_relu(
-    conv: Conv3d, norm: nn.BatchNorm3d, x: Activation, relu: bool = True, residual: Tensor | None = None, stride: int = 1
-) -> Activation:
+def conv_norm_relu(conv: Conv3d, norm: nn.BatchNorm3d, x: Activation, behind: Behind) -> Activation:
     """``relu(norm(conv(x)) + shortcut(residual))``; in inference, the batch norm is folded into the convolution."""
+    relu, residual, stride = behind.relu, behind.residual, behind.stride
     if not _ours([(conv, norm)]):
         # Somebody has put another layer here, such as a synchronised batch norm.
         y = norm(conv(x.values))
         if residual is not None:
             y = y + shortcut(residual, y.shape[1], stride)
         return Activation(y.relu_() if relu else y)
+    outputs = aligned(conv.out_channels) if behind.inside and type(behind.then) is Conv3d and passes.on_gpu(x.values) else None
     if norm.training:
         conv.kept = None
-        return norm_relu(forgetful(conv, x), norm, relu, residual, stride)
+        y = forgetful(conv, x) if outputs is None else forgetful(conv, x, outputs)
+        return norm_relu(y, norm, relu, residual, stride, _order_for(behind.then, y.shape[2]))
     added = None if residual is None else shortcut(residual, norm.num_features, stride)
-    return Activation(convolve(x.values, _with_norm(conv, norm, x.values), relu, added))
+    return Activation(convolve(x.values, _with_norm(conv, norm, x.values, outputs), relu, added))
 
 
-def _with_norm(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Prepared:
-    """The convolution's kernel for `x`, with the batch norm's running statistics in it.
+def _order_for(then: nn.Module | None, depth: int) -> Order | None:
+    """The memory order that the next convolution wants, if it is one of ours."""
+    return then.order_for(depth) if type(then) is Conv3d else None
+
+
+def _with_norm(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor, outputs: int | None = None) -> Prepared:
+    """The convolution's kernel for `x`, with the batch norm's running statistics in it, and `outputs` as for `prepare`.
 
     The kernel is kept where the weights are frozen, as those of a trained model are. Where they are trained it is computed on every call:
     not every optimiser leaves a trace of having changed them.
@@ -219,12 +247,12 @@ def _with_norm(conv: Conv3d, norm: nn.BatchNorm3d, x: Tensor) -> Prepared:
 
     def ready() -> Prepared:
         weight, bias = fold_norm(conv.kernel_for(x), norm)
-        return prepare(weight, bias, *conv.geometry, x)
+        return prepare(weight, bias, *conv.geometry, x, outputs)
 
     if any(tensor.requires_grad or tensor.is_inference() or tensor.is_meta for tensor in numbers):
         conv.kept = None
         return ready()
-    key = (x.shape[1:], x.dtype, [(tensor.data_ptr(), tensor._version) for tensor in numbers])
+    key = (x.shape[1:], x.dtype, x.device, outputs, [(tensor.data_ptr(), tensor._version) for tensor in numbers])
     # Read once: another thread may replace it at any moment.
     kept = conv.kept
     if kept is None or kept[0] != key:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ctcovid.kernels import choice, native, passes
 from ctcovid.kernels.depthfold import BY_SLICES, FOLDED, MaxPool3d, memory_order
 from ctcovid.kernels.fusednorm import norm_relu, norm_relu_pool, relu_pool
+from ctcovid.models import resnet3d
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton's interpreter is not asked for (TRITON_INTERPRET=1)", allow_module_level=True)
@@ -160,9 +161,52 @@ def test_nan_is_not_hidden_and_large_numbers_do_not_eat_the_variance() -> None:
     torch.testing.assert_close(var.double(), far.float().double().var((0, 1, 2, 3), correction=0), rtol=1e-3, atol=0)
 
 
+def test_offsets_have_64_bits() -> None:
+    """Of memory that is never touched, but for a row at each end."""
+    memory = torch.empty((1 << 31) + 4096, dtype=torch.bfloat16)
+    x = memory.as_strided((2, 2, 2, 2, 16), (1 << 31, 64, 32, 16, 1))
+    x.copy_(random(2, 2, 2, 2, 16))
+    near, channels, ones = x.clone(memory_format=torch.contiguous_format), random(16, seed=1), torch.ones(16)
+    affine = native.Affine(channels, channels)
+    module, out = passes.gpu(x), torch.empty_like(near)
+    assert torch.equal(module.normalise(x, affine, x, out), module.normalise(near, affine, near, torch.empty_like(near)))
+    assert torch.equal(module.normalise(near, affine, near, torch.empty_like(near)), out)
+    for found, expected in zip(module.reduce(x, x, x, affine, ones), module.reduce(near, near, near, affine, ones), strict=True):
+        torch.testing.assert_close(found, expected)
+    for found, expected in zip(module.pool(x, ones, measure=True), module.pool(near, ones, measure=True), strict=True):
+        assert torch.equal(found, expected)
+    pooled, tap, _, _ = module.pool(near, ones, measure=False)
+    expected = module.unpool(pooled, tap, near, channels, channels)
+    assert torch.equal(module.unpool(pooled, tap, x, channels, channels), expected)
+    # Results far apart too.
+    x.zero_()
+    module.normalise(near, affine, None, x)
+    assert torch.equal(x, module.normalise(near, affine, None, torch.empty_like(near)))
+
+
 def test_empty_tensors_pass() -> None:
     x = torch.zeros(0, 4, 2, 6, 6, requires_grad=True)
     y = norm_relu_pool(norm_relu(x, norm(4)).values, norm(4), MaxPool3d())
     assert y.shape == (0, 4, 1, 3, 3)
     y.sum().backward()
     assert x.grad is not None and x.grad.shape == x.shape
+
+
+def test_a_whole_network_agrees_with_a_plain_one_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(2+1)D: every pass, both memory orders, padded channels, patches, products, bands, in training and in use."""
+    monkeypatch.setattr(resnet3d, "WIDTHS", (8, 8, 8, 8))
+    torch.manual_seed(0)
+    ours, plain = (resnet3d.ResNet3D("basic", (1, 1, 0, 0), True, 3, plain) for plain in (False, True))
+    plain.load_state_dict(ours.state_dict())
+    x, direction = random(2, 1, 4, 20, 18), random(2, 3, seed=1)
+    plain.double()
+    found, expected = ours.train()(x), plain.train()(x.double())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+    found.backward(direction)
+    expected.backward(direction.double())
+    right = dict(plain.named_parameters())
+    for name, number in ours.named_parameters():
+        off = (number.grad.double() - right[name].grad).norm() / right[name].grad.norm().clamp_min(1e-2)
+        assert off < 2e-3, (name, off)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()(x).double(), plain.eval()(x.double()), rtol=0, atol=1e-4)
