@@ -14,8 +14,8 @@ import typer
 
 from ctcovid import __version__
 from ctcovid.base.console import Console
-from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
-from ctcovid.base.faults import MachineFaultError, leaving, machine_fault
+from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, InputError, StoppedError, ToldError
+from ctcovid.base.faults import MachineFaultError, impossible_path, leaving, machine_fault
 from ctcovid.base.process_info import process_info, require_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.options.commands import COMMANDS
@@ -24,6 +24,9 @@ from ctcovid.options.settings import sources, unknown_settings
 from ctcovid.options.signature import restore_help, typer_function
 
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
+REPORT = "This is a fault of ctcovid. Please report it as an issue of its repository, with {how} (ctcovid manual security)."
+# Of what an unforeseen error says.
+MOST_SHOWN = 500
 
 app = typer.Typer(
     name="ctcovid",
@@ -96,14 +99,17 @@ def _refused(error: CtcovidError) -> typer.Exit:
 
 
 def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
-    """Report an error that is not the user's."""
+    """Report an error that no part of the program has foreseen: of the machine, of a path that no file can have, or a fault of ours."""
     if verbose:
         traceback.print_exception(error)
     if fault := machine_fault(error):
         print(f"Error: {fault.told()}", file=sys.stderr)
         return typer.Exit(EXIT_UNEXPECTED)
-    hint = "" if verbose else " Run the same command again with --verbose for the traceback."
-    print(f"Error: unexpected {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+    if sentence := impossible_path(error):
+        print(f"Error: {sentence}", file=sys.stderr)
+        return typer.Exit(InputError.exit_code)
+    how = "what it printed" if verbose else "what the same command prints with --verbose"
+    print(f"Error: unexpected {type(error).__name__}: {str(error)[:MOST_SHOWN]}. {REPORT.format(how=how)}", file=sys.stderr)
     return typer.Exit(EXIT_UNEXPECTED)
 
 

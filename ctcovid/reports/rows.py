@@ -18,6 +18,7 @@ from ctcovid.base.files import json_text, write_text
 from ctcovid.options.predict import STDOUT
 
 # Lists, as of flags, in one field of a CSV.
+LONGEST_SHOWN = 400
 BETWEEN = ";"
 
 Row = dict[str, Any]
@@ -124,10 +125,10 @@ def read_rows(path: Path, columns: Sequence[str], rows_in: Callable[[Any], list[
             rows = [{name: value or None for name, value in row.items()} for row in csv.DictReader(io.StringIO(whole))]
             heading = next(csv.reader(io.StringIO(whole)), list(columns))
             if heading != list(columns):
-                raise ValueError(f"its columns are {','.join(heading)}")
+                raise ValueError(f"its columns are {','.join(heading)[:LONGEST_SHOWN]}")
         if any(list(row) != list(columns) for row in rows):
             raise ValueError(f"not all rows have the columns {','.join(columns)}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be continued: {error}. Name another output, or pass --overwrite without --resume.") from error
     return rows
