@@ -20,7 +20,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # A file with longer fields is not a list.
 LONGEST_FIELD = 1 << 16
 # More than a list of any archive has.
-MOST_BYTES, MOST_COLUMNS = 64 << 20, 10_000
+MOST_BYTES, MOST_COLUMNS, MOST_ROWS = 64 << 20, 10_000, 1_000_000
 # Of them in a message.
 MOST_SHOWN, LONGEST_SHOWN = 20, 40
 # UTF-32's mark begins with that of UTF-16.
@@ -149,6 +149,8 @@ def parse_list(path: Path, text: str, known: Collection[str], needs: str = "", e
             if any(field and not field.isspace() for field in row):
                 rows.append(row if exact else [field.strip() for field in row])
                 lines.append(reader.line_num + skipped)
+            if len(rows) > MOST_ROWS:
+                raise _refusal(path, f"it has more than {MOST_ROWS:,} rows", needs)
     except csv.Error as error:
         raise _refusal(path, f"line {reader.line_num + skipped}: {error}", needs) from error
     if not rows:
