@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 import traceback
 from dataclasses import fields
 from functools import partial
@@ -13,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from ctcovid import __version__
-from ctcovid.base.console import Console
+from ctcovid.base.console import Console, tell
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, InputError, StoppedError, ToldError
 from ctcovid.base.faults import MachineFaultError, impossible_path, leaving, machine_fault
 from ctcovid.base.process_info import process_info, require_alone
 from ctcovid.base.signals import raise_when_stopped
+from ctcovid.base.streams import abandon_stdout, settle_streams
 from ctcovid.options.commands import COMMANDS
 from ctcovid.options.messages import Messages
 from ctcovid.options.settings import sources, unknown_settings
@@ -74,16 +73,15 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
     except ToldError as error:
         raise typer.Exit(error.exit_code) from error
     except StoppedError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        tell(f"Error: {error}")
         raise typer.Exit(error.exit_code) from error
     except CtcovidError as error:
         raise _refused(error) from error
     except KeyboardInterrupt as error:
-        print("Stopped by Ctrl-C.", file=sys.stderr)
+        tell("Stopped by Ctrl-C.")
         raise typer.Exit(EXIT_INTERRUPTED) from error
     except BrokenPipeError as error:
-        # The reader of a pipe, such as head, has ended. Without this, Python would print an error when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe, such as head, has ended.
         raise typer.Exit(EXIT_UNEXPECTED) from error
     except Exception as error:
         raise _unexpected(error, console.verbose) from error
@@ -94,7 +92,7 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
 def _refused(error: CtcovidError) -> typer.Exit:
     """Report an error that the user can fix. If the machine failed while an input was read, that says more than that it is unusable."""
     fault = None if isinstance(error, MachineFaultError) else machine_fault(error)
-    print(f"Error: {f'{fault.told()} {error}' if fault else error}", file=sys.stderr)
+    tell(f"Error: {f'{fault.told()} {error}' if fault else error}")
     return typer.Exit(EXIT_UNEXPECTED if fault else error.exit_code)
 
 
@@ -103,13 +101,13 @@ def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
     if verbose:
         traceback.print_exception(error)
     if fault := machine_fault(error):
-        print(f"Error: {fault.told()}", file=sys.stderr)
+        tell(f"Error: {fault.told()}")
         return typer.Exit(EXIT_UNEXPECTED)
     if sentence := impossible_path(error):
-        print(f"Error: {sentence}", file=sys.stderr)
+        tell(f"Error: {sentence}")
         return typer.Exit(InputError.exit_code)
     how = "what it printed" if verbose else "what the same command prints with --verbose"
-    print(f"Error: unexpected {type(error).__name__}: {str(error)[:MOST_SHOWN]}. {REPORT.format(how=how)}", file=sys.stderr)
+    tell(f"Error: unexpected {type(error).__name__}: {str(error)[:MOST_SHOWN]}. {REPORT.format(how=how)}")
     return typer.Exit(EXIT_UNEXPECTED)
 
 
@@ -120,7 +118,11 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Entry point of ``ctcovid``."""
+    settle_streams()
     command = typer.main.get_command(app)
     restore_help(command, {name: one.options for name, one in COMMANDS.items()})
     with leaving():
-        command(prog_name="ctcovid")
+        try:
+            command(prog_name="ctcovid")
+        finally:
+            abandon_stdout()

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
+import torch
 from PIL import Image
-from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import encapsulate
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from thin import WIDTHS
 
 from ctcovid.models import resnet3d
@@ -23,6 +20,22 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 # Several processes of torch threads on a few cores stand in each other's way, and one thread sums in one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda", help="where the tests marked cuda run; cpu shows whether they run at all")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    return torch.device(pytestconfig.getoption("--device"))
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +110,10 @@ def write_series() -> Callable[..., list[Path]]:
         slope: float = 1.0,
         **elements: Any,
     ) -> list[Path]:
+        import pydicom
+        from pydicom.dataset import FileMetaDataset
+        from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
         folder.mkdir(parents=True, exist_ok=True)
         series = series or generate_uid()
         along = np.asarray(positions if positions is not None else np.arange(len(values)) * spacing)
@@ -135,6 +152,9 @@ def compress() -> Callable[[Path, bytes, str], None]:
     """Replace the pixels of a DICOM file by a compressed picture."""
 
     def replace(path: Path, picture: bytes, syntax: str) -> None:
+        import pydicom
+        from pydicom.encaps import encapsulate
+
         header = pydicom.dcmread(path)
         header.PixelData = encapsulate([picture])
         header["PixelData"].VR = "OB"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 import typer
 
@@ -22,8 +23,7 @@ COMMANDS = sorted(COMMAND.commands)  # type: ignore[attr-defined]
 
 
 def ctcovid(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "ctcovid", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, check=False)
+    return forked.run(*arguments, cwd=cwd, environment={**os.environ, **environment})
 
 
 @pytest.mark.parametrize("name", COMMANDS)

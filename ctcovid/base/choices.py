@@ -18,7 +18,7 @@ Images = Literal["complete", "segmented", "all"]
 OnProblem = Literal["repair", "drop", "stop"]
 Method = Literal["smooth-gradcam++", "gradcam", "gradcam++", "occlusion"]
 # How large the demo is.
-Preset = Literal["auto", "small", "full"]
+Preset = Literal["auto", "small", "medium", "full"]
 
 PARTS: tuple[str, ...] = get_args(Part)
 INTERVALS: tuple[str, ...] = get_args(Interval)

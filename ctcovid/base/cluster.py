@@ -78,6 +78,8 @@ class RequiringAccess(Generic[Task, Result]):
 class ClusterWorkers(Workers):
     """Workers on other nodes. Their engine repeats lost tasks, or the run ends with an error that names the remedy."""
 
+    pool: Executor
+
     def __init__(self, pool: Executor, shared: Path) -> None:
         self.pool, self.shared = pool, shared.absolute()
 
@@ -91,10 +93,6 @@ class ClusterWorkers(Workers):
             return future.result()
         except (ImportError, AttributeError) as error:
             raise CtcovidError(f"A worker cannot run this ctcovid ({error}). Install the same version on all nodes.") from error
-
-    def wait(self, future: Future[Any]) -> None:
-        """Return when the task is done."""
-        wait([future])
 
 
 class DaskWorkers(ClusterWorkers):
@@ -126,6 +124,7 @@ class DaskWorkers(ClusterWorkers):
 
     def wait(self, future: Future[Any]) -> None:
         while not wait([future], timeout=1).done:
+            self.heed()
             self._ask()
             if time.monotonic() > self.seen + PATIENCE:
                 raise CtcovidError(

@@ -9,7 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from ctcovid.base.files import json_text
+from ctcovid.base.files import json_text, printable
+from ctcovid.base.streams import stdout_takes_all
+
+
+def tell(text: str) -> None:
+    """Print a line on stderr. That nobody reads it any more does not end the work."""
+    with contextlib.suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class Printable(Protocol):
@@ -49,12 +56,12 @@ class Console:
     def say(self, text: str) -> None:
         """Print a message on stderr, unless --quiet."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            tell(text)
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr, even with --quiet."""
         if not self.silent:
-            print(f"Warning: {text}", file=sys.stderr, flush=True)
+            tell(f"Warning: {text}")
 
     def detailed(self) -> None:
         """From here on also say what the modules of ctcovid log as details."""
@@ -79,13 +86,13 @@ class Console:
         if not self.results:
             return
         if self.json:
-            print(json_text(document), flush=True)
+            print(json_text(document, not stdout_takes_all()), flush=True)
         elif self.terminal:
             from rich.console import Console as RichConsole
 
             RichConsole(highlight=False).print(table.terminal())
         else:
-            print(table.text(), flush=True)
+            print(printable(table.text()), flush=True)
 
     @contextlib.contextmanager
     def progress(self, total: int, what: str, unit: str = "", tenths: bool = True) -> Iterator[Advance]:
@@ -94,6 +101,7 @@ class Console:
         A bar on a terminal. Otherwise a plain line at each tenth, or each minute if a tenth takes longer, and none for work of seconds.
         Without `tenths`, as for work that ends with a line of its own, only each minute.
         """
+        what = printable(what)
         if self.quiet or total == 0:
             yield lambda count, note="": None
         elif sys.stderr.isatty():
@@ -108,8 +116,9 @@ class Console:
             yield
         elif sys.stderr.isatty():
             from rich.console import Console as RichConsole
+            from rich.text import Text
 
-            with RichConsole(stderr=True).status(f"{what} …"):
+            with RichConsole(stderr=True).status(Text(f"{what} …")):
                 yield
         else:
             over, began = threading.Event(), time.monotonic()
@@ -130,8 +139,8 @@ class Console:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        counted = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        columns = (*counted, TextColumn("{task.fields[note]}"))
+        counted = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (*counted, TextColumn("{task.fields[note]}", markup=False))
         with Progress(*columns, console=RichConsole(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total, note="")
 

@@ -36,6 +36,12 @@ class OutputExistsError(CtcovidError):
     exit_code = 5
 
 
+class OutputBusyError(CtcovidError):
+    """Another process is writing the output."""
+
+    exit_code = 5
+
+
 class ModelRefusedError(CtcovidError):
     """A model directory or weights file cannot be trusted or does not fit."""
 

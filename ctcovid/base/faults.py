@@ -24,10 +24,6 @@ FILE_SIZE = "{where} has reached the file-size limit", "Raise the limit (ulimit 
 OPEN_FILES = "too many files are open, at {where}", "Raise the limit (ulimit -n), or pass fewer --workers"
 SYSTEM_FILES = "the system has too many open files, at {where}", "End other programs, or ask the administrator to raise the limit"
 MEMORY = "out of memory, at {where}", "Ask for more memory, or pass fewer --workers"
-LOCKS = (
-    "the file system of {where} does not give locks",
-    "Set HDF5_USE_FILE_LOCKING=FALSE if no other program uses the file, or use a local disk",
-)
 NETWORK = "the network file system of {where} does not answer ({said})", "Check that it is mounted, then run the same command again"
 DEVICE = "the disk of {where} has an input/output error ({said})", "Check the disk and its connection, then run the same command again"
 READ_ONLY = "{where} is on a read-only file system", "Choose another folder, or mount it for writing"
@@ -40,7 +36,6 @@ KINDS: dict[tuple[str, str], str] = {
     OPEN_FILES: "EMFILE",
     SYSTEM_FILES: "ENFILE",
     MEMORY: "ENOMEM",
-    LOCKS: "ENOLCK",
     NETWORK: "ESTALE ETIMEDOUT ETIME EHOSTDOWN EHOSTUNREACH ECONNRESET ECONNREFUSED ECONNABORTED ENOTCONN ENETDOWN ENETUNREACH ENETRESET "
     "ENOLINK ECOMM EREMOTE EPROTO EKEYEXPIRED ENOKEY",
     DEVICE: "EIO ENXIO ENODEV EREMOTEIO ENOMEDIUM EUCLEAN EBADMSG",

@@ -12,21 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ctcovid.base.errors import InputError, OutputExistsError, UsageError
+from ctcovid.base.errors import InputError, OutputExistsError
 from ctcovid.base.faults import MachineFaultError, raise_machine_fault
 from ctcovid.base.temporaries import clear_dead, temporary
 
-try:
-    import fcntl
-except ImportError:  # not POSIX
-    fcntl = None  # type: ignore[assignment]
-
 RUN_CARD = "run.json"
 MOST_RUN_CARD = 64 << 20
-LOCK = ".lock"
 # Folders of the system, in which names are not files of a user.
 SYSTEM = ("/dev", "/proc", "/sys")
 MOST_LINKS = 40
+# Bytes of file names that are not UTF-8, as Python has them, and these with everything else that does not belong on a terminal.
+BYTES = re.compile("[\udc80-\udcff]")
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\udc80-\udcff]")
 
 
 @contextlib.contextmanager
@@ -54,7 +51,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 def behind_links(path: Path) -> Path:
     """The target of a link, whether it exists or not; any other path unchanged."""
-    return path.resolve() if path.is_symlink() else path
+    return path.resolve() if os.path.islink(path) else path  # noqa: PTH114 - False, too, for a name that no file system takes
 
 
 def resolved(path: Path) -> Path:
@@ -89,8 +86,22 @@ def read_small(path: Path, most: int) -> bytes:
 
 
 def printable(text: str) -> str:
-    """`text` as valid UTF-8: bytes of file names in another encoding become ``\\xe9``."""
-    return text if text.isascii() else re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    """`text` as valid UTF-8 without what would control a terminal, except line feeds and tabs.
+
+    Control characters, and bytes of file names in another encoding, become escapes such as ``\\x1b``; signs that turn the direction of
+    writing become ``\\u202e``.
+    """
+    return UNPRINTABLE.sub(_escaped, text)
+
+
+def _valid(text: str) -> str:
+    """`text` with only the bytes of file names in another encoding replaced: JSON has escapes for the rest."""
+    return text if text.isascii() else BYTES.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0]) - 0xDC00 if found[0] >= "\udc80" else ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -98,18 +109,28 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json_text(document) + "\n")
 
 
-def json_text(document: Any) -> str:
+def json_text(document: Any, ascii_only: bool = False) -> str:
     """`document` as indented, strictly valid JSON."""
-    return json.dumps(_strict(document), indent=2, ensure_ascii=False, allow_nan=False)
+    return _without_controls(json.dumps(_strict(document), indent=2, ensure_ascii=ascii_only, allow_nan=False))
+
+
+def json_line(document: Any, ascii_only: bool = False) -> str:
+    """`document`, of plain types, as JSON in one line."""
+    return _without_controls(json.dumps(document, ensure_ascii=ascii_only, allow_nan=False))
+
+
+def _without_controls(text: str) -> str:
+    """JSON with those signs escaped that `printable` replaces; it escapes some of them itself."""
+    return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _strict(value: Any) -> Any:
     if isinstance(value, dict):
-        return {printable(str(key)): _strict(item) for key, item in value.items()}
+        return {_valid(str(key)): _strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(item) for item in value]
     if isinstance(value, Path | str):
-        return printable(str(value))
+        return _valid(str(value))
     if hasattr(value, "item"):
         value = value.item()
     if (isinstance(value, float) and value in (float("inf"), float("-inf"))) or value != value:
@@ -202,8 +223,9 @@ def _require_writable_parent(path: Path) -> None:
 def fresh_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, which replaces `path` when the block ends without an exception; `path` must be claimed before."""
     path = path.resolve()
-    beside = temporary(path)
-    shutil.rmtree(beside, ignore_errors=True)
+    beside, old = temporary(path), temporary(path, "old")
+    for left in (beside, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
         clear_dead(path)
@@ -211,28 +233,16 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         for file in beside.rglob("*"):
             if file.is_file():
                 _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        beside.replace(path)
+        # Removed under another name: a kill in between must not leave half of it under its own.
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(old)
+        try:
+            beside.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
         _sync(path.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def occupied(folder: Path) -> Iterator[bool]:
-    """Lock a folder against other processes until the block ends, or the process does.
-
-    Yields whether it is locked: some file systems have no locks. Raises UsageError if another process has locked it.
-    """
-    # lockf, because workers do not inherit its lock; they may outlive a killed process by seconds.
-    with (folder / LOCK).open("a") as file:
-        locked = False
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                locked = True
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise UsageError(f"Another ctcovid is at work in {folder}. Wait for it, or choose another --name.") from error
-        yield locked
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.base.faults import raise_machine_fault
@@ -31,6 +33,8 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+# Beginning of a formula, or of a text that already begins with the apostrophe. A hyphen alone stands for nothing.
+FORMULA = re.compile(r"'*(?:[=+@\t]|-.)", re.DOTALL)
 # How files begin that have a list's name, but are something else.
 OTHERS = {
     b"PK\x03\x04": "a spreadsheet or an archive",
@@ -147,7 +151,7 @@ def parse_list(path: Path, text: str, known: Collection[str], needs: str = "", e
     try:
         for row in reader:
             if any(field and not field.isspace() for field in row):
-                rows.append(row if exact else [field.strip() for field in row])
+                rows.append([unprotected(field if exact else field.strip()) for field in row])
                 lines.append(reader.line_num + skipped)
             if len(rows) > MOST_ROWS:
                 raise _refusal(path, f"it has more than {MOST_ROWS:,} rows", needs)
@@ -223,6 +227,16 @@ def _fitted(row: list[str], count: int, separator: str, where: str) -> list[str]
     raise InputError(
         f"{where}: {counted(len(row), 'field')}, but the heading has {count}, with {SEPARATORS[separator]} as the separator. {remedy}"
     )
+
+
+def protected(cell: Any) -> Any:
+    """A cell as it is written into a CSV: text that a spreadsheet would take for a formula gets an apostrophe, which shows it as text."""
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
+
+
+def unprotected(text: str) -> str:
+    """The text of a cell that `protected` has written."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
 
 def decimal(text: str) -> float:

@@ -21,6 +21,10 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGIN
 REPEATS = 10.0
 
 
+class StopAwaitedError(Exception):
+    """A stop was requested while something was awaited that does not come. What was done so far is whole."""
+
+
 class _LastRequest:
     """When this process was last asked to stop: one request may come as several signals."""
 

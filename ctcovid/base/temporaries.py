@@ -14,18 +14,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-LONGEST = 200
+from ctcovid.base.names import shortened
 
 
-def temporary(path: Path) -> Path:
-    """The temporary path to which this process writes what becomes `path`."""
-    return path.with_name(f".{_short(path.name)}.{_realm()}-{os.getpid()}.tmp")
-
-
-def _short(name: str) -> str:
-    """A name that leaves room for what is added to it: file systems allow 255 bytes."""
-    encoded = os.fsencode(name)
-    return name if len(encoded) <= LONGEST else hashlib.sha256(encoded).hexdigest()
+def temporary(path: Path, what: str = "") -> Path:
+    """The temporary path to which this process writes what becomes `path`; with `what` another one, such as for the "old" content."""
+    return path.with_name(f".{shortened(path.name)}.{realm()}-{os.getpid()}{what and f'-{what}'}.tmp")
 
 
 @contextlib.contextmanager
@@ -44,8 +38,8 @@ def scratch_file() -> Iterator[Path]:
 
 def clear_dead(path: Path) -> None:
     """Remove temporaries of `path` whose process has certainly ended: it ran on this system and no longer exists."""
-    for left, realm, process in _left(path):
-        if realm == _realm() and _is_dead(process):
+    for left, system, process in _left(path):
+        if system == realm() and is_dead_here(process):
             _remove(left)
 
 
@@ -58,7 +52,7 @@ def clear_all(folder: Path, names: Iterable[str]) -> None:
 
 def _left(path: Path) -> list[tuple[Path, str, int]]:
     """Temporaries of `path`, each with its system and process. Earlier versions did not name the system."""
-    form = re.compile(rf"\.{re.escape(_short(path.name))}\.(?:([0-9a-f]{{12}})-)?(\d+)\.tmp")
+    form = re.compile(rf"\.{re.escape(shortened(path.name))}\.(?:([0-9a-f]{{12}})-)?(\d+)(?:-old)?\.tmp")
     try:
         names = os.listdir(path.parent)  # noqa: PTH208
     except OSError:
@@ -68,7 +62,7 @@ def _left(path: Path) -> list[tuple[Path, str, int]]:
 
 
 @functools.cache
-def _realm() -> str:
+def realm() -> str:
     """Identifies the system within which process ids are unique.
 
     Hosts that share a disk may have the same name, and so may containers, each with its own process ids.
@@ -82,7 +76,8 @@ def _realm() -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
-def _is_dead(process: int) -> bool:
+def is_dead_here(process: int) -> bool:
+    """Whether no process of this system has that id."""
     # On other systems, signal 0 stops processes.
     if os.name != "posix":
         return False

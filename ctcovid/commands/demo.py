@@ -19,6 +19,7 @@ from ctcovid.base.choices import PLAIN
 from ctcovid.base.console import Console
 from ctcovid.base.errors import StoppedError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder
+from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
 from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.commands.demo_presets import AUTO, PRESETS, Machine, Preset, choose
@@ -86,8 +87,13 @@ def run(options: Options, console: Console) -> Summary | Data:
     """Make the data, then run each command as a user would type it."""
     folder = options.folder
     preset, reason = _preset(options)
-    parameters = data_parameters(options, preset)
-    claim_folder(folder, options.overwrite, "demo")
+    with alone_at(folder, console.say, lambda: claim_folder(folder, options.overwrite, "demo")):
+        return _make(options, preset, reason, console)
+
+
+def _make(options: Options, preset: Preset | None, reason: str, console: Console) -> Summary | Data:
+    """Into a folder that no other process is writing."""
+    folder, parameters = options.folder, data_parameters(options, preset)
     data = folder if options.data_only else folder / DATA
     for earlier in (data / name for name in (*CLASS_ORDER, TRUTH)):
         if earlier.exists():

@@ -40,11 +40,13 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("small", patients=60, size=64, slices="16-18", epochs=6, augment=False, layer="layer2"),
+        Preset("medium", patients=60, size=96, slices="16-18", epochs=6, augment=False, layer="layer3"),
         Preset("full", patients=72, size=96, slices="16-18", epochs=9, augment=True, layer="layer3"),
     )
 }
-# On two CPUs the full demo takes three minutes with fast bfloat16 and seven without (RESULTS.md).
-ENOUGH_WITH_BFLOAT16, ENOUGH_WITHOUT = 2, 8
+# From how many CPUs on a preset is chosen, with fast bfloat16 and without. On two CPUs the full demo takes three to four and a half
+# minutes with it and seven without (RESULTS.md).
+ENOUGH = {True: {"medium": 2, "full": 4}, False: {"medium": 4, "full": 8}}
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,6 @@ def choose(wanted: str, machine: Machine) -> tuple[Preset, str]:
         return PRESETS[wanted], "as asked for"
     if machine.gpu:
         return PRESETS["full"], "there is a GPU"
-    enough = ENOUGH_WITH_BFLOAT16 if machine.bfloat16 else ENOUGH_WITHOUT
+    possible = ["small", *(name for name, cpus in ENOUGH[machine.bfloat16].items() if machine.cpus >= cpus)]
     kind = f"{machine.cpus} CPU{'s' * (machine.cpus != 1)} {'with' if machine.bfloat16 else 'without'} fast bfloat16"
-    return PRESETS["full" if machine.cpus >= enough else "small"], kind
+    return PRESETS[possible[-1]], kind

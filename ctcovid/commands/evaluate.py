@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError, agreeing, counted
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder, write_json, write_text
+from ctcovid.base.locks import alone_at
+from ctcovid.base.names import shortened
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.ranks import together
@@ -89,7 +91,8 @@ def run(options: Options, console: Console) -> Summary | None:
         folder = options.output or _default_output(sources)
         session = Session(console, StopRequest(), ranks, options.workers or ranks.readers)
         if ranks.first:
-            return _score_and_write(sources, given, folder, options, session)
+            with alone_at(folder, console.say, lambda: claim_folder(folder, options.overwrite, "evaluate")):
+                return _score_and_write(sources, given, folder, options, session)
         card = RunCard(folder / RUN_CARD, "evaluate", asdict(options), options.sources)
         for source in sources:
             _evaluated(source, given, options, card, session)
@@ -98,7 +101,6 @@ def run(options: Options, console: Console) -> Summary | None:
 
 def _score_and_write(sources: list[Path], given: dict[Path, Predictions], folder: Path, options: Options, session: Session) -> Summary:
     console = session.console
-    claim_folder(folder, options.overwrite, "evaluate")
     attributes = read_attributes(options.subgroups) if options.subgroups else {}
     with fresh_folder(folder) as building:
         card = RunCard(building / RUN_CARD, "evaluate", asdict(options), options.sources)
@@ -128,10 +130,10 @@ def _evaluated(source: Path, given: dict[Path, Predictions], options: Options, c
         card.input(source)
         return Evaluated(source, reordered(given[source], class_order(given[source].classes)))
     from ctcovid.evaluation.inference import open_evaluation_set, predict
-    from ctcovid.models.device import device_name, keep_freed_layers
+    from ctcovid.models.device import device_name, settle
 
     model = registry.load(str(source), options.device, options.precision, options.runs)
-    keep_freed_layers(model.network.device)
+    settle(model.network.device)
     card.content["device"] = device_name(model.network.device)
     card.input(source / "model.safetensors", f"sha256:{model.card['weights_sha256']}")
     scored = open_evaluation_set(model, options.data, options.part, session.console)
@@ -226,7 +228,7 @@ def _check(one: Evaluated, predictions: Predictions, summaries: _PartSummaries, 
 def _write(building: Path, summary: Summary, models: list[Evaluated], formats: Sequence[str], card: RunCard) -> None:
     measured, positive = summary.study, summary.positive
     for one in models:
-        write_text(building / f"predictions-{one.predictions.name}.csv", reordered(one.predictions, summary.classes).csv())
+        write_text(building / f"{shortened(f'predictions-{one.predictions.name}')}.csv", reordered(one.predictions, summary.classes).csv())
     (building / "tables").mkdir()
     for one_table in report.all_tables(measured, positive):
         write_text(building / "tables" / f"{file_name(one_table.title or report.MAIN)}.csv", one_table.csv())
@@ -278,7 +280,7 @@ def _default_output(sources: list[Path]) -> Path:
     """Inside the run for a single run; otherwise a folder in the current one, named after everything that is compared."""
     if len(sources) == 1 and not is_csv(sources[0]):
         return sources[0] / "evaluation"
-    return Path("evaluation-" + "-vs-".join(source.stem if is_csv(source) else source.name for source in sources))
+    return Path(shortened("evaluation-" + "-vs-".join(source.stem if is_csv(source) else source.name for source in sources)))
 
 
 def _require_unique_names(sources: list[Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,9 +12,11 @@ import numpy as np
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
-from ctcovid.base.errors import InputError, UsageError, counted, did_you_mean, listing
+from ctcovid.base.errors import InputError, OutputBusyError, OutputExistsError, UsageError, counted, did_you_mean, listing
 from ctcovid.base.faults import MachineFaultError, machine_fault
 from ctcovid.base.files import RUN_CARD, claim_folder, fresh_folder
+from ctcovid.base.locks import LockedInTurn
+from ctcovid.base.names import shortened
 from ctcovid.base.runcard import RunCard
 from ctcovid.evaluation.levels import scan_probabilities
 from ctcovid.explanation.activations import find_layer
@@ -27,7 +28,7 @@ from ctcovid.inference.checked_scan import CheckedScan, read_checked
 from ctcovid.inference.flags import flags_of, sentence
 from ctcovid.inference.temperature import calibrated
 from ctcovid.models import registry
-from ctcovid.models.device import device_name, keep_freed_layers
+from ctcovid.models.device import announced, device_name, settle
 from ctcovid.models.network import Network
 from ctcovid.models.reference_features import probabilities_and_features
 from ctcovid.models.registry import TrainedModel
@@ -43,8 +44,6 @@ from ctcovid.scans.scan import Scan
 # What --faithfulness and --mask measure, in the order of the table's columns.
 MEASURES = [("faithfulness", f"{name}_area") for name in ("deletion", "deletion_random", "insertion", "insertion_random")]
 MEASURES += [("faithfulness", "randomised_correlation"), ("pointing", "hits"), ("pointing", "energy"), ("pointing", "chance")]
-# In bytes. File systems allow 255, which must also hold what temporary folders add.
-LONGEST_NAME = 180
 
 
 @dataclass(frozen=True)
@@ -74,18 +73,26 @@ def run(options: Options, console: Console) -> Summary:
     folders = _folders(scans, options.output)
     for folder in folders:
         claim_folder(folder, options.overwrite, "explain")
+    with LockedInTurn(folders, console.say) as locks:
+        return _explain_all(scans, folders, locks, options, console)
+
+
+def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, options: Options, console: Console) -> Summary:
+    """The work of `run`: each scan into its folder, which is locked while it is written."""
     model = registry.load(options.model, options.device, options.precision, options.runs)
     scans = with_patients(scans, model.classes)
-    keep_freed_layers(model.network.device)
+    settle(model.network.device)
     method = _method(options, model)
     _require_fit(options, model, scans)
-    console.say(f"Model {model.name} ({model.folder}), {method.described}, {device_name(model.network.device)}.")
+    console.say(f"Model {model.name} ({model.folder}), {method.described}, {announced(model.network.device)}.")
     warn_of(scans, console)
     explained, failed, faults = [], [], False
     for scan, folder in zip(scans, folders, strict=True):
         try:
+            locks.turn_to(folder)
+            claim_folder(folder, options.overwrite, "explain")
             explained.append(_explain(scan, folder, model, method, options, console))
-        except InputError as error:
+        except (InputError, OutputBusyError, OutputExistsError) as error:
             failed.append(str(error))
             faults |= MACHINE_FAULT in getattr(error, "codes", ())
         except (OSError, MemoryError) as error:
@@ -109,11 +116,7 @@ def run(options: Options, console: Console) -> Summary:
 
 def folder_name(scan: str) -> str:
     """A scan's name as the name of a single folder; a hash shortens one that file systems do not allow."""
-    name = re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan"
-    encoded = name.encode()
-    if len(encoded) <= LONGEST_NAME:
-        return name
-    return f"{encoded[: LONGEST_NAME - 11].decode(errors='ignore')}-{hashlib.sha256(encoded).hexdigest()[:10]}"
+    return shortened(re.sub(r"[^\w.-]+", "-", scan).strip("-.") or "scan")
 
 
 def _folders(scans: list[Scan], output: Path) -> list[Path]:

@@ -16,13 +16,15 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, agreeing, counted, listing
 from ctcovid.base.faults import MachineFaultError
 from ctcovid.base.files import MOST_RUN_CARD, claim_file, read_small
+from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
+from ctcovid.base.streams import stdout_is_closed
 from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.distributed.session import Session
 from ctcovid.inference.classify import classify
 from ctcovid.models import registry
-from ctcovid.models.device import device_name, keep_freed_layers
+from ctcovid.models.device import announced, device_name, settle
 from ctcovid.models.registry import TrainedModel
 from ctcovid.options.predict import STDOUT, Options
 from ctcovid.reports.prediction_rows import prediction_table, scan_columns, scan_row, source_of, typed_row, volume_columns, volume_rows
@@ -88,13 +90,16 @@ def run(options: Options, console: Console) -> Summary:
     A scan that cannot be classified gets a row with the reason. Of several processes started together, each classifies its share of the
     scans, and the first writes.
     """
-    with together(console, options.device, "Run the same command again; if it has an --output, add --resume.") as ranks:
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(together(console, options.device, "Run the same command again; if it has an --output, add --resume."))
         options.require_sense()
         if console.json and options.output == STDOUT:
             raise UsageError("--json prints one document on stdout, but -o - prints a line of JSON per scan. Give one of them.")
+        if options.output == STDOUT and stdout_is_closed():
+            raise UsageError("-o - writes to stdout, which is closed. Name a file.")
         session = Session(console, StopRequest(), ranks, options.workers or ranks.cpus)
-        if ranks.first:
-            _claim_outputs(options)
+        for path in options.outputs if ranks.first else ():
+            stack.enter_context(alone_at(path, console.say, lambda: _claim_outputs(options)))
         with console.busy("Looking for scans"):
             scans = list(options.own_shard(find_scans(options.scans, options.series)))
         models = _models(options)
@@ -135,7 +140,7 @@ def _models(options: Options) -> list[TrainedModel]:
     Raises ModelRefusedError if their classes differ, UsageError if two have the same name.
     """
     loaded = [registry.load(name, options.device, options.precision, options.runs) for name in options.models]
-    keep_freed_layers(loaded[0].network.device)
+    settle(loaded[0].network.device)
     models = list({model.folder.resolve(): model for model in loaded}.values())
     counts = Counter(model.name for model in models)
     if repeated := [name for name, count in counts.items() if count > 1]:
@@ -213,7 +218,7 @@ def _announce(models: list[TrainedModel], summary: Summary, scans: int, options:
     for about, model in zip(summary.models, models, strict=True):
         kind = "not calibrated" if about["temperature"] == 1 else f"calibrated, temperature {about['temperature']:.3g}"
         kind += " (--raw)" if options.raw else ""
-        console.say(f"Model {model.name} ({model.folder}), {device_name(model.network.device)}, probabilities {kind}.")
+        console.say(f"Model {model.name} ({model.folder}), {announced(model.network.device)}, probabilities {kind}.")
     if summary.kept:
         console.say(
             f"{len(summary.kept):,} of {counted(scans, 'scan')} {agreeing(len(summary.kept), 'is', 'are')} already in {options.output}."

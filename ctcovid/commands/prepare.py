@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -11,8 +12,9 @@ from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, counted, listing
 from ctcovid.base.faults import MachineFaultError
 from ctcovid.base.files import claim_file, write_text
+from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
-from ctcovid.base.signals import StopRequest
+from ctcovid.base.signals import StopAwaitedError, StopRequest
 from ctcovid.base.workers import Workers
 from ctcovid.commands.prepare_discover import Discovered, ProbedScans, Scheme, discover, listings_of, report_plan, scheme_for, settings_of
 from ctcovid.commands.prepare_summary import Summary, failed_scans, report_check, report_nothing_new, write_quality
@@ -55,11 +57,16 @@ class Packed:
 def run(options: Options, console: Console) -> Summary:
     """Discover the scans, check and decode each, pack the sound ones, split the patients, and count them as Table 1 does."""
     options.require_sense()
+    if options.plan:
+        return report_plan(_resolved(options, _base(options) if options.append else None), console)
+    with alone_at(options.quality if options.check else options.output, console.say, lambda: _claim_output(options)):
+        return _prepare(options, console)
+
+
+def _prepare(options: Options, console: Console) -> Summary:
+    """The work of `run`, while no other process writes the same output."""
     base = _base(options) if options.append else None
     options = _resolved(options, base)
-    if options.plan:
-        return report_plan(options, console)
-    _claim_output(options)
     window = parse_window(options.window)
     found = discover(options, base, console)
     if base and all(read_again(scan.findings) for scan in found.scans):
@@ -67,16 +74,16 @@ def run(options: Options, console: Console) -> Summary:
     scheme = scheme_for(found, options, window, base)
     _say_found(found.scans, scheme.classes, console)
     if options.check:
-        with StopRequest() as stop, _workers(options) as workers:
-            rows = _check(found.scans, scheme, Session(console, stop, workers))
+        with _session(options, console) as session:
+            rows = _check(found.scans, scheme, session)
         return report_check(rows, found.problems, options, console)
 
     _require_long_enough(found.scans, options)
     card = RunCard(options.output.with_suffix(".run.json"), "prepare", asdict(options), options.sources)
-    with card.recording(), StopRequest() as stop, _workers(options) as workers:
+    with card.recording(), _session(options, console) as session:
         if found.problems:
             console.warn(f"{counted(len(found.problems), 'folder')} left out, which cannot be used:\n{listing(found.problems)}")
-        packed = _pack(found, scheme, options, base, card, Session(console, stop, workers))
+        packed = _pack(found, scheme, options, base, card, session)
         summary = _summarise(packed, found.problems, options, card)
     say_choice(packed.usable, packed.file.rows, scheme.split.sizes, console)
     say_what_was_packed(packed.file, options.dataset, options.images, packed.failed, packed.quality, console)
@@ -111,10 +118,28 @@ def _claim_output(options: Options) -> None:
         claim_file(options.quality, overwrite=False)
 
 
-def _workers(options: Options) -> Workers:
-    if options.executor == PROCESSES:
-        return Workers(options.workers or cpus.allowed())
-    return cluster_workers(options.executor, options.dataset)
+@contextlib.contextmanager
+def _session(options: Options, console: Console) -> Iterator[Session]:
+    """Workers, and a stop request that is heeded while one of them is awaited.
+
+    Raises StoppedError then.
+    """
+    with StopRequest() as stop, _workers(options, console) as workers:
+        workers.stop = stop
+        try:
+            yield Session(console, stop, workers)
+        except StopAwaitedError as error:
+            raise stop.error("Finished scans are kept. Run the same command again to resume.") from error
+
+
+def _workers(options: Options, console: Console) -> Workers:
+    if options.executor != PROCESSES:
+        return cluster_workers(options.executor, options.dataset)
+    have = cpus.decided()
+    workers = Workers(options.workers or have.count)
+    who = f"with {counted(workers.count, 'worker')}" if workers.count else "without workers, for which file handles or /dev/shm are too few"
+    console.say(f"Decoding {who}, {have}.")
+    return workers
 
 
 def _say_found(scans: list[Scan], classes: list[str], console: Console) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import UsageError, counted
-from ctcovid.base.files import RUN_CARD, claim_file, occupied
+from ctcovid.base.files import RUN_CARD, claim_file
+from ctcovid.base.locks import OutputLock
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
 from ctcovid.commands.train_summary import Summary, announce, draw_curves, epoch_line, summarise
@@ -20,7 +21,7 @@ from ctcovid.distributed.ranks import Ranks, together
 from ctcovid.distributed.session import Session
 from ctcovid.distributed.sync_batchnorm import synchronise
 from ctcovid.models import registry, saved_model
-from ctcovid.models.device import deterministic_convolutions, device_name, keep_freed_layers
+from ctcovid.models.device import deterministic_convolutions, device_name, settle
 from ctcovid.options.recipe import RecipeOptions
 from ctcovid.options.train import Options
 from ctcovid.training import scalars
@@ -64,10 +65,11 @@ def run(options: Options, console: Console) -> Summary:
     with (
         together(console, options.device, "The same command with --resume continues from the last checkpoint.") as ranks,
         deterministic_convolutions(),
+        contextlib.ExitStack() as locked,
     ):
         session = Session(console, StopRequest(), ranks, options.workers or ranks.readers)
         _check(options, ranks)
-        plan = _read(options, session)
+        plan = _read(options, session, locked)
         folder = _build_or_restore(options, plan, session)
         progress = folder.state.progress
         if plan.checkpoint is not None and progress.over(options.epochs, options.patience) and folder.is_finished():
@@ -102,8 +104,8 @@ def _check(options: Options, ranks: Ranks) -> None:
         )
 
 
-def _read(options: Options, session: Session) -> Plan:
-    """Read the volumes file and the checkpoint, if the run has one.
+def _read(options: Options, session: Session, locked: contextlib.ExitStack) -> Plan:
+    """Read the volumes file, and the checkpoint of the run if it has one, in its folder, which is `locked` from then on.
 
     Raises CtcovidError if they do not suit the options. Nothing is written.
     """
@@ -111,6 +113,8 @@ def _read(options: Options, session: Session) -> Plan:
     depth = options.depth or file.depth
     path = options.folder(depth)
     claim_file(path / RUN_CARD, overwrite=True)
+    if session.ranks.first:
+        locked.enter_context(OutputLock(path, session.console.say))
     checkpoint = find_checkpoint(path, options.resume, options.overwrite)
     if checkpoint is None:
         require_weights(options.epochs, options.pretrained, options.freeze, None)
@@ -141,7 +145,7 @@ def _build_or_restore(options: Options, plan: Plan, session: Session) -> RunFold
     ranks, console = session.ranks, session.console
     torch.manual_seed(options.seed)
     network = registry.build(options.arch, plan.data.train.file.classes, options.device, options.precision)
-    keep_freed_layers(network.device)
+    settle(network.device)
     if options.freeze:
         freeze(network.module, options.freeze)
     optimiser = plan.recipe.optimiser(network.module)
@@ -163,7 +167,7 @@ def _build_or_restore(options: Options, plan: Plan, session: Session) -> RunFold
 
 @contextlib.contextmanager
 def _recording(options: Options, plan: Plan, run: RunFolder) -> Iterator[RunCard]:
-    """The run card, which the first process writes into a folder that it has locked and cleared of what an earlier run has left."""
+    """The run card, which the first process writes into the folder, cleared of what an earlier run has left."""
     pretrained = run.settings["pretrained"]
     card = RunCard(run.path / RUN_CARD, "train", asdict(options), options.sources)
     card.content |= {"device": device_name(run.state.network.device), "processes": run.ranks.size}
@@ -171,17 +175,15 @@ def _recording(options: Options, plan: Plan, run: RunFolder) -> Iterator[RunCard
         yield card
         return
     run.path.mkdir(parents=True, exist_ok=True)
-    with occupied(run.path) as locked:
-        if locked:
-            clear_unfinished(run.path)
-        if plan.checkpoint is None:
-            clear(run.path)
-        card.input(options.data, plan.data.train.file.fingerprint)
-        if pretrained:
-            card.content["pretrained"] = pretrained
-            card.input(Path(pretrained["path"]), f"sha256:{pretrained['sha256']}")
-        with card.recording():
-            yield card
+    clear_unfinished(run.path)
+    if plan.checkpoint is None:
+        clear(run.path)
+    card.input(options.data, plan.data.train.file.fingerprint)
+    if pretrained:
+        card.content["pretrained"] = pretrained
+        card.input(Path(pretrained["path"]), f"sha256:{pretrained['sha256']}")
+    with card.recording():
+        yield card
 
 
 def _fit(options: Options, plan: Plan, run: RunFolder, session: Session) -> Recipe:

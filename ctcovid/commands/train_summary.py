@@ -9,7 +9,7 @@ from typing import Any
 from ctcovid.base.console import Console
 from ctcovid.base.errors import counted
 from ctcovid.kernels import native
-from ctcovid.models.device import device_name
+from ctcovid.models.device import announced
 from ctcovid.reports.figures import curve
 from ctcovid.reports.tables import Cell, Table
 from ctcovid.training.data import TrainingData
@@ -66,7 +66,7 @@ def announce(run: RunFolder, data: TrainingData, recipe: Recipe, console: Consol
     processes = f" in each of {run.ranks.size} processes" if run.ranks.size > 1 else ""
     console.say(
         f"Training {network.architecture.name} on {counted(len(data.train), 'volume')} of {'×'.join(map(str, data.train.shape))} "
-        f"({len(data.valid):,} to validate), {device_name(network.device)}{processes}, {precision}, into {run.path}/."
+        f"({len(data.valid):,} to validate), {announced(network.device)}{processes}, {precision}, into {run.path}/."
     )
     if network.device.type == "cpu" and native.compiled is None:
         console.say(

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ctcovid.base.console import tell
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, CtcovidError, PeerError, StoppedError
 from ctcovid.base.process_info import ProcessInfo
 from ctcovid.base.signals import STOPPING, StopRequest
@@ -63,7 +63,7 @@ class Heartbeat(threading.Thread):
         # The main thread waits for a process that will not answer, in a call that nothing interrupts.
         with self.writing:
             if self.tells:
-                print(f"Error: {self.failure}", file=sys.stderr, flush=True)
+                tell(f"Error: {self.failure}")
             os._exit(self.failure.exit_code)
 
     @property
@@ -133,7 +133,8 @@ class Heartbeat(threading.Thread):
                 return False
             return self._await(lambda: self.store.check(["told"]))
         except RuntimeError:
-            return False
+            # The first process has ended, and the store with it. It does so once all know of the failure, and it reports that.
+            return self.failure is not None and not self.orphaned
 
     def leave(self) -> None:
         """End together with the others. The first process says when, and ends last.

@@ -42,9 +42,9 @@ class Ranks:
         self.rank, self.size, self.local_size = info.rank, info.size, info.local_size
         self.first = info.rank == 0
         self.heartbeat = heartbeat
-        # The other processes of the node need some too.
-        self.cpus = max(1, cpus.allowed() // (1 if info.own_cpus else info.local_size))
-        self.readers = min(self.cpus, 8)
+        self.cpus = cpus.allowed()
+        # On one CPU, a process that reads would only take turns with this one.
+        self.readers = min(self.cpus, 8) if self.cpus > 1 else 0
 
     def share(self, things: Sequence[T]) -> Sequence[T]:
         """This process's share of `things`: every size-th. No two shares differ by more than one in length."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ctcovid.base.console import Console
-from ctcovid.base.signals import StopRequest
+from ctcovid.base.errors import StoppedError
+from ctcovid.base.signals import StopAwaitedError, StopRequest
 from ctcovid.distributed.ranks import Ranks
 
 
@@ -34,6 +35,19 @@ class Session:
         with self.stop:
             self.ranks.tell_of(self.stop)
             yield
+
+    @contextlib.contextmanager
+    def heeding(self) -> Iterator[None]:
+        """End the block if a stop was requested while it waited for volumes that do not come.
+
+        Raises StoppedError if there are other processes: they wait for a step that this one cannot make.
+        """
+        try:
+            yield
+        except StopAwaitedError as error:
+            if self.ranks.size > 1:
+                done = "The volumes do not come. The same command with --resume continues from the last checkpoint."
+                raise StoppedError(str(self.stop.error(done))) from error
 
     @property
     def stops_alone(self) -> bool:

@@ -13,7 +13,7 @@ from ctcovid.base.errors import InputError, agreeing
 from ctcovid.distributed.session import Session
 from ctcovid.evaluation.overlap import share_images
 from ctcovid.evaluation.predictions import Predictions
-from ctcovid.models.device import device_name
+from ctcovid.models.device import announced
 from ctcovid.models.registry import TrainedModel
 from ctcovid.volumes.batches import VolumeSet, in_order
 from ctcovid.volumes.limits import naming_limits
@@ -103,7 +103,7 @@ def _own_file(model: TrainedModel, file: VolumesFile, trained_on: Path) -> tuple
 
 def predict(model: TrainedModel, volume_set: VolumeSet, part: str, session: Session) -> Predictions:
     """The model's predictions on all volumes of a part. The processes share the volumes, and each gets all predictions."""
-    session.console.say(f"Evaluating {model.name} on the {part} part of {volume_set.file.path}, {device_name(model.network.device)}.")
+    session.console.say(f"Evaluating {model.name} on the {part} part of {volume_set.file.path}, {announced(model.network.device)}.")
     probabilities = _probabilities(model, volume_set, session)
     volumes = volume_set.volumes
     return Predictions(

@@ -14,7 +14,7 @@ import numpy as np
 
 from ctcovid.base.choices import MOST_CLASSES
 from ctcovid.base.errors import InputError
-from ctcovid.base.lists import decimal, read_list
+from ctcovid.base.lists import decimal, protected, read_list
 
 COLUMNS, PREFIX = ("patient", "scan", "volume", "label"), "p_"
 NEEDED = "It needs the columns patient,scan,volume,label,p_<class>…."
@@ -69,8 +69,9 @@ class Predictions:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([*COLUMNS, *(PREFIX + name for name in self.classes)])
-        labels = [self.classes[label] for label in self.labels]
-        known = zip(self.patients, self.scans, self.volumes.tolist(), labels, self.probabilities.tolist(), strict=True)
+        patients, scans = (map(protected, names) for names in (self.patients, self.scans))
+        labels = [protected(self.classes[label]) for label in self.labels]
+        known = zip(patients, scans, self.volumes.tolist(), labels, self.probabilities.tolist(), strict=True)
         writer.writerows([*row, *probabilities] for *row, probabilities in known)
         return text.getvalue()
 

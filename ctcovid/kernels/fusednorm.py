@@ -51,7 +51,7 @@ def norm_relu(
     memory = _memory(order, wanted) if wanted is not None and passes.on_gpu(x) else None
     rows, mean, var, scale, shift = _NormRelu.apply(x, norm.weight, norm.bias, residual, _Settings(norm.eps, relu, stride, memory))
     y = rows.permute(back)
-    _update_running(norm, mean, var, x.numel() // x.shape[1])
+    _update_running(x, norm, mean, var)
     if residual is not None:
         return Activation(y)
     return Activation(y, lambda: passes.normalise(x.detach().permute(order).contiguous(), Affine(scale, shift, relu), None, memory))
@@ -92,7 +92,7 @@ def norm_relu_pool(x: Tensor, norm: nn.BatchNorm3d, maxpool: nn.MaxPool3d, wante
     _require_several(x)
     memory = _memory(memory_order(x)[0], wanted) if wanted is not None and passes.on_gpu(x) else None
     pooled, mean, var = _NormReluPool.apply(x, norm.weight, norm.bias, norm.eps, memory)
-    _update_running(norm, mean, var, x.numel() // x.shape[1])
+    _update_running(x, norm, mean, var)
     y: Tensor = pooled.permute(memory_order(x)[1])
     return y
 
@@ -131,13 +131,18 @@ def _momentum(norm: nn.BatchNorm3d) -> float:
 
 
 @torch.no_grad()
-def _update_running(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor, count: int) -> None:
+def _update_running(x: Tensor, norm: nn.BatchNorm3d, mean: Tensor, var: Tensor) -> None:
     """Update the running statistics as torch does, with the unbiased variance."""
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    count = x.numel() // x.shape[1]
     if not count:
         return
     norm.num_batches_tracked.add_(1)
-    momentum = _momentum(norm)
+    momentum, old = _momentum(norm), (norm.running_mean, norm.running_var)
+    module = passes.gpu(x)
+    if module is not None and all(one.dtype == torch.float32 and one.is_contiguous() and not one.is_inference() for one in old):
+        module.update_running(old, mean, var, momentum, count)
+        return
     mean, var = mean[: norm.num_features], var[: norm.num_features]
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
     norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), momentum)
@@ -163,20 +168,34 @@ def _memory(order: Order, wanted: Order) -> tuple[int, ...]:
     return tuple(order.index(dim) for dim in wanted)
 
 
-def _affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale and shift that normalise, and 1 / standard deviation, float32 (C,) each; zeros for channels that the batch norm lacks."""
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale and shift that normalise, and 1 / standard deviation, float32 (C,) each."""
+    module = passes.gpu(x)
+    if module is not None:
+        return module.affine(weight.contiguous(), bias.contiguous(), mean, var, eps)
     inverse = (var + eps).rsqrt()
-    missing = len(mean) - len(weight)
-    if missing:
-        weight, bias = F.pad(weight, (0, missing)), F.pad(bias, (0, missing))
     scale = weight.float() * inverse
     return scale, bias.float() - mean * scale, inverse
 
 
-def _factors(scale: Tensor, inverse: Tensor, mean: Tensor, total: Tensor, dot: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(a, b, k) of the input gradient ``a * g' + b * x + k`` of a batch norm over `count` values per channel."""
+@dataclass(frozen=True)
+class _Factors:
+    """(a, b, k) of the input gradient ``a * g' + b * x + k`` of a batch norm, and the gradient of its weight."""
+
+    a: Tensor
+    b: Tensor
+    k: Tensor
+    weight: Tensor
+
+
+def _factors(x: Tensor, known: Affine, inverse: Tensor, mean: Tensor, sums: tuple[Tensor, Tensor]) -> _Factors:
+    """From the results of `passes.reduce`; x : (n0, n1, n2, n3, C)."""
+    (total, dot), scale, count = sums, known.scale, x.numel() // x.shape[4]
+    module = passes.gpu(x)
+    if module is not None:
+        return _Factors(scale, *module.factors(known, inverse, mean, total, dot, count))
     b = scale * inverse * inverse * dot / -count
-    return scale, b, -scale * total / count - b * mean
+    return _Factors(scale, b, -scale * total / count - b * mean, dot * inverse)
 
 
 def _logical(dense: Tensor, order: tuple[int, ...]) -> Tensor:
@@ -192,7 +211,7 @@ class _NormRelu(torch.autograd.Function):
         order, back = memory_order(x)
         rows = x.permute(order).contiguous()
         mean, var = passes.moments(rows)
-        scale, shift, inverse = _affine(weight, bias, mean, var, settings.eps)
+        scale, shift, inverse = _affine(rows, weight, bias, mean, var, settings.eps)
         relu, s, added = settings.relu, settings.stride, None
         if residual is not None:
             added = residual.to(x.dtype)[:, :, ::s, ::s, ::s].permute(order)
@@ -213,9 +232,9 @@ class _NormRelu(torch.autograd.Function):
         rows, out, mean, scale, shift, inverse = ctx.saved_tensors
         g, affine = passes.rows(gradient), Affine(scale, shift, ctx.settings.relu)
         total, dot = passes.reduce(g, rows, out, affine, mean)
-        factors = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
+        found = _factors(rows, affine, inverse, mean, (total, dot))
         wanted = ctx.needs_input_grad[3]
-        gx, masked = passes.backward(g, rows, out, affine, factors, masked=wanted and affine.relu)
+        gx, masked = passes.backward(g, rows, out, affine, (found.a, found.b, found.k), masked=wanted and affine.relu)
         gr = None
         if wanted:
             gr = (g if masked is None else masked).permute(ctx.back)
@@ -227,7 +246,7 @@ class _NormRelu(torch.autograd.Function):
                 gr = wide
             gr = gr.to(dtype)
         n = ctx.channels
-        return gx.permute(ctx.back), (dot * inverse)[:n], total[:n], gr, None
+        return gx.permute(ctx.back), found.weight[:n], total[:n], gr, None
 
 
 class _NormReluPool(torch.autograd.Function):
@@ -239,7 +258,7 @@ class _NormReluPool(torch.autograd.Function):
         rows = _logical(x.permute(order).contiguous(), order)
         sign = 1 - 2 * (weight < 0).float()
         pooled, tap, mean, var = passes.pool(rows, sign)
-        scale, shift, inverse = _affine(weight, bias, mean, var, eps)
+        scale, shift, inverse = _affine(rows, weight, bias, mean, var, eps)
         dense = _dense(pooled, order)
         out = passes.normalise(dense, Affine(scale, shift), None, memory)
         ctx.save_for_backward(rows, dense, tap, mean, scale, shift, inverse)
@@ -253,11 +272,11 @@ class _NormReluPool(torch.autograd.Function):
         rows, dense, tap, mean, scale, shift, inverse = ctx.saved_tensors
         g, affine = passes.rows(gradient), Affine(scale, shift)
         total, dot = passes.reduce(g, dense, None, affine, mean)
-        a, b, k = _factors(scale, inverse, mean, total, dot, rows.numel() // rows.shape[4])
-        nothing = torch.zeros_like(a)
-        sent, _ = passes.backward(g, dense, None, affine, (a, nothing, nothing), masked=False)
-        gx = passes.unpool(_logical(sent, ctx.order), tap, rows, b, k)
-        return gx.permute(0, 4, 1, 2, 3), dot * inverse, total, None, None
+        found = _factors(rows, affine, inverse, mean, (total, dot))
+        nothing = torch.zeros_like(found.a)
+        sent, _ = passes.backward(g, dense, None, affine, (found.a, nothing, nothing), masked=False)
+        gx = passes.unpool(_logical(sent, ctx.order), tap, rows, found.b, found.k)
+        return gx.permute(0, 4, 1, 2, 3), found.weight, total, None, None
 
 
 def _dense(logical: Tensor, order: tuple[int, ...]) -> Tensor:

@@ -33,8 +33,9 @@ PATCH_ALIGNMENT = 8
 # How many tiles of 128x128 numbers keep a GPU busy, and how many rows are worth a part.
 TILES, PART = 256, 2048
 
-# Set when the library has refused a fused convolution, which torch then does in steps.
-_refused = False
+# Kinds of fused convolutions that the library refuses or gets wrong, which torch then does in steps; and the types that were checked.
+_refused: set[tuple[object, ...]] = set()
+_checked: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 
 def aligned(channels: int, to: int = ALIGNMENT) -> int:
@@ -89,22 +90,45 @@ def _steps(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[
 
 def _fused(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Pair, Pair], added: Tensor | None) -> Tensor:
     """Convolution, bias, residual and ReLU in one kernel of the library; in steps where it has none."""
-    global _refused
-    if images.is_cuda and images.numel() and not _refused:
-        with_bias = weight.new_zeros(len(weight)) if bias is None else bias
+    kind = (images.dtype, weight.shape, geometry, added is None)
+    if images.is_cuda and images.numel() and kind not in _refused and _agrees(images):
         try:
-            if added is None:
-                y = torch.cudnn_convolution_relu(_nchw(images), weight, with_bias, *geometry, (1, 1), 1)
-            else:
-                y = torch.cudnn_convolution_add_relu(_nchw(images), weight, _nchw(added), 1.0, with_bias, *geometry, (1, 1), 1)
-            return y.permute(0, 2, 3, 1).contiguous()
+            return _library(images, weight, bias, geometry, added)
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            _refused = True
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no reason given"
-            warn_once(f"cuDNN refuses convolutions with bias, sum and ReLU in one ({reason}), so these are passes of their own.")
+        except RuntimeError:
+            # The library has no kernel of this kind: in steps it is slower, not other.
+            _refused.add(kind)
     return _steps(images, weight, bias, geometry, added, relu=True)
+
+
+def _library(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Pair, Pair], added: Tensor | None) -> Tensor:
+    with_bias = weight.new_zeros(len(weight)) if bias is None else bias
+    if added is None:
+        y = torch.cudnn_convolution_relu(_nchw(images), weight, with_bias, *geometry, (1, 1), 1)
+    else:
+        y = torch.cudnn_convolution_add_relu(_nchw(images), weight, _nchw(added), 1.0, with_bias, *geometry, (1, 1), 1)
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+def _agrees(images: Tensor) -> bool:
+    """Whether the library's fused convolution does what its steps do, on small tensors of this device and type."""
+    key = (images.device, images.dtype)
+    if key not in _checked:
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        generator = torch.Generator().manual_seed(0)
+        sizes = ((2, 8, 8, 64), (64, 3, 3, 64), (64,), (2, 8, 8, 64))
+        x, weight, bias, added = (torch.randn(size, generator=generator).to(images) for size in sizes)
+        operands = (x, weight.permute(0, 3, 1, 2), bias, ((1, 1), (1, 1)))
+        try:
+            apart = [_library(*operands, other) - _steps(*operands, other, relu=True) for other in (None, added)]
+            _checked[key] = all(bool(one.abs().max() < 0.5) for one in apart)
+        except RuntimeError:
+            _checked[key] = False
+        if not _checked[key]:
+            warn_once("cuDNN has no sound convolution with bias, sum and ReLU in one on this GPU, so these are passes of their own.")
+    return _checked[key]
 
 
 # ---- kernels in one launch ----

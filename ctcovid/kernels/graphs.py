@@ -35,6 +35,9 @@ TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5e-2}
 # A tensor with less than this share of the norm of all of them counts as having that share.
 SMALL = 1e-2
 
+# A process captures one graph at a time.
+_one_at_a_time = threading.Lock()
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,12 +60,14 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Captures on one GPU. All graphs of a GPU share the memory of what is not an output: only one of them runs at a time."""
 
-    _living: ClassVar[dict[torch.device, weakref.WeakSet[Any]]] = {}
+    # By device: the stream on which graphs are captured, which memory belongs to, and those that are in use.
+    _shared: ClassVar[dict[torch.device, tuple[torch.cuda.Stream, weakref.WeakSet[Any]]]] = {}
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
-        self.living = self._living.setdefault(device, weakref.WeakSet())
+        if device not in self._shared:
+            self._shared[device] = torch.cuda.Stream(device), weakref.WeakSet()
+        self.stream, self.living = self._shared[device]
 
     def apart(self, work: Callable[[], Outputs]) -> Outputs:
         here = torch.cuda.current_stream(self.device)
@@ -78,7 +83,7 @@ class CudaRecorder:
         # Garbage that is collected during a capture would end it, and so would a thread that pins memory if the whole process captured.
         gc.collect()
         capturing = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
-        with torch.cuda.device(self.device), _collecting_nothing(), capturing:
+        with _one_at_a_time, torch.cuda.device(self.device), _collecting_nothing(), capturing:
             outputs = work()
         self.living.add(graph)
         return graph.replay, outputs
@@ -138,6 +143,7 @@ class Graphs:
     def __init__(self, module: nn.Module, device: torch.device, precision: torch.dtype) -> None:
         self.module, self.device, self.tolerance = module, device, TOLERANCE[precision]
         self.recorder = recorder(device)
+        self._hooks = _hooks(module)
         self._known: dict[Hashable, _Graph | None] = {}
         self._weights: list[tuple[int, int]] = []
         self._bytes = 0
@@ -156,7 +162,8 @@ class Graphs:
         what : the function in words, for messages, such as "the training step"
         lent : return the graph's own memory, which the next run overwrites, in place of copies
         """
-        if self.recorder is None or _hooked(self.module):
+        if self.recorder is None or _hooks(self.module) != self._hooks:
+            # Somebody wants to be called by a module, which a replay does not do.
             return function(*inputs)
         full = (what, key, self.module.training, *((x.shape, x.dtype) if x is not None else None for x in inputs))
         with self._lock:
@@ -302,9 +309,14 @@ def _finite(outputs: Outputs) -> bool:
     return all(bool(y.isfinite().all()) for y in outputs if y is not None)
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to be called by a module inside, which a replay does not do."""
-    return any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks for one in module.modules())
+def _hooks(module: nn.Module) -> list[Any]:
+    """What the modules inside call beside their own functions. torch has no public way to ask."""
+    return [
+        hook
+        for one in module.modules()
+        for hooks in (one._forward_hooks, one._forward_pre_hooks, one._backward_hooks, one._backward_pre_hooks)
+        for hook in hooks.values()
+    ]
 
 
 def _release_all() -> bool:

@@ -44,6 +44,15 @@ def _rows(x: Tensor, g: Tensor, channels: list[Tensor]) -> Found:
     for found, expected in zip(passes.moments(x), (wide.mean((0, 1, 2, 3)), wide.var((0, 1, 2, 3), correction=0)), strict=True):
         yield "moments", found, expected
     affine, factors = Affine(scale, shift), (factor, level, mean)
+    var, eps = wide.var((0, 1, 2, 3), correction=0).float(), 1e-5
+    deviation = (var.double() + eps).sqrt()
+    right = (scale / deviation, shift - mean * scale / deviation, 1 / deviation)
+    for found, expected in zip(passes.affine(scale, shift, mean, var, eps), right, strict=True):
+        yield "affine", found, expected
+    b = -scale.double() * level.double() ** 2 * factor / 100
+    right = (b, -scale.double() * shift / 100 - b * mean, factor.double() * level)
+    for found, expected in zip(passes.factors(affine, level, mean, shift, factor, 100), right, strict=True):
+        yield "factors", found, expected
     other = torch.empty_like(x.permute(0, 3, 1, 2, 4), memory_format=torch.contiguous_format).permute(0, 2, 3, 1, 4)
     for residual in (None, g):
         before = wide * scale.double() + shift.double() + (0 if residual is None else wide_g)

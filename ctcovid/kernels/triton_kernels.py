@@ -8,6 +8,35 @@ not depend on chance, and are merged in float64. Offsets are 64-bit. Annotations
 import triton
 import triton.language as tl
 
+# Sizes and counts say nothing about how memory is aligned: with one kernel for all of them, fewer are compiled. Channels and strides do.
+SIZES = (
+    "R",
+    "CB",
+    "NB",
+    "G",
+    "N",
+    "APART",
+    "n0",
+    "n1",
+    "n2",
+    "n3",
+    "MORE_OUTPUTS",
+    "K",
+    "KH",
+    "KW",
+    "DEPTH",
+    "SLICES",
+    "STRIDE",
+    "PADDING",
+)
+SIZES += ("WB", "HB", "STEPS", "D", "H", "W", "Do", "Ho", "Wo", "OUTPUTS")
+
+
+def kernel(function):
+    """A kernel that is compiled once for all SIZES."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return triton.jit(do_not_specialize=[name for name in names if name in SIZES])(function)
+
 
 @triton.jit
 def _locate(tile, NB, n1, n2, BR: tl.constexpr):
@@ -22,7 +51,7 @@ def _locate(tile, NB, n1, n2, BR: tl.constexpr):
 # ---- mean and variance ----
 
 
-@triton.jit
+@kernel
 def moments(x, part, R, C, CB, APART, N, BR: tl.constexpr, BC: tl.constexpr):
     """For each of G groups of N blocks of rows: count, mean, and sum of squared deviations, float32 (3, G, C)."""
     pid = tl.program_id(0)
@@ -57,7 +86,7 @@ def store_moments(to, APART, cm, count, near, s1, s2):
     tl.store(to + 2 * APART, tl.where(squares < 0, 0.0, squares), mask=cm)
 
 
-@triton.jit
+@kernel
 def finish_moments(part, mean, var, G, C, APART, BG: tl.constexpr, BC: tl.constexpr):
     """Merge the groups (Chan et al. 1979)."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
@@ -85,7 +114,7 @@ def finish_moments(part, mean, var, G, C, APART, BG: tl.constexpr, BC: tl.conste
 # ---- normalise ----
 
 
-@triton.jit
+@kernel
 def normalise(
     x, scale, shift, res, out, C, CR, CB, NB, n1, n2, n3,
     x0, x1, x2, x3, o0, o1, o2, o3, r0, r1, r2, r3,
@@ -111,6 +140,47 @@ def normalise(
     tl.store(out + to[:, None] + c[None, :], v.to(out.dtype.element_ty), mask=m)
 
 
+# ---- what passes need for each channel, in a launch each instead of one for each operation ----
+
+
+@kernel
+def affine(weight, bias, mean, var, scale, shift, inverse, C, CN, eps, BC: tl.constexpr):
+    """What a batch norm of CN <= C channels does to each; the others become zero."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    cm = c < C
+    deviation = tl.sqrt(tl.load(var + c, mask=cm, other=1) + eps)
+    a = tl.load(weight + c, mask=c < CN, other=0).to(tl.float32) / deviation
+    b = tl.load(bias + c, mask=c < CN, other=0).to(tl.float32) - tl.load(mean + c, mask=cm, other=0) * a
+    tl.store(scale + c, a, mask=cm)
+    tl.store(shift + c, b, mask=cm)
+    tl.store(inverse + c, 1 / deviation, mask=cm)
+
+
+@kernel
+def factors(scale, inverse, mean, total, dot, fb, fk, gw, C, share, BC: tl.constexpr):
+    """Factors of `backward` and the gradient of the batch norm's weight; `share` is 1 / values per channel."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    cm = c < C
+    a = tl.load(scale + c, mask=cm, other=0)
+    i = tl.load(inverse + c, mask=cm, other=0)
+    d = tl.load(dot + c, mask=cm, other=0)
+    b = -a * i * i * d * share
+    tl.store(fb + c, b, mask=cm)
+    tl.store(fk + c, -a * tl.load(total + c, mask=cm, other=0) * share - b * tl.load(mean + c, mask=cm, other=0), mask=cm)
+    tl.store(gw + c, d * i, mask=cm)
+
+
+@kernel
+def running(old_mean, old_var, mean, var, CN, momentum, unbiased, BC: tl.constexpr):
+    """The running statistics after a batch."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    cm = c < CN
+    m = tl.load(old_mean + c, mask=cm, other=0)
+    v = tl.load(old_var + c, mask=cm, other=0)
+    tl.store(old_mean + c, m + momentum * (tl.load(mean + c, mask=cm, other=0) - m), mask=cm)
+    tl.store(old_var + c, v + momentum * (tl.load(var + c, mask=cm, other=0) * unbiased - v), mask=cm)
+
+
 # ---- backward ----
 
 
@@ -128,7 +198,7 @@ def _passed(g, x, z, at_g, at_x, at_z, a, b, m, RELU: tl.constexpr, OUT: tl.cons
     return gv, xv
 
 
-@triton.jit
+@kernel
 def reduce(
     g, x, z, scale, shift, mean, part, C, CB, NB, APART, N, n0, n1, n2, n3,
     g0, g1, g2, g3, x0, x1, x2, x3, z0, z1, z2, z3,
@@ -159,7 +229,7 @@ def reduce(
     tl.store(to + APART, tl.sum(s2, 0), mask=cm)
 
 
-@triton.jit
+@kernel
 def finish_sums(part, total, dot, G, C, APART, BG: tl.constexpr, BC: tl.constexpr):
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     cm = c < C
@@ -175,7 +245,7 @@ def finish_sums(part, total, dot, G, C, APART, BG: tl.constexpr, BC: tl.constexp
     tl.store(dot + c, tl.sum(s2, 0).to(tl.float32), mask=cm)
 
 
-@triton.jit
+@kernel
 def backward(
     g, x, z, scale, shift, fa, fb, fk, gx, gr, C, CB, NB, n1, n2, n3,
     g0, g1, g2, g3, x0, x1, x2, x3, z0, z1, z2, z3, y0, y1, y2, y3, r0, r1, r2, r3,
@@ -205,7 +275,7 @@ def backward(
 # ---- kernels of convolutions ----
 
 
-@triton.jit
+@kernel
 def band(
     w, out, R, OUTPUTS, INPUTS, MORE_OUTPUTS, MORE_INPUTS, K, KH, KW, DEPTH, STRIDE, PADDING, w0, w1, w2, w3, w4,
     BR: tl.constexpr, BI: tl.constexpr,
@@ -230,9 +300,9 @@ def band(
     tl.store(out + to, v.to(out.dtype.element_ty), mask=(r < R)[:, None] & (c < MORE_INPUTS)[None, :])
 
 
-@triton.jit
+@kernel
 def unband(
-    g, w, R, OUTPUTS, INPUTS, MORE_OUTPUTS, MORE_INPUTS, K, KH, KW, DEPTH, OUT, STRIDE, PADDING, w0, w1, w2, w3, w4,
+    g, w, R, OUTPUTS, INPUTS, MORE_OUTPUTS, MORE_INPUTS, K, KH, KW, DEPTH, SLICES, STRIDE, PADDING, w0, w1, w2, w3, w4,
     BR: tl.constexpr, BI: tl.constexpr,
 ):  # fmt: skip
     """The weight's gradient, from that of its band."""
@@ -248,7 +318,7 @@ def unband(
     n = q // KH
     m = (r < R)[:, None] & (c < INPUTS)[None, :]
     v = tl.zeros((BR, BI), tl.float32)
-    for o in range(OUT):
+    for o in range(SLICES):
         i = tap + o * STRIDE - PADDING
         row = ((((o * MORE_OUTPUTS + n).to(tl.int64) * KH + y) * KW + x) * DEPTH + i) * MORE_INPUTS
         v += tl.load(g + row[:, None] + c[None, :], mask=m & ((i >= 0) & (i < DEPTH))[:, None], other=0).to(tl.float32)
@@ -256,7 +326,7 @@ def unband(
     tl.store(w + at[:, None] + (c.to(tl.int64) * w1)[None, :], v.to(w.dtype.element_ty), mask=m)
 
 
-@triton.jit
+@kernel
 def patches(
     x, out, H, W, C, Ho, Wo, WB, K, VECTORS, S, T, P, Q, sn, sh,
     RUN: tl.constexpr, LARGE: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,

@@ -133,6 +133,33 @@ def normalise(x: Tensor, affine: Affine, residual: Tensor | None, out: Tensor) -
     return out
 
 
+def affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale and shift of a batch norm, and 1 / standard deviation, float32 (C,) each; zeros for channels that it lacks."""
+    channels = len(mean)
+    scale, shift, inverse = (torch.empty_like(mean) for _ in range(3))
+    made = (weight, bias, mean, var, scale, shift, inverse, channels, len(weight), eps)
+    _launch(kernels.affine, triton.cdiv(channels, 128), mean, *made, BC=128)
+    return scale, shift, inverse
+
+
+def factors(known: Affine, inverse: Tensor, mean: Tensor, total: Tensor, dot: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors b and k of the input gradient ``scale * g' + b * x + k`` over `count` values per channel, and the weight's gradient."""
+    channels = len(mean)
+    b, k, weight = (torch.empty_like(mean) for _ in range(3))
+    made = (known.scale, inverse, mean, total, dot, b, k, weight, channels, 1 / max(count, 1))
+    _launch(kernels.factors, triton.cdiv(channels, 128), mean, *made, BC=128)
+    return b, k, weight
+
+
+def update_running(old: tuple[Tensor, Tensor], mean: Tensor, var: Tensor, momentum: float, count: int) -> None:
+    """Move running mean and variance, float32 (C,) each, towards those of a batch of `count` values per channel, in place."""
+    channels = len(old[0])
+    _launch(kernels.running, triton.cdiv(channels, 128), mean, *old, mean, var, channels, momentum, count / (count - 1), BC=128)
+    for tensor in old:
+        # Whoever keeps what was made of them has to see that they are others now.
+        torch.autograd.graph.increment_version(tensor)
+
+
 def reduce(g: Tensor, x: Tensor, out: Tensor | None, affine: Affine, mean: Tensor) -> tuple[Tensor, Tensor]:
     """As in native.py, with any strides."""
     channels = x.shape[4]

@@ -7,7 +7,7 @@ pass it makes the gradients of all voxels under its windows, so that each window
 import triton
 import triton.language as tl
 
-from ctcovid.kernels.triton_kernels import store_moments
+from ctcovid.kernels.triton_kernels import kernel, store_moments
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _plane(
     return best, where, s1, s2
 
 
-@triton.jit
+@kernel
 def pool(
     x, signs, out, tap, part, CB, WB, HB, APART, STEPS, D, H, W, C, xb, xd, xh, xw, Do, Ho, Wo, ob, od, oh, ow,
     MEASURE: tl.constexpr, TAP: tl.constexpr, RELU: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
@@ -124,7 +124,7 @@ def _window(g, tap, at_g, at_t, m):
     return tl.load(g + at_g, mask=m, other=0).to(tl.float32), tl.load(tap + at_t, mask=m, other=255).to(tl.int32)
 
 
-@triton.jit
+@kernel
 def unpool(
     g, tap, x, slopes, levels, gx, CB, WB, D, H, W, C, xb, xd, xh, xw, yb, yd, yh, yw,
     Do, Ho, Wo, gb, gd, gh, gw, tb, td, th, tw, BW: tl.constexpr, BC: tl.constexpr,

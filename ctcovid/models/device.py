@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ctcovid.base import cpus
 from ctcovid.base.allocation import keep_freed_memory
 from ctcovid.base.choices import PRECISIONS
 from ctcovid.base.errors import UsageError, counted
@@ -93,11 +94,13 @@ def _takes_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def keep_freed_layers(device: torch.device) -> None:
-    """On a CPU, keep the memory that one layer frees for the next one, in the whole process (base/allocation.py).
+def settle(device: torch.device) -> None:
+    """Compute with the CPUs of the job only and, on a CPU, keep the memory that one layer frees for the next one (base/allocation.py).
 
     The commands call this, as their process is their own. Loading a model does not: a notebook's process is the user's.
     """
+    # torch asks the node, or OMP_NUM_THREADS.
+    torch.set_num_threads(min(torch.get_num_threads(), cpus.allowed()))
     if device.type == "cpu":
         keep_freed_memory(LARGEST_KEPT)
 
@@ -120,6 +123,11 @@ def device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
     return str(device)
+
+
+def announced(device: torch.device) -> str:
+    """The device for the first message of a command, with the CPUs of the job and what decided on them."""
+    return f"{device_name(device)}, {cpus.decided()}"
 
 
 def device_kind(device: torch.device) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctcovid.reports.checklists import NOT_SAID, Known, checklist_table, kept, window
-from ctcovid.reports.tables import Table
+from ctcovid.reports.tables import Table, markdown
 
 
 def model_card(name: str, card: dict[str, Any], tables: Sequence[Table], checks: Sequence[str], known: Known) -> str:
@@ -20,14 +20,14 @@ def model_card(name: str, card: dict[str, Any], tables: Sequence[Table], checks:
     known : what was looked into
     """
     parts = [
-        f"# Model card: {name}",
+        f"# Model card: {markdown(name)}",
         "Written by `ctcovid evaluate` from what was recorded in training and measured in the test. **For research use only, not a "
         "medical device.**",
         "## Model",
         _list(_model(card)),
         "## Intended use",
         "Research on the classification of chest CT into "
-        + ", ".join(card["classes"])
+        + markdown(", ".join(card["classes"]))
         + ", and comparison of methods on the same data. Not for diagnosis, triage or treatment. No prospective study, and no "
         "reading by physicians beside it, stands behind these figures.",
         "## Data and split",
@@ -95,4 +95,4 @@ def _limits(known: Known) -> list[str]:
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {markdown(line)}" for line in lines)

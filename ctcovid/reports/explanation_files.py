@@ -10,6 +10,7 @@ import numpy as np
 
 from ctcovid.base.choices import SMOOTH
 from ctcovid.base.files import atomic, resolved, write_json
+from ctcovid.base.names import distinct
 from ctcovid.explanation.faithfulness import CAUTION, Faithfulness
 from ctcovid.explanation.methods import Method
 from ctcovid.explanation.pointing import Pointing
@@ -115,8 +116,8 @@ def _draw(folder: Path, found: Explanation, saliency: np.ndarray) -> None:
     """Overlays of all slices, and a montage of the most salient ones."""
     (folder / "overlays").mkdir()
     slices, names, target = found.slices, found.names, found.maps.target
-    for number, name in enumerate(names):
-        save_overlay(folder / "overlays" / f"{Path(name).stem}.png", slices[number], saliency[number])
+    for number, name in enumerate(distinct([Path(name).stem for name in names], names)):
+        save_overlay(folder / "overlays" / f"{name}.png", slices[number], saliency[number])
     chosen = most_salient_slices(saliency, MONTAGE_SLICES)
     layer = f", layer {found.method.layer}" if found.method.uses_layer else ""
     explained = f"{found.model.classes[target]} (p = {found.probabilities[target]:.4f}){layer}"

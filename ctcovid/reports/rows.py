@@ -14,7 +14,9 @@ from typing import Any, TextIO
 
 from ctcovid.base.errors import InputError
 from ctcovid.base.faults import raise_machine_fault
-from ctcovid.base.files import json_text, write_text
+from ctcovid.base.files import json_line, json_text, write_text
+from ctcovid.base.lists import protected, unprotected
+from ctcovid.base.streams import stdout_takes_all
 from ctcovid.options.predict import STDOUT
 
 # Lists, as of flags, in one field of a CSV.
@@ -91,7 +93,8 @@ class RowFile:
     def _line(self, row: Row) -> str:
         if self.kind == "csv":
             return _csv([[_cell(row[name]) for name in self.columns]])
-        return json.dumps({name: row[name] for name in self.columns}, ensure_ascii=False, allow_nan=False) + "\n"
+        to_ascii = self.path == STDOUT and not stdout_takes_all()
+        return json_line({name: row[name] for name in self.columns}, to_ascii) + "\n"
 
 
 def kind_of(path: Path) -> str:
@@ -122,10 +125,11 @@ def read_rows(path: Path, columns: Sequence[str], rows_in: Callable[[Any], list[
             # No other sign ends a line, though names may hold some that splitlines would cut at.
             rows = [json.loads(line) for line in whole.split("\n")[:-1]]
         else:
-            rows = [{name: value or None for name, value in row.items()} for row in csv.DictReader(io.StringIO(whole))]
-            heading = next(csv.reader(io.StringIO(whole)), list(columns))
+            read = csv.reader(io.StringIO(whole, newline=""), strict=True)
+            heading, *table = [list(map(unprotected, row)) for row in read if row] or [list(columns)]
             if heading != list(columns):
                 raise ValueError(f"its columns are {','.join(heading)[:LONGEST_SHOWN]}")
+            rows = [{name: value or None for name, value in zip(columns, row, strict=True)} for row in table]
         if any(list(row) != list(columns) for row in rows):
             raise ValueError(f"not all rows have the columns {','.join(columns)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
@@ -142,5 +146,5 @@ def _cell(value: Any) -> str | int | float:
 
 def _csv(rows: list[list[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([protected(cell) for cell in row] for row in rows)
     return text.getvalue()

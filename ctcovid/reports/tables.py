@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from ctcovid.base.files import printable
+from ctcovid.base.lists import protected
+from ctcovid.base.names import shortened
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -34,17 +39,18 @@ class Table:
         from rich.text import Text
 
         # Text objects, because rich would read what stands in brackets in a plain string as its markup.
-        title, notes = (Text(text) if text else None for text in (self.title, "\n".join(self.notes)))
+        title, notes = (Text(printable(text)) if text else None for text in (self.title, "\n".join(self.notes)))
         table = RichTable(title=title, caption=notes, caption_justify="left", title_justify="left")
         for position, name in enumerate(self.columns):
-            table.add_column(name, justify="left" if position < self.text_columns else "right", overflow="fold")
+            table.add_column(Text(printable(name)), justify="left" if position < self.text_columns else "right", overflow="fold")
         for number, row in enumerate(self.rows):
-            table.add_row(*(Text(shown(cell), style="bold" if (number, place) in self.bold else "") for place, cell in enumerate(row)))
+            styles = ["bold" if (number, place) in self.bold else "" for place in range(len(row))]
+            table.add_row(*(Text(printable(shown(cell)), style) for cell, style in zip(row, styles, strict=True)))
         return table
 
     def text(self) -> str:
         """The table as aligned Markdown, with its notes below."""
-        cells = [[shown(cell).replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
+        cells = [[markdown(shown(cell)).replace("|", "\\|") for cell in row] for row in (self.columns, *self.rows)]
         for row, column in self.bold:
             # Not in stars, of which a cell may have some of its own.
             cells[row + 1][column] = f"__{cells[row + 1][column]}__"
@@ -52,8 +58,8 @@ class Table:
         lines = [_markdown_line(row, widths, self.text_columns) for row in cells]
         rule = [("-" * width if position < self.text_columns else "-" * (width - 1) + ":") for position, width in enumerate(widths)]
         lines.insert(1, f"| {' | '.join(rule)} |")
-        heading = [f"**{self.title}**", ""] if self.title else []
-        notes = [line for note in self.notes for line in ("", note)]
+        heading = [f"**{markdown(self.title)}**", ""] if self.title else []
+        notes = [line for note in self.notes for line in ("", markdown(note))]
         return "\n".join([*heading, *lines, *notes])
 
     def csv(self) -> str:
@@ -72,15 +78,19 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """CSV with a heading, lines ending in a line feed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([protected(cell) for cell in row] for row in (columns, *rows))
     return text.getvalue()
 
 
+def markdown(text: str) -> str:
+    """Text for Markdown in which names of classes, scans and models make neither HTML nor links."""
+    return re.sub(r"[][]", r"\\\g<0>", re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;"))
+
+
 def file_name(title: str) -> str:
-    """A title as the name of a file: letters and digits, the rest as single dashes."""
+    """A title as the name of a file: letters and digits, the rest as single dashes; a long one shortened."""
     words = "".join(sign.lower() if sign.isalnum() else " " for sign in title).split()
-    return "-".join(words)
+    return shortened("-".join(words))
 
 
 def shown(cell: Cell) -> str:

@@ -83,7 +83,7 @@ def find_dataset(root: Path, series: str | None = None, pseudonyms: Pseudonyms =
                 or f"{class_folder}: not a class folder, as nothing in it has the layout patient/scan/slices; move it elsewhere"
             )
     if not scans:
-        found_there = "It is empty." if not any(root.iterdir()) else _explain_layout(root)
+        found_there = "It is empty." if not _visible(root) else _explain_layout(root)
         raise InputError(f"No scans under {root}. {found_there} The layout is {LAYOUT}; give the folder that holds the class folders.")
     problems += [said for folder in folders(root) if (said := _loose_pictures(folder)) and said not in problems]
     return with_unique_names(scans, lambda scan: (scan.label, scan.patient, scan.id)), problems
@@ -251,6 +251,11 @@ def _loose_pictures(class_folder: Path) -> str:
     return f"{class_folder}: {counted(count, 'picture')} directly in the class folder; move the slices of each scan into {LAYOUT_BELOW}"
 
 
+def _visible(root: Path) -> list[str]:
+    """Names in a folder, without those of hidden files, such as the lock of an output that is to be in it."""
+    return sorted(item.name for item in root.iterdir() if not item.name.startswith("."))
+
+
 def _explain_layout(root: Path) -> str:
     if not contents_of(root) and (loose := [said for folder in folders(root) if (said := _loose_pictures(folder))]):
         return f"Its folders are scans of one patient, or else slices lie outside of scans:\n{listing(loose, 5)}\n"
@@ -259,4 +264,4 @@ def _explain_layout(root: Path) -> str:
     for depth, meaning in (("*", "scans"), ("*/*", "patients")):
         if any(contents_of(folder) for folder in root.glob(depth) if folder.is_dir()):
             return f"Its folders are {meaning}; the class folders must be above them."
-    return f"Class folders are missing; there is\n{listing([item.name for item in sorted(root.iterdir())], 5)}\n"
+    return f"Class folders are missing; there is\n{listing(_visible(root), 5)}\n"

@@ -9,6 +9,7 @@ import torch
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError
+from ctcovid.base.signals import StopRequest
 from ctcovid.distributed.session import Session
 from ctcovid.volumes.batches import Batch, VolumeSet
 from ctcovid.volumes.reader import VolumesFile
@@ -36,21 +37,27 @@ class TrainingData:
             kept.append(resident(volumes, str(memory), device, workers, session.stop, session.console) if wanted else None)
         return replace(self, train_kept=kept[0], valid_kept=kept[1])
 
-    def batches(self, shares: Sequence[list[int]], workers: int, pin: bool) -> Generator[Batch, None, None]:
-        """This process's shares of the training batches, some of which may be empty; from memory, or read by `workers`."""
+    def batches(self, shares: Sequence[list[int]], workers: int, pin: bool, stop: StopRequest) -> Generator[Batch, None, None]:
+        """This process's shares of the training batches, some of which may be empty; from memory, or read by `workers`.
+
+        Raises StopAwaitedError as `VolumeSet.batches`.
+        """
         nothing = torch.zeros(0, dtype=torch.int64)
         empty = Batch(torch.zeros(0, *self.train.shape, dtype=torch.uint8), nothing, nothing)
         some = [share for share in shares if share]
-        read = self.train.batches(some, workers, pin) if self.train_kept is None else self.train_kept.batches(some)
+        read = self.train.batches(some, workers, pin, stop) if self.train_kept is None else self.train_kept.batches(some)
         try:
             for share in shares:
                 yield next(read) if share else empty
         finally:
             read.close()
 
-    def valid_batches(self, order: Sequence[Sequence[int]], workers: int) -> Generator[Batch, None, None]:
-        """Batches of the validation part, at least one; from memory, or read by `workers`."""
-        return self.valid.batches(order, workers) if self.valid_kept is None else self.valid_kept.batches(order)
+    def valid_batches(self, order: Sequence[Sequence[int]], workers: int, stop: StopRequest) -> Generator[Batch, None, None]:
+        """Batches of the validation part, at least one; from memory, or read by `workers`.
+
+        Raises StopAwaitedError as `VolumeSet.batches`.
+        """
+        return self.valid.batches(order, workers, stop=stop) if self.valid_kept is None else self.valid_kept.batches(order)
 
 
 def read_training_data(file: VolumesFile, depth: int, console: Console) -> TrainingData:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from safetensors.torch import load_file
 
 from ctcovid.base.console import Advance, Console
 from ctcovid.base.errors import agreeing, counted
+from ctcovid.base.signals import StopAwaitedError
 from ctcovid.distributed.session import Session
 from ctcovid.inference.temperature import LEAST, MOST, calibrated, fit_temperature, of_scans, scan_losses, trusted_temperature
 from ctcovid.models.network import Network
 from ctcovid.models.reference_features import QUANTILE, ReferenceFeatures, distances, fit_reference, probabilities_and_features
 from ctcovid.models.training_slices import TrainingSlices, slice_hash
 from ctcovid.training.data import TrainingData
-from ctcovid.volumes.batches import VolumeSet, in_order
+from ctcovid.volumes.batches import Batch, VolumeSet, in_order
 from ctcovid.volumes.layout import ScanRow
 
 # At most so many training volumes, evenly spread over the scans, give the reference features.
@@ -64,14 +66,20 @@ def training_slices(train_set: VolumeSet, session: Session) -> TrainingSlices:
     """
     hashes: list[bytes] = []
     with session.console.progress(len(train_set), "Recording the training slices") as advance:
-        for batch in train_set.batches(in_order(len(train_set), AT_ONCE), session.workers):
-            _stop_if_asked(session)
+        for batch in _read(train_set, in_order(len(train_set), AT_ONCE), session):
             hashes += [slice_hash(one) for volume in batch.volumes.numpy() for one in volume if one.min() != one.max()]
             advance(len(batch.labels))
     return TrainingSlices.of(hashes)
 
 
-def _stop_if_asked(session: Session) -> None:
+def _read(volume_set: VolumeSet, order: list[list[int]], session: Session) -> Iterator[Batch]:
+    """The batches; raises StoppedError if a signal comes before their end."""
+    read = volume_set.batches(order, session.workers, stop=session.stop)
+    with contextlib.suppress(StopAwaitedError), contextlib.closing(read):
+        for batch in read:
+            if session.stop.received:
+                break
+            yield batch
     if session.stop.received:
         raise session.stop.error("The weights are final. The same command with --resume finishes the model.")
 
@@ -125,8 +133,7 @@ def _through(
     """Probabilities and features of volumes, in the order of `chosen`."""
     probabilities, features = [], []
     order = [[chosen[number] for number in numbers] for numbers in in_order(len(chosen), AT_ONCE)]
-    for batch in volume_set.batches(order, session.workers):
-        _stop_if_asked(session)
+    for batch in _read(volume_set, order, session):
         shares, found = probabilities_and_features(network, batch.volumes.numpy())
         probabilities.append(shares)
         if found is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from ctcovid.base.console import duration
 from ctcovid.base.errors import CtcovidError, ModelRefusedError
-from ctcovid.base.signals import STOPPING
+from ctcovid.base.signals import STOPPING, StopAwaitedError
 from ctcovid.distributed.session import Session
 from ctcovid.models.network import Network
 from ctcovid.training.balance import class_weights
@@ -25,6 +26,8 @@ from ctcovid.training.step import Stepper
 from ctcovid.training.tracker import StepTracker
 from ctcovid.volumes.batches import in_order
 from ctcovid.volumes.limits import Waiting
+
+logger = logging.getLogger(__name__)
 
 
 def fit(stepper: Stepper, data: TrainingData, session: Session, saving: Saving, epoch_done: Callable[[EpochRow, str], None]) -> bool:
@@ -44,12 +47,14 @@ def fit(stepper: Stepper, data: TrainingData, session: Session, saving: Saving, 
         began, seen = time.monotonic(), progress.seen
         if not _train_epoch(stepper, data, session, saving):
             return False
-        pace.add(progress.seen - seen, time.monotonic() - began)
+        trained = time.monotonic()
+        pace.add(progress.seen - seen, trained - began)
         with averaged(stepper.network.module, stepper.state.ema):
             what = f"Validating after epoch {progress.epoch + 1} of {recipe.epochs}"
             scores = validate(stepper.network, data, recipe.batch, session, what)
         if scores is None:
             return False
+        logger.info(f"Epoch {progress.epoch + 1}: trained in {trained - began:.2f} s, validated in {time.monotonic() - trained:.2f} s.")
         row = _row(stepper, len(data.train), *scores)
         progress.end_epoch(row)
         over = progress.over(recipe.epochs, recipe.patience)
@@ -70,22 +75,24 @@ def _train_epoch(stepper: Stepper, data: TrainingData, session: Session, saving:
     order = entire[progress.step :]
     shares = [stepper.share(batch) for batch in order]
     waiting, what = Waiting(), f"Epoch {progress.epoch + 1} of {recipe.epochs}"
+    pin = network.device.type == "cuda"
     with (
         # Readers end with their iterator. An exception's traceback would keep it alive, and the readers waiting for each other at exit.
-        contextlib.closing(data.batches(shares, session.workers, network.device.type == "cuda")) as batches,
+        contextlib.closing(data.batches(shares, session.workers, pin, session.stop)) as batches,
         session.console.progress(sum(map(len, order)), what, "volumes", tenths=False) as advance,
     ):
         tracker = StepTracker(stepper, data.train, session, saving, advance)
-        for batch, indices in zip(waiting.timed(batches), order, strict=True):
-            if session.stops_alone:
-                break
-            number = tracker.number
-            for group in stepper.state.optimiser.param_groups:
-                group["lr"] = recipe.rate(progress.epoch, number, len(entire))
-            torch.manual_seed(recipe.step_seed(progress.epoch, number, stepper.ranks.rank))
-            step = stepper.make(batch, indices, session.stop, recipe.step_seed(progress.epoch, number), weights)
-            if tracker.add(step):
-                break
+        with session.heeding():
+            for batch, indices in zip(waiting.timed(batches), order, strict=True):
+                if session.stops_alone:
+                    break
+                number = tracker.number
+                for group in stepper.state.optimiser.param_groups:
+                    group["lr"] = recipe.rate(progress.epoch, number, len(entire))
+                torch.manual_seed(recipe.step_seed(progress.epoch, number, stepper.ranks.rank))
+                step = stepper.make(batch, indices, session.stop, recipe.step_seed(progress.epoch, number), weights)
+                if tracker.add(step):
+                    break
         tracker.finish()
     waiting.warn(session.workers, session.console)
     return not (tracker.stopped or session.stops_alone)
@@ -141,8 +148,8 @@ def validate(
     loss, correct = 0.0, 0
     entire = in_order(len(valid_set), ranks.at_most(batch, len(valid_set)))
     order = ranks.share(entire)
-    with session.console.progress(len(valid_set), what, "volumes", tenths=False) as advance:
-        for number, some in enumerate(data.valid_batches(order, session.workers) if order else ()):
+    with session.console.progress(len(valid_set), what, "volumes", tenths=False) as advance, contextlib.suppress(StopAwaitedError):
+        for number, some in enumerate(data.valid_batches(order, session.workers, stop) if order else ()):
             try:
                 probabilities = torch.from_numpy(network.probabilities(some.volumes))
             except ModelRefusedError:

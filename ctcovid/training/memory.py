@@ -17,6 +17,7 @@ from torch import nn
 
 from ctcovid.base.allocation import hand_back
 from ctcovid.base.errors import UsageError, agreeing, counted
+from ctcovid.base.memory import free_memory
 from ctcovid.distributed.gradients import RunningStatistics
 from ctcovid.distributed.ranks import Ranks
 from ctcovid.distributed.session import Session
@@ -25,7 +26,6 @@ from ctcovid.models.device import device_name
 from ctcovid.models.network import Network
 from ctcovid.training.freeze import learn
 from ctcovid.training.recipe import Recipe
-from ctcovid.volumes.resident import free_memory
 
 # Share of the host's free memory that a step may take. The readers and the system need the rest.
 SHARE = 0.7

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TypeVar
 
 from ctcovid.base import cpus
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError
-from ctcovid.volumes.resident import free_memory
+from ctcovid.base.memory import free_in_words, killed_for_memory
+from ctcovid.base.room import free_shared
 
 T = TypeVar("T")
 # Warn if reading takes more than this share of an epoch that takes more than so many seconds.
@@ -24,16 +23,17 @@ SHARE, SECONDS = 0.5, 60.0
 @contextlib.contextmanager
 def naming_limits(workers: int) -> Iterator[None]:
     """Turn what torch raises when one of its `workers` dies or is silent into a CtcovidError with the likely reason."""
+    before = killed_for_memory()
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not re.search(r"DataLoader|shared memory|Pin memory thread", text):
+        if not re.search(r"DataLoader|shared memory", text):
             raise
-        raise CtcovidError(_reason(text, workers)) from error
+        raise CtcovidError(_reason(text, workers, killed_for_memory() > before)) from error
 
 
-def _reason(text: str, workers: int) -> str:
+def _reason(text: str, workers: int, for_memory: bool) -> str:
     fewer = f"pass fewer --workers than {workers}" if workers > 1 else "choose a smaller --batch or --depth"
     if "timed out" in text:
         return (
@@ -41,13 +41,13 @@ def _reason(text: str, workers: int) -> str:
             f"{cpus.allowed()} CPUs of this job are too few: ask for more, as with --cpus-per-task."
         )
     if re.search(r"Bus error|SIGBUS|shared memory|No space", text):
-        shared = Path("/dev/shm")
-        free = f" ({shutil.disk_usage(shared).free / 1e6:,.0f} MB are free)" if shared.is_dir() else ""
+        free = f" ({free_shared() / 1e6:,.0f} MB are free)"
         return f"A process that reads volumes ran out of shared memory, /dev/shm{free}. Enlarge it (docker: --shm-size), or {fewer}."
     if "SIGKILL" in text:
+        cause = "because" if for_memory else "most likely because"
         return (
-            "A process that reads volumes was killed, most likely because the job is out of memory "
-            f"({free_memory() / 1e9:.1f} GB are free now). Ask for more, as with --mem, or {fewer}."
+            f"A process that reads volumes was killed by the kernel, {cause} the job is out of memory ({free_in_words()}). "
+            f"Ask for more, as with --mem, or {fewer}."
         )
     return f"A process that reads volumes died ({text.splitlines()[0][:200]}). Often the job is out of memory: ask for more, or {fewer}."
 

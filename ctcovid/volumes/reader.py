@@ -53,6 +53,7 @@ class VolumesFile:
         self._slices: Slices | None = None
         self._process = -1
         _require_volumes(path)
+        self._identity = _identity(path)
         try:
             content = guarded(path, partial(_content, path))
         except (FormatError, GuardError) as error:
@@ -80,10 +81,11 @@ class VolumesFile:
     def read(self, first_slice: int, depth: int) -> np.ndarray:
         """`depth` slices as uint8 (depth, H, W). Each process opens the file itself.
 
-        Raises InputError if a checksum does not match, or the file was removed.
+        Raises InputError if a checksum does not match, or the file was removed or replaced by another.
         """
         try:
             if self._slices is None or self._process != os.getpid():
+                self._require_same()
                 self._slices, self._process = Slices(h5py.File(self.path, "r", locking=False), self.size), os.getpid()
             return self._slices.read(first_slice, depth)
         except (OSError, KeyError, ValueError, RuntimeError) as error:
@@ -94,6 +96,14 @@ class VolumesFile:
                 "Restore the file, or make it again with ctcovid prepare --overwrite."
             ) from error
 
+    def _require_same(self) -> None:
+        """Raises InputError if the file was replaced since it was checked, and its content is not the same."""
+        now = _identity(self.path)
+        if now != self._identity:
+            if VolumesFile(self.path).fingerprint != self.fingerprint:
+                raise InputError(f"{self.path} was replaced by another file while it was read. Restore it, or run the same command again.")
+            self._identity = now
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_slices": None, "_process": -1}
 
@@ -102,6 +112,12 @@ def _content(path: Path) -> Content:
     with h5py.File(path, "r", locking=False) as file:
         _require_complete(path, file)
         return read_content(path, file)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Differs if a file was replaced or changed."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _window(settings: dict[str, Any]) -> Window:

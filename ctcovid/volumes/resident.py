@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Generator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import agreeing, counted
-from ctcovid.base.signals import StopRequest
+from ctcovid.base.memory import free_memory
+from ctcovid.base.signals import StopAwaitedError, StopRequest
 from ctcovid.volumes.batches import Batch, VolumeSet, in_order
 
 # Share of the free memory that the volumes to train on may take, and with those to validate on: the paper's 21.7 GB fit on a GPU of
@@ -61,12 +62,14 @@ def resident(volumes: VolumeSet, memory: str, device: torch.device, workers: int
     began = time.monotonic()
     shape = (count, volumes.depth, volumes.file.size, volumes.file.size)
     pixels = torch.empty(shape, dtype=torch.uint8, device=device if memory == "gpu" else "cpu")
-    with console.progress(count, "Reading volumes", "volumes") as advance:
-        for batch in volumes.batches(in_order(count, READ_AT_ONCE), workers, pin=memory == "gpu"):
+    with console.progress(count, "Reading volumes", "volumes") as advance, contextlib.suppress(StopAwaitedError):
+        for batch in volumes.batches(in_order(count, READ_AT_ONCE), workers, memory == "gpu", stop):
             if stop.received:
-                return None
+                break
             pixels[batch.indices[0] : batch.indices[-1] + 1] = batch.volumes.to(pixels.device, non_blocking=True)
             advance(len(batch.indices))
+    if stop.received:
+        return None
     console.say(f"Read {count / max(time.monotonic() - began, 1e-9):,.0f} volumes/s, with {counted(workers, 'worker')}.")
     return Resident(pixels, torch.from_numpy(volumes.labels), device)
 
@@ -86,44 +89,3 @@ def fastest_memory(train: int, valid: int, device: torch.device, processes: int 
     place = next((name for name, room in free.items() if train <= SHARE * room), None)
     beside = {name: train if name == place else 0 for name in free}
     return place, next((name for name, room in free.items() if valid and beside[name] + valid <= SHARE_OF_BOTH * room), None)
-
-
-def free_memory() -> int:
-    """Bytes of the host's memory that this job may still take; 0 if unknown."""
-    found = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        found += [int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
-    # A batch system limits the memory of a job, on one of the control groups that contain it.
-    groups = Path("/proc/self/cgroup")
-    for line in groups.read_text().splitlines() if groups.is_file() else []:
-        _, controllers, path = line.split(":", 2)
-        old = "memory" in controllers.split(",")
-        if old or not controllers:
-            root = Path("/sys/fs/cgroup/memory" if old else "/sys/fs/cgroup")
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if old else ("memory.max", "memory.current")
-            own = root / path.strip("/")
-            found += [room for group in (own, *own.parents) if group.is_relative_to(root) and (room := _room(group, *names)) is not None]
-    found += _address_space_left()
-    return max(0, min(found, default=0))
-
-
-def _address_space_left() -> list[int]:
-    """Bytes of address space left under ulimit -v, if it is set."""
-    try:
-        import resource
-
-        most, _ = resource.getrlimit(resource.RLIMIT_AS)
-        has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):
-        return []
-    return [] if most == resource.RLIM_INFINITY else [most - has]
-
-
-def _room(group: Path, limit: str, used: str) -> int | None:
-    """Bytes that are left under a control group's limit; None if it has none."""
-    try:
-        most = (group / limit).read_text().strip()
-        return None if most == "max" else int(most) - int((group / used).read_text())
-    except (OSError, ValueError):
-        return None

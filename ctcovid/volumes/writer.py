@@ -51,7 +51,7 @@ MOST_LOST = 4 << 30
 
 
 class VolumesWriter:
-    """A volumes.h5 in the making, at ``PATH.partial``.
+    """A volumes.h5 in the making, at ``PATH.partial``. The caller has locked `path` against other processes.
 
     Parameters
     ----------
@@ -74,7 +74,6 @@ class VolumesWriter:
     def __enter__(self) -> VolumesWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._require_alone()
             rows, crcs = self._keep_best_leftover()
             self._begin()
             if rows:
@@ -110,16 +109,6 @@ class VolumesWriter:
         """Scans that the base left out and that are not in this file either, unless they were read again."""
         new = {row.source for row in self.rows} | set(self.listings)
         return [row for row in self.base.left_out if row.source not in new] if self.base else []
-
-    def _require_alone(self) -> None:
-        if self.partial.is_file():
-            try:
-                h5py.File(self.partial, "r+").close()
-            except BlockingIOError as error:
-                raise InputError(f"Another ctcovid prepare is writing {self.partial}. Wait for it, or name another --output.") from error
-            except (OSError, RuntimeError):
-                # A file that a killed run has left may not open; then it is not used.
-                return
 
     def _keep_best_leftover(self) -> tuple[list[ScanRow], list[list[int]]]:
         """Move the file of a killed run to `leftover`, and return its sound scans with the checksums of their slices.
@@ -163,7 +152,8 @@ class VolumesWriter:
 
     def _begin(self) -> None:
         self.partial.unlink(missing_ok=True)
-        self.file = h5py.File(self.partial, "w")
+        # Not locked by HDF5, for which some network file systems have no locks: base/locks.py does it.
+        self.file = h5py.File(self.partial, "w", locking=False)
         side = self.info.size
         self.slices = self.file.create_dataset(
             "slices", (0, side, side), np.uint8, maxshape=(None, side, side), chunks=(1, side, side), **CHUNK_OPTIONS

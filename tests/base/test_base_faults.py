@@ -22,7 +22,6 @@ from ctcovid.base.temporaries import scratch_file, temporary
         (errno.EDQUOT, "quota"),
         (errno.EFBIG, "ulimit -f"),
         (errno.EMFILE, "ulimit -n"),
-        (errno.ENOLCK, "HDF5_USE_FILE_LOCKING=FALSE"),
         (errno.ESTALE, "network file system"),
         (errno.EIO, "Check the disk"),
         (errno.ENOMEM, "Ask for more memory"),

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ctcovid.base.errors import InputError, OutputExistsError, UsageError
-from ctcovid.base.files import RUN_CARD, atomic, claim_file, claim_folder, fresh_folder, json_text, occupied, write_json, write_text
+from ctcovid.base.errors import InputError, OutputExistsError
+from ctcovid.base.files import RUN_CARD, atomic, claim_file, claim_folder, fresh_folder, json_text, write_json, write_text
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -162,20 +162,6 @@ def test_exception_while_filling_a_fresh_folder_leaves_the_old_one_and_nothing_e
         raise ZeroDivisionError
     assert contents(tmp_path) == {"run/old": b"old"}
     assert os.listdir(tmp_path) == ["run"]  # noqa: PTH208
-
-
-def test_a_folder_is_occupied_by_one_process_until_that_ends_even_by_a_kill(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from ctcovid.base.files import occupied\n"
-        "with occupied(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "in\n"
-        with pytest.raises(UsageError, match=f"at work in {tmp_path}"), occupied(tmp_path):
-            pass
-        other.kill()
-    with occupied(tmp_path):
-        pass
 
 
 def test_what_is_no_utf_8_is_written_as_its_bytes_in_words(tmp_path: Path) -> None:

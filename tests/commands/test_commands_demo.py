@@ -71,9 +71,10 @@ def test_a_demo_that_is_stopped_says_how_to_begin_it_again(tmp_path: Path, monke
     ("machine", "name"),
     [
         (Machine(gpu=False, bfloat16=False, cpus=2), "small"),
-        (Machine(gpu=False, bfloat16=True, cpus=2), "full"),
+        (Machine(gpu=False, bfloat16=True, cpus=4), "full"),
+        (Machine(gpu=False, bfloat16=True, cpus=2), "medium"),
         (Machine(gpu=False, bfloat16=True, cpus=1), "small"),
-        (Machine(gpu=False, bfloat16=False, cpus=7), "small"),
+        (Machine(gpu=False, bfloat16=False, cpus=7), "medium"),
         (Machine(gpu=False, bfloat16=False, cpus=8), "full"),
         (Machine(gpu=True, bfloat16=False, cpus=1), "full"),
     ],
@@ -92,7 +93,7 @@ def test_the_full_preset_is_the_demo_as_it_was() -> None:
     assert full.recipe() == {"epochs": 9, "batch": 16, "learning_rate": 3e-4, "schedule": "cosine", "augment": True}
 
 
-@pytest.mark.parametrize(("bfloat16", "wanted", "name"), [(False, "auto", "small"), (True, "auto", "full"), (True, "small", "small")])
+@pytest.mark.parametrize(("bfloat16", "wanted", "name"), [(False, "auto", "small"), (True, "auto", "medium"), (True, "small", "small")])
 def test_the_preset_is_recorded_and_its_values_are_used(
     bfloat16: bool, wanted: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +125,7 @@ def test_the_preset_is_recorded_and_its_values_are_used(
     ("options", "words"),
     [
         ({"preset": "small"}, "--preset small is for all five commands"),
-        ({"preset": "medium", "data_only": False}, "no such preset"),
+        ({"preset": "tiny", "data_only": False}, "no such preset"),
         ({"slices": "many"}, "--slices"),
         ({"slices": "40-20"}, "fewest and most"),
         ({"repeated": 0.6, "masked": 0.6}, "together at most 1"),

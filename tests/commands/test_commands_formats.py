@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import h5py
 import numpy as np
 import pytest
 import SimpleITK
 import torch
 from PIL import Image
-from thin import THIN
 
 from ctcovid.base.errors import InputError
 from ctcovid.models import registry, saved_model
@@ -29,9 +27,8 @@ PLANTED = {"PatientName": "Mustermann^Erika", "PatientBirthDate": "19640812", "I
 LEVEL, WIDTH = -500, 1400
 
 
-def ctcovid(cwd: Path, *arguments: object, program: Sequence[str] = (sys.executable, "-m", "ctcovid")) -> subprocess.CompletedProcess[str]:
-    line = [*program, *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=dict(os.environ), check=False)
+def ctcovid(cwd: Path, *arguments: object, thin: bool = False) -> subprocess.CompletedProcess[str]:
+    return forked.run(*arguments, cwd=cwd, thin=thin)
 
 
 def grey(values: np.ndarray) -> np.ndarray:
@@ -90,12 +87,12 @@ def test_list_of_scans_is_prepared_learnt_and_classified_with_the_window_of_the_
         assert np.array_equal(slices[3 * label], slices[3 * label + 2]) and np.array_equal(slices[3 * label + 1], slices[3 * label + 2])
 
     line = ("train", "--data", "out/volumes.h5", "--depth", 4, "--epochs", 1, "--batch", 2, "--runs", "out/runs")
-    done = ctcovid(listed, *line, program=THIN)
+    done = ctcovid(listed, *line, thin=True)
     assert done.returncode == 0, done.stderr
     (card,) = (listed / "out" / "runs").glob("*/model.json")
     assert json.loads(card.read_text())["window"] == [LEVEL, WIDTH]
 
-    done = ctcovid(listed, "predict", "scans.csv", "--runs", "out/runs", program=THIN)
+    done = ctcovid(listed, "predict", "scans.csv", "--runs", "out/runs", thin=True)
     assert done.returncode == 0, done.stderr
     found = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["scan"] for row in found[:3]] == ["d0", "n0/x", "p0"]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import h5py
 import numpy as np
 import pytest
@@ -17,9 +16,7 @@ from PIL import Image
 
 
 def ctcovid(cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "ctcovid", *map(str, arguments)]
-    environment = {**os.environ, "PATH": os.environ["PATH"]}
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    return forked.run(*arguments, cwd=cwd, thin=False)
 
 
 @pytest.fixture(scope="module")

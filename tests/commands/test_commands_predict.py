@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import SimpleITK
@@ -258,8 +259,7 @@ def test_each_of_many_studies_in_a_folder_is_hashed_by_its_own_files(
 
 
 def test_lines_come_as_scans_are_done(runs: Path, scans: Path) -> None:
-    line = [*THIN, "predict", str(scans), "-m", "small", "--runs", str(runs), "--device", "cpu", "-o", "-"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = forked.run("predict", scans, "-m", "small", "--runs", runs, "--device", "cpu", "-o", "-")
     rows = [json.loads(text) for text in done.stdout.splitlines()]
     assert done.returncode == 4 and [row["scan"] for row in rows] == ["s0", "s1", "s2", "s3", "s4"]
     assert rows[0]["flags"] == ["small-slices"] and rows[3]["p_NCP"] is None
@@ -360,8 +360,7 @@ def test_real_scans_unlike_the_training_data_are_flagged_or_refused(tmp_path: Pa
 def test_a_file_of_settings_may_name_one_model_or_several(runs: Path, scans: Path, tmp_path: Path) -> None:
     for models in ("'small'", "['small', 'other']"):
         (tmp_path / "s.toml").write_text(f"runs = '{runs}'\n[predict]\nmodel = {models}\n")
-        line = [*THIN, "predict", str(scans / "s0"), "--config", str(tmp_path / "s.toml"), "--json", "--device", "cpu"]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        done = forked.run("predict", scans / "s0", "--config", tmp_path / "s.toml", "--json", "--device", "cpu")
         assert done.returncode == 0, done.stderr
         assert [model["name"] for model in json.loads(done.stdout)["models"]] == (["small"] if models == "'small'" else ["small", "other"])
 

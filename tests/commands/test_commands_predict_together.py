@@ -7,14 +7,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, start_code
 from thin import WIDTHS
 
 from ctcovid.commands.predict import ROUND
@@ -64,7 +63,7 @@ def scans(tmp_path: Path, make_scan: Callable[..., Path]) -> Path:
     return tmp_path / "scans"
 
 
-def started(runs: Path, output: Path, seconds: float, lists: tuple[list[Path], list[Path]], *more: str) -> list[subprocess.Popen[str]]:
+def started(runs: Path, output: Path, seconds: float, lists: tuple[list[Path], list[Path]], *more: str) -> list[Forked]:
     """Two processes as srun starts them, each with its list of scans."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -72,30 +71,26 @@ def started(runs: Path, output: Path, seconds: float, lists: tuple[list[Path], l
     processes = []
     for rank, scans in enumerate(lists):
         process = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **process, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        line = [sys.executable, "-c", SLOW, str(seconds), json.dumps(WIDTHS), "predict", *map(str, scans), "--runs", str(runs)]
-        line += ["--device", "cpu", "--workers", "1", "-o", str(output), *more]
-        processes.append(
-            subprocess.Popen(line, env=environment, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        )
+        line = ["predict", *scans, "--runs", runs, "--device", "cpu", "--workers", 1, "-o", output, *more]
+        processes.append(start_code(SLOW, seconds, json.dumps(WIDTHS), *line, environment={**os.environ, **process}))
     return processes
 
 
-def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+def ended(processes: list[Forked]) -> tuple[list[int], list[str]]:
     """Codes and stderr of the processes, which are killed where they hang."""
     try:
         messages = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], messages
+    return [process.wait() for process in processes], messages
 
 
 def rows(output: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(output.open())) if output.exists() else []
 
 
-def until_a_round_is_written(processes: list[subprocess.Popen[str]], output: Path) -> None:
+def until_a_round_is_written(processes: list[Forked], output: Path) -> None:
     while len(rows(output)) < 2 * ROUND:
         assert all(process.poll() is None for process in processes), ended(processes)
         time.sleep(0.05)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import h5py
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ class OneProcess:
     """In place of `Workers` where processes are not what the test is about: starting them takes a second."""
 
     def __init__(self, count: int) -> None:
-        pass
+        self.count = count
 
     def __enter__(self) -> OneProcess:
         return self
@@ -56,8 +57,7 @@ def prepare(dataset: Path, output: Path, quiet: bool = True, **options: Any) -> 
 
 
 def ctcovid(cwd: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "ctcovid", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, check=False)
+    return forked.run(*arguments, cwd=cwd, environment={**os.environ, **environment})
 
 
 def content(path: Path) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Forked, start
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from thin import THIN, WIDTHS
+from thin import WIDTHS
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError, ModelRefusedError, StoppedError, UsageError
@@ -55,14 +56,11 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def _train(volumes: Path, runs: Path, *arguments: object) -> subprocess.Popen[str]:
-    line = [*THIN, "train", "--data", str(volumes), "--runs", str(runs), "--batch", "4", "--workers", "1"]
-    return subprocess.Popen(
-        [*line, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+def _train(volumes: Path, runs: Path, *arguments: object) -> Forked:
+    return start("train", "--data", volumes, "--runs", runs, "--batch", 4, "--workers", 1, *arguments)
 
 
-def _end(process: subprocess.Popen[str], code: int) -> str:
+def _end(process: Forked, code: int) -> str:
     _, said = process.communicate(timeout=300)
     assert process.returncode == code, said
     return said
@@ -82,8 +80,7 @@ def _assert_same(run: Path, other: Path) -> None:
     assert all(weights[name].equal(expected[name]) for name in expected)
 
 
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    assert process.stderr is not None
+def _lines(process: Forked) -> Iterator[str]:
     return iter(process.stderr.readline, "")
 
 
@@ -225,9 +222,10 @@ def test_a_signal_that_comes_twice_costs_no_step(volumes: Path, tmp_path: Path) 
     """As from torchrun, which hands on what the whole step of SLURM has got already."""
     process = _train(volumes, tmp_path, "--epochs", 40, "--name", "run")
     next(line for line in _lines(process) if line.startswith("Epoch 1 of 40: training"))
-    for _ in range(20):
-        os.killpg(process.pid, signal.SIGTERM)
-        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(20):
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(0.02)
     said = _end(process, 75)
     assert "last.pt is written" in said and "Traceback" not in said
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "stopped"
@@ -235,7 +233,7 @@ def test_a_signal_that_comes_twice_costs_no_step(volumes: Path, tmp_path: Path) 
 
 def test_the_run_directory_is_a_registered_model(volumes: Path, undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
-    written = {"metrics.csv", "loss.png", "accuracy.png", "last.pt", "run.json", ".lock"}
+    written = {"metrics.csv", "loss.png", "accuracy.png", "last.pt", "run.json"}
     assert names == written | {"model.safetensors", "model.json", "features.safetensors", "training-slices.safetensors"}
     model = load("run", runs=undisturbed.parent)
     assert model.classes == ["NCP", "CP", "Normal"]

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked, run, start, start_code
 from safetensors.torch import load_file, save_file
 from thin import THIN, WIDTHS
 
@@ -87,28 +89,31 @@ def free_port() -> str:
         return str(one.getsockname()[1])
 
 
-def srun(size: int, *line: object, own: dict[int, list[object]] | None = None) -> list[subprocess.Popen[str]]:
+def srun(size: int, *line: object, own: dict[int, list[object]] | None = None, program: Callable[..., Any] = start) -> list[Any]:
     """The processes that ``srun --ntasks=size`` starts, with the variables that it sets; `own` are arguments of single ones."""
     step = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(size), "SLURM_JOB_NODELIST": socket.gethostname()}
     port = free_port()
     processes = []
     for rank in range(size):
         variables = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **step, **variables, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        command = [sys.executable, *map(str, line), *map(str, (own or {}).get(rank, []))]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes))  # type: ignore[call-overload]
+        processes.append(program(*line, *(own or {}).get(rank, []), environment={**os.environ, **step, **variables}))
     return processes
 
 
-def end(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str], list[str]]:
+def python(*line: object, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """The same from a Python of its own, where nothing has been imported."""
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen([*THIN, *map(str, line)], env=environment | path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def end(processes: list[Any]) -> tuple[list[int], list[str], list[str]]:
     """Codes, stdout and stderr of all processes; they are killed where they hang."""
     try:
         said = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], [out for out, _ in said], [error for _, error in said]
+    return [process.wait() for process in processes], [out for out, _ in said], [error for _, error in said]
 
 
 BEYOND = {"augment": True, "label_smoothing": 0.1, "weight_decay": 0.01, "clip_gradient": 0.1}
@@ -122,7 +127,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int, bool]
     variants = {1: [(0, False), (0, True)], 2: [(0, False), (3, False), (0, True), (3, True)]}
     named = {(size, *variant): root / f"{size}-{number}.pt" for size, some in variants.items() for number, variant in enumerate(some)}
     started = [
-        srun(size, "-c", STEPS, json.dumps([(str(named[(size, *variant)]), variant[0], BEYOND if variant[1] else {}) for variant in some]))
+        srun(
+            size,
+            STEPS,
+            json.dumps([(str(named[(size, micro, more)]), micro, BEYOND if more else {}) for micro, more in some]),
+            program=start_code,
+        )
         for size, some in variants.items()
     ]
     for processes in started:
@@ -167,7 +177,7 @@ from ctcovid.volumes.batches import Batch
 class Volumes:
     shape, labels = (2, 8, 8), torch.arange(12).numpy() % 3
     def __len__(self): return 12
-    def batches(self, order, workers, pin=False):
+    def batches(self, order, workers, pin=False, stop=None):
         for indices in map(torch.tensor, order):
             yield Batch((indices[:, None, None, None] * 20).expand(-1, 2, 8, 8).to(torch.uint8), indices % 3, indices)
 
@@ -211,7 +221,7 @@ with together(Console(), "cpu", "") as ranks:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_steps_that_are_read_late_end_in_all_processes_alike_whatever_is_saved_meanwhile(size: int) -> None:
-    codes, _, errors = end(srun(size, "-c", STOPPED_AHEAD))
+    codes, _, errors = end(srun(size, STOPPED_AHEAD, program=start_code))
     assert codes == [0] * size, errors
 
 
@@ -254,7 +264,7 @@ def test_every_test_volume_is_scored_once_by_one_two_and_three_processes(data: P
     )
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout)["models"][0]["n_volumes"] == 7
-    codes, outputs, errors = end(srun(3, *THIN[1:], *line, "-o", tmp_path / "three"))
+    codes, outputs, errors = end(srun(3, *line, "-o", tmp_path / "three"))
     assert codes == [0, 0, 0], errors
     assert json.loads(outputs[0])["models"][0]["n_volumes"] == 7 and outputs[1:] == errors[1:] == ["", ""]
     rows = list(csv.DictReader((tmp_path / "one" / "predictions-untrained.csv").open()))
@@ -266,11 +276,10 @@ def test_every_test_volume_is_scored_once_by_one_two_and_three_processes(data: P
 
 
 def train_line(data: Path, runs: Path) -> list[object]:
-    return [*THIN[1:], "train", "--data", data / "volumes.h5", "--runs", runs, "--batch", 6, "--workers", 1, "--name", "run"]
+    return ["train", "--data", data / "volumes.h5", "--runs", runs, "--batch", 6, "--workers", 1, "--name", "run"]
 
 
-def until(process: subprocess.Popen[str], beginning: str) -> None:
-    assert process.stderr is not None
+def until(process: Forked, beginning: str) -> None:
     said = []
     for line in process.stderr:
         said.append(line)
@@ -279,12 +288,12 @@ def until(process: subprocess.Popen[str], beginning: str) -> None:
     raise AssertionError("".join(said))
 
 
-def _no_half_files(run: Path) -> None:
-    assert [path.name for path in run.iterdir() if path.name.endswith(".tmp")] == []
+def _no_half_files(folder: Path) -> None:
+    assert [path.name for path in folder.iterdir() if path.name.endswith(".tmp")] == []
 
 
 def test_two_processes_stop_together_end_together_and_one_continues(data: Path, tmp_path: Path) -> None:
-    line, run = train_line(data, tmp_path), tmp_path / "run"
+    line, folder = train_line(data, tmp_path), tmp_path / "run"
     processes = srun(2, *line, "--epochs", 50)
     until(processes[0], "Epoch 1 of 50: training")
     # torchrun hands on to its processes what the whole step of SLURM has got already.
@@ -293,7 +302,7 @@ def test_two_processes_stop_together_end_together_and_one_continues(data: Path, 
     codes, _, errors = end(processes)
     assert codes == [75, 75], errors
     assert "Stopped by SIGTERM" in errors[0] and "last.pt is written" in errors[0] and "--resume" in errors[0] and errors[1] == ""
-    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
 
     processes = srun(2, *line, "--epochs", 50, "--resume")
     until(processes[0], "Resuming after")
@@ -301,22 +310,20 @@ def test_two_processes_stop_together_end_together_and_one_continues(data: Path, 
     codes, _, errors = end(processes)
     assert codes == [1, -signal.SIGKILL], errors
     assert "Process 1 of 2" in errors[0] and "--resume" in errors[0] and "Traceback" not in errors[0]
-    assert json.loads((run / "run.json").read_text())["status"] == "failed"
-    _no_half_files(run)
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    _no_half_files(folder)
 
-    rows = len(torch.load(run / "last.pt", weights_only=True)["progress"]["history"])
-    alone = [sys.executable, *map(str, line), "--epochs", str(rows + 1), "--resume"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    finished = subprocess.run(alone, env=environment, capture_output=True, text=True, check=False)
+    rows = len(torch.load(folder / "last.pt", weights_only=True)["progress"]["history"])
+    finished = run(*line, "--epochs", rows + 1, "--resume")
     assert finished.returncode == 0, finished.stderr
     assert "had 2 processes and resumes with 1" in finished.stderr and "equal to the bit" in finished.stderr
-    epochs = [int(row["epoch"]) for row in csv.DictReader((run / "metrics.csv").open())]
+    epochs = [int(row["epoch"]) for row in csv.DictReader((folder / "metrics.csv").open())]
     assert epochs == list(range(1, rows + 2))
 
 
 def test_all_end_and_say_how_to_resume_when_the_first_process_is_killed(data: Path, tmp_path: Path) -> None:
     """It holds the store from which the others would learn of a failure. They end within 30 seconds; a busy machine has twice that."""
-    line, run = train_line(data, tmp_path), tmp_path / "run"
+    line, folder = train_line(data, tmp_path), tmp_path / "run"
     processes = srun(3, *line, "--epochs", 50)
     until(processes[0], "Epoch 1 of 50: training")
     processes[0].kill()
@@ -326,17 +333,17 @@ def test_all_end_and_say_how_to_resume_when_the_first_process_is_killed(data: Pa
     assert codes == [-signal.SIGKILL, 1, 1], errors
     for error in errors[1:]:
         assert "Process 0 of 3 has ended" in error and "--resume" in error and "Traceback" not in error
-    assert torch.load(run / "last.pt", weights_only=True)["progress"]["epoch"] >= 1
+    assert torch.load(folder / "last.pt", weights_only=True)["progress"]["epoch"] >= 1
 
 
 def test_a_failure_in_one_process_is_reported_once_and_ends_all_with_its_code(data: Path, tmp_path: Path) -> None:
-    codes, _, errors = end(srun(2, *train_line(data, tmp_path), own={1: ["--data", tmp_path / "absent.h5"]}))
+    codes, _, errors = end(srun(2, *train_line(data, tmp_path), own={1: ["--data", tmp_path / "absent.h5"]}, program=python))
     assert codes == [3, 3], errors
     assert "Process 1 of 2" in errors[0] and "absent.h5" in errors[0] and errors[1] == ""
 
 
 def test_commands_of_one_process_refuse_to_run_in_several(data: Path, tmp_path: Path) -> None:
-    codes, _, errors = end(srun(2, "-m", "ctcovid", "prepare", data / "scans", "-o", tmp_path / "v.h5"))
+    codes, _, errors = end(srun(2, "prepare", data / "scans", "-o", tmp_path / "v.h5"))
     assert codes == [2, 2] and "one process" in errors[0]
     assert list(tmp_path.iterdir()) == []
 

@@ -27,7 +27,6 @@ ERRORS = {
     "ENOSPC": WRITES,
     "EDQUOT": WRITES,
     "EFBIG": "w",
-    "ENOLCK": "l",
     "EMFILE": "od",
     "ENOMEM": "omd",
     "ETIMEDOUT": EVERYTHING,

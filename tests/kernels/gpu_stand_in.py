@@ -25,6 +25,22 @@ def normalise(x: Tensor, affine: Affine, residual: Tensor | None, out: Tensor) -
     return out.copy_(y.relu() if affine.relu else y)
 
 
+def affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    missing, inverse = len(mean) - len(weight), (var + eps).rsqrt()
+    scale = F.pad(weight, (0, missing)) * inverse
+    return scale, F.pad(bias, (0, missing)) - mean * scale, inverse
+
+
+def factors(known: Affine, inverse: Tensor, mean: Tensor, total: Tensor, dot: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    b = known.scale * inverse * inverse * dot / -count
+    return b, -known.scale * total / count - b * mean, dot * inverse
+
+
+def update_running(old: tuple[Tensor, Tensor], mean: Tensor, var: Tensor, momentum: float, count: int) -> None:
+    for one, new in zip(old, (mean, var * count / (count - 1)), strict=True):
+        one.lerp_(new[: len(one)], momentum)
+
+
 def _passed(g: Tensor, x: Tensor, out: Tensor | None, affine: Affine) -> Tensor:
     known = x.float() * affine.scale + affine.shift if out is None else out
     return torch.where(known > 0, g.float(), 0) if affine.relu else g.float()

@@ -177,6 +177,18 @@ def test_hooks_are_called_as_without_graphs(recorder: Remembering) -> None:
         captured.run("a pass", lambda x: (layer(x),), x)
         captured.run("a pass", lambda x: (layer(x),), x)
     assert (seen, recorder.captures) == ([1, 1], 0)
+    captured.run("a pass", lambda x: (layer(x),), x)
+    assert recorder.captures == 1
+
+
+def test_hooks_that_belong_to_the_network_are_captured(recorder: Remembering) -> None:
+    """Such as the one that makes three channels of one for torchvision's networks."""
+    layer = Layer().eval()
+    layer.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    captured = Graphs(layer, CPU, torch.float32)
+    for x in inputs(2):
+        assert equal(captured.run("a pass", lambda x: (layer(x),), x), (layer(x),))
+    assert recorder.captures == 1
 
 
 def test_graphs_give_up_their_memory_where_as_much_is_not_free(recorder: Remembering) -> None:

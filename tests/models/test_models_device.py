@@ -11,7 +11,7 @@ import ctcovid
 from ctcovid.base.errors import UsageError
 from ctcovid.models import device, registry
 from ctcovid.models.architectures import ARCHITECTURES, architecture
-from ctcovid.models.device import choose_device, choose_precision, deterministic_convolutions, keep_freed_layers
+from ctcovid.models.device import choose_device, choose_precision, deterministic_convolutions, settle
 
 CPU = torch.device("cpu")
 
@@ -76,16 +76,16 @@ def test_a_model_in_a_notebook_does_not_change_how_its_process_allocates(monkeyp
     monkeypatch.setattr(device, "keep_freed_memory", kept.append)
     registry.build("tv_mc3_18", ["a", "b", "c"], "cpu", "float32")
     assert kept == []
-    keep_freed_layers(torch.device("cuda"))
+    settle(torch.device("cuda"))
     assert kept == []
-    keep_freed_layers(CPU)
+    settle(CPU)
     assert kept == [device.LARGEST_KEPT]
 
 
 def test_the_commands_that_compute_keep_freed_memory() -> None:
     """`demo` runs the others in its own process."""
     package = Path(ctcovid.__file__).parent
-    calling = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if "    keep_freed_layers(" in path.read_text()}
+    calling = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if "    settle(" in path.read_text()}
     assert calling == {f"commands/{name}.py" for name in ("train", "evaluate", "predict", "explain")}
 
 

@@ -14,6 +14,7 @@ from small import Breaking, Small, session, stepper
 
 from ctcovid.base.console import Console
 from ctcovid.base.errors import CtcovidError
+from ctcovid.base.signals import StopRequest
 from ctcovid.training.checkpoint import Progress, Saving
 from ctcovid.training.data import TrainingData
 from ctcovid.training.loop import fit
@@ -32,7 +33,7 @@ class Volumes:
     def __len__(self) -> int:
         return 7
 
-    def batches(self, order: list[list[int]], workers: int, pin: bool = False) -> Iterator[Batch]:
+    def batches(self, order: list[list[int]], workers: int, pin: bool = False, stop: StopRequest | None = None) -> Iterator[Batch]:
         for indices in order:
             generator = torch.Generator().manual_seed(1)
             volumes = torch.randint(0, 256, (len(indices), 2, 8, 8), dtype=torch.uint8, generator=generator)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from ctcovid.base.errors import InputError
-from ctcovid.volumes.batches import VolumeSet, in_order
+from ctcovid.base.errors import CtcovidError, InputError
+from ctcovid.base.signals import StopAwaitedError, StopRequest
+from ctcovid.volumes import batches as batches_module
+from ctcovid.volumes.batches import VolumeSet, Way, affordable, in_order
+from ctcovid.volumes.limits import naming_limits
 from ctcovid.volumes.reader import VolumesFile
 
 
@@ -28,9 +34,11 @@ def expected(known_scans: list, part: str, depth: int) -> tuple[np.ndarray, list
     return np.stack(volumes), labels
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("depth", [2, 3])
-def test_batches_hold_each_volume_of_the_part_once_with_its_label(depth: int, workers: int, volumes_file: Path, known_scans: list) -> None:
+@pytest.mark.parametrize(("depth", "workers", "shared"), [(2, 0, 0), (3, 0, 0), (3, 1, 0), (2, 1, 1 << 40)])
+def test_batches_hold_each_volume_of_the_part_once_with_its_label(
+    depth: int, workers: int, shared: int, volumes_file: Path, known_scans: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches_module, "free_shared", lambda: shared)
     data = VolumeSet(VolumesFile(volumes_file), "train", depth)
     pixels, labels = expected(known_scans, "train", depth)
     assert len(data) == len(labels)
@@ -95,3 +103,47 @@ def test_process_whose_worker_met_a_damaged_volume_names_the_scan_and_ends(volum
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_readers_are_as_many_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "affordable_workers", lambda wanted: min(wanted, 6))
+    monkeypatch.setattr(batches_module, "free_memory", lambda: 400)
+    monkeypatch.setattr(batches_module, "free_shared", lambda: 100)
+    assert affordable(8, 1) == Way(6, True)
+    # Two batches of each reader and two in use: 14, 12 and 10 times the batch, in a quarter of the memory and 0.9 of what is shared.
+    assert affordable(8, 7) == Way(6, False)
+    assert affordable(8, 9) == Way(4, False)
+    assert affordable(8, 60) == Way(0, False)
+    monkeypatch.setattr(batches_module, "free_memory", lambda: 0)
+    assert affordable(8, 60) == Way(6, False)
+
+
+class Hanging(VolumeSet):
+    """Its second volume never comes."""
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int] | InputError:
+        if index == 1:
+            threading.Event().wait()
+        return super().__getitem__(index)
+
+
+def test_a_stop_is_heeded_while_a_volume_is_awaited_that_does_not_come(volumes_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "POLL", 0.2)
+    stop = StopRequest()
+    with contextlib.closing(Hanging(VolumesFile(volumes_file), "train", 2).batches([[0], [1], [2]], 1, stop=stop)) as batches:
+        assert next(batches).indices.tolist() == [0]
+        stop.received = signal.SIGTERM
+        with pytest.raises(StopAwaitedError):
+            next(batches)
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
+def test_what_a_reader_complains_of_arrives(volumes_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(batches_module, "free_shared", lambda: 1 << 40)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(CtcovidError, match=r"ran out of shared memory, /dev/shm .*--shm-size"), naming_limits(1):
+        list(VolumeSet(VolumesFile(volumes_file), "train", 2).batches([[0]], 1))

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,3 +190,19 @@ def test_text_that_is_no_text_any_more_is_refused_as_damaged(volumes_file: Path)
 def test_settings_are_readable_json(volumes_file: Path) -> None:
     with h5py.File(volumes_file, "r") as plain:
         assert json.loads(plain.attrs["settings"]) == {"depth": 2}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_gives_the_same_slices_or_none(volumes_file: Path, tmp_path: Path) -> None:
+    file = VolumesFile(volumes_file)
+    slices = file.read(0, 2)
+    file = VolumesFile(volumes_file)
+    shutil.copy(volumes_file, tmp_path / "same.h5")
+    (tmp_path / "same.h5").replace(volumes_file)
+    assert (file.read(0, 2) == slices).all()
+    file = VolumesFile(volumes_file)
+    shutil.copy(volumes_file, tmp_path / "other.h5")
+    with h5py.File(tmp_path / "other.h5", "r+") as other:
+        other["scans/crc32"][0] += 1
+    (tmp_path / "other.h5").replace(volumes_file)
+    with pytest.raises(InputError, match="was replaced by another file"):
+        file.read(0, 2)

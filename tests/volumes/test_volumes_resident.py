@@ -14,7 +14,7 @@ from ctcovid.base.signals import StopRequest
 from ctcovid.volumes import resident as resident_module
 from ctcovid.volumes.batches import VolumeSet
 from ctcovid.volumes.reader import VolumesFile
-from ctcovid.volumes.resident import fastest_memory, free_memory, resident
+from ctcovid.volumes.resident import fastest_memory, resident
 
 CPU = torch.device("cpu")
 
@@ -69,26 +69,7 @@ def test_volumes_go_where_training_leaves_room_for_those_to_validate_on(
         assert fastest_memory(train, valid, torch.device("cuda"), processes) == expected
 
 
-def test_free_memory_is_some_of_the_machines() -> None:
-    if Path("/proc/meminfo").is_file():
-        total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-        assert 0 < free_memory() <= total
-
-
 def test_a_stop_while_volumes_are_read_is_heeded(volumes_file: Path) -> None:
     with StopRequest() as stop:
         stop.received = signal.SIGTERM
         assert resident(VolumeSet(VolumesFile(volumes_file), "train", 1), "host", CPU, 0, stop, quiet()) is None
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what the process has")
-def test_a_limit_on_the_process_itself_counts() -> None:
-    """ulimit -v, as some batch systems set it."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (has + (400 << 20), before[1]))
-    try:
-        assert free_memory() <= 400 << 20
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
