@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from dataclasses import fields
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -13,14 +11,14 @@ import typer
 from ctcovid import __version__
 from ctcovid.base.console import Console, tell
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, InputError, StoppedError, ToldError
-from ctcovid.base.faults import MachineFaultError, impossible_path, leaving, machine_fault
-from ctcovid.base.process_info import process_info, require_alone
+from ctcovid.base.faults import MachineFaultError, impossible_path, leaving, machine_fault, told
+from ctcovid.base.process_info import process_info, require_alone, working_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.base.streams import abandon_stdout, settle_streams
 from ctcovid.options.commands import COMMANDS
-from ctcovid.options.messages import Messages
-from ctcovid.options.settings import sources, unknown_settings
-from ctcovid.options.signature import restore_help, typer_function
+from ctcovid.options.settings import unknown_settings
+from ctcovid.options.signature import restore_help
+from ctcovid.options.words import add_commands, split_off_messages
 
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
 REPORT = "This is a fault of ctcovid. Please report it as an issue of its repository, with {how} (ctcovid manual security)."
@@ -55,16 +53,15 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
 
     A summary of None is that of a process that is not the first of several; it is done.
     """
-    messages = Messages(**{field.name: values.pop(field.name) for field in fields(Messages)})
+    messages, options = split_off_messages(name, ctx, values)
     console = Console(messages.quiet, messages.verbose, messages.json)
     if messages.verbose:
         console.detailed()
     try:
         raise_when_stopped()
-        require_alone(name, values.get("executor"))
-        for sentence in unknown_settings(ctx) if process_info().rank == 0 else ():
+        require_alone(name, getattr(options, "executor", None))
+        for sentence in (*unknown_settings(ctx), *working_alone(name)) if process_info().rank == 0 else ():
             console.warn(sentence)
-        options = COMMANDS[name].options(**values, sources=sources(ctx, values))
         if process_info().size == 1:
             # If there are several processes, the command itself tells all of them.
             options.require_sense()
@@ -90,9 +87,9 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
 
 
 def _refused(error: CtcovidError) -> typer.Exit:
-    """Report an error that the user can fix. If the machine failed while an input was read, that says more than that it is unusable."""
+    """Report an error that the user can fix, or a fault of the machine."""
+    tell(f"Error: {told(error)}")
     fault = None if isinstance(error, MachineFaultError) else machine_fault(error)
-    tell(f"Error: {f'{fault.told()} {error}' if fault else error}")
     return typer.Exit(EXIT_UNEXPECTED if fault else error.exit_code)
 
 
@@ -111,9 +108,7 @@ def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
     return typer.Exit(EXIT_UNEXPECTED)
 
 
-for _name, _command in COMMANDS.items():
-    _function = typer_function(_name, (_command.options, Messages), partial(_run, _name))
-    app.command(_name, help=_command.help, epilog=f"Example: {_command.example}")(_function)
+add_commands(app, _run)
 
 
 def main() -> None:

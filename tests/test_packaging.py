@@ -65,7 +65,7 @@ def test_package_data_names_no_file_that_is_not_there() -> None:
         "completions/ctcovid.fish",
         "reports/viewer.html",
         "manual/predict.md",
-        "experiments/paper.sh",
+        "experiments/published.csv",
     ],
 )
 def test_what_is_read_at_run_time_is_read_from_the_package(name: str) -> None:

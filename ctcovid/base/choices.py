@@ -17,6 +17,8 @@ Schedule = Literal["step", "cosine"]
 Images = Literal["complete", "segmented", "all"]
 OnProblem = Literal["repair", "drop", "stop"]
 Method = Literal["smooth-gradcam++", "gradcam", "gradcam++", "occlusion"]
+# What ctcovid paper does.
+PaperAction = Literal["run", "list", "sbatch", "report"]
 # How large the demo is.
 Preset = Literal["auto", "small", "medium", "full"]
 
@@ -26,7 +28,9 @@ JOINS: tuple[str, ...] = get_args(Join)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 CLASS_BALANCES: tuple[str, ...] = get_args(ClassBalance)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
+PAPER_ACTIONS: tuple[PaperAction, ...] = get_args(PaperAction)
 METHODS: tuple[Method, ...] = get_args(Method)
+RUN, LIST, SBATCH, REPORT = PAPER_ACTIONS
 SMOOTH, PLAIN, PLUS, OCCLUSION = METHODS
 # The thickest scans have fewer slices.
 MOST_SLICES = 1024

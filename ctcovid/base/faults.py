@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctcovid.base.errors import EXIT_UNEXPECTED, InputError
+from ctcovid.base.errors import EXIT_UNEXPECTED, CtcovidError, InputError
 
 DISK_FULL = (
     "no space is left on the disk of {where}",
@@ -97,6 +97,14 @@ def machine_fault(error: BaseException) -> Fault | None:
             if code := next((code for code in said if code in FAULTS), errno.ENOMEM if NO_MEMORY.search(text) else 0):
                 return Fault(code)
     return None
+
+
+def told(error: Exception) -> str:
+    """What to tell a user of an error. If the machine failed while an input was read, that says more than that it is unusable."""
+    fault = None if isinstance(error, MachineFaultError) else machine_fault(error)
+    if isinstance(error, CtcovidError):
+        return f"{fault.told()} {error}" if fault else str(error)
+    return fault.told() if fault else f"unexpected {type(error).__name__}: {error}"
 
 
 def is_absent(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ except ImportError:  # not POSIX
 WITHOUT_LOCKS = {getattr(errno, name) for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL") if hasattr(errno, name)}
 # Bytes of the longest record that a lock file is read for.
 LONGEST = 4096
+# Seconds between two looks at a lock that another process holds.
+ASK_AGAIN = 0.5
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,23 @@ def alone_at(output: Path, say: Callable[[str], None], claim: Callable[[], None]
     claim()
     with OutputLock(output, say):
         claim()
+        yield
+
+
+@contextlib.contextmanager
+def in_turn(output: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Lock an output while the block runs, after waiting for as long as another process holds the lock, which is said once."""
+    with contextlib.ExitStack() as locked:
+        waiting = False
+        while True:
+            try:
+                locked.enter_context(OutputLock(output, say))
+                break
+            except OutputBusyError as error:
+                if not waiting:
+                    say(f"Waiting: {error}")
+                waiting = True
+                time.sleep(ASK_AGAIN)
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from ctcovid.base.errors import UsageError
 LOOPBACK = "127.0.0.1"
 # Below the ports that operating systems assign by themselves.
 FIRST_PORT, PORTS = 10000, 20000
+# Steps of SLURM that are a batch script or the shell of salloc: 2^32 - 5 and - 6.
+SHELLS = ("4294967291", "4294967290", "batch", "interactive")
 # Commands that several processes can run together.
 TOGETHER = ("train", "evaluate", "predict")
 
@@ -83,12 +86,26 @@ def _torchrun(environment: Mapping[str, str]) -> ProcessInfo:
     )
 
 
+def working_alone(command: str, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence if SLURM gave the job several tasks, and srun did not start this one of a command that could use them."""
+    tasks = environment.get("SLURM_NTASKS", "")
+    if command not in TOGETHER or not tasks.isdecimal() or int(tasks) < 2 or "RANK" in environment or _in_step(environment):
+        return []
+    return [f"the job has {tasks} tasks, but srun did not start this process, so it works alone. To use all, start it with srun."]
+
+
 def _in_step(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this. A batch script outside of srun has a rank and the job's number of tasks too, but no step."""
+    """Whether srun started this. A batch script outside of srun has a rank and the job's number of tasks too, but no step.
+
+    The shell of salloc is a step with a number of its own. What is typed into a shell of srun --pty runs once, whatever the number of
+    tasks.
+    """
     if not {"SLURM_PROCID", "SLURM_NTASKS"} <= set(environment):
         return False
-    if {"SLURM_STEP_ID", "SLURM_STEPID"} & set(environment):
-        return True
+    if "SLURM_PTY_PORT" in environment and environment.get("SLURM_TASK_PID") != str(os.getpid()) and sys.stdin and sys.stdin.isatty():
+        return False
+    if (step := environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID"))) is not None:
+        return step not in SHELLS
     return environment.get("ENVIRONMENT") != "BATCH" and environment.get("SLURM_GTIDS") != "0"
 
 

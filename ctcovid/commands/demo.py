@@ -7,7 +7,8 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ctcovid.base.errors import StoppedError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
+from ctcovid.base.signals import no_signal_lost
 from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.commands.demo_presets import AUTO, PRESETS, Machine, Preset, choose
 from ctcovid.evaluation.levels import scan_probabilities
@@ -28,6 +30,7 @@ from ctcovid.explanation.faithfulness import with_random_weights
 from ctcovid.explanation.methods import TITLES, Method, map_cells, saliency_maps
 from ctcovid.explanation.pointing import Pointing, pointing
 from ctcovid.explanation.upsample import to_slices
+from ctcovid.inference.checked_scan import read_checked
 from ctcovid.models import registry
 from ctcovid.models.device import choose_device, multiplies_bfloat16
 from ctcovid.models.network import Network
@@ -39,7 +42,7 @@ from ctcovid.phantom.lesions import DIFFICULTY
 from ctcovid.reports.tables import Table
 from ctcovid.scans.classes import CLASS_ORDER
 from ctcovid.scans.discover import TRUTH, find_dataset
-from ctcovid.scans.read import read_volumes
+from ctcovid.scans.masks import read_mask
 from ctcovid.scans.scan import Scan
 
 ARCH = "r3d18"
@@ -152,7 +155,8 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     common: dict[str, Any] = {"seed": options.seed, "overwrite": options.overwrite}
     machine: dict[str, Any] = {"device": options.device}
     _show(console, "prepare", data, "--depth", DEPTH, "--size", size, "--output", volumes)
-    prepared = prepare.run(prepare.Options(data, DEPTH, size, volumes, workers=options.workers, **common), inner)
+    with no_signal_lost():
+        prepared = prepare.run(prepare.Options(data, DEPTH, size, volumes, workers=options.workers, **common), inner)
     console.say(prepared.table.text())
     words: list[Any] = []
     recipe = preset.recipe()
@@ -160,7 +164,8 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
         words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
     _show(console, "train", "--arch", ARCH, "--data", volumes, "--runs", runs, *words)
     training = train.Options(data=volumes, arch=ARCH, runs=runs, workers=options.workers, **recipe, **machine, **common)
-    trained = train.run(training, inner)
+    with no_signal_lost():
+        trained = train.run(training, inner)
     _show(console, "evaluate", "--runs", runs)
     evaluated = evaluate.run(evaluate.Options(runs=runs, workers=options.workers, **machine, **common), inner)
     # Several processes, of which only the first has a result, are refused for a demo.
@@ -232,14 +237,15 @@ def _pointing(options: Options, method: Method, scans: list[Scan], run_folder: P
     trained = registry.load(run_folder.name, options.device, runs=run_folder.parent)
     untrained = with_random_weights(trained.network, options.seed)
     truth = {scan.source: scan for scan in find_dataset(options.folder / DATA / TRUTH)[0]}
-    workers = options.workers or cpus.allowed()
     maps: dict[str, list[np.ndarray]] = {"trained": [], "untrained": []}
     lesions, right = [], []
-    with console.progress(len(scans), "Comparing maps with lesions") as advance:
+    workers = ThreadPoolExecutor(options.workers or cpus.allowed())
+    with workers as pool, console.progress(len(scans), "Comparing maps with lesions") as advance:
         for scan in scans:
-            volumes = read_volumes(scan, trained.depth, trained.size, workers)
-            masks = replace(truth[scan.source], label=scan.label)
-            lesions.append(read_volumes(masks, trained.depth, trained.size, workers).reshape(-1, trained.size, trained.size) > 127)
+            checked = read_checked(scan, trained.size, trained.window, pool, trained.depth)
+            volumes = checked.volumes(trained.depth)
+            mask = read_mask(truth[scan.source].folder, scan, trained.size)
+            lesions.append(mask.of(checked.kept[: len(volumes) * trained.depth]))
             target = trained.classes.index(scan.label)
             right.append(int(scan_probabilities(trained.network.probabilities(volumes)).argmax()) == target)
             for name, network in (("trained", trained.network), ("untrained", untrained)):

@@ -44,6 +44,8 @@ from ctcovid.scans.scan import Scan
 # What --faithfulness and --mask measure, in the order of the table's columns.
 MEASURES = [("faithfulness", f"{name}_area") for name in ("deletion", "deletion_random", "insertion", "insertion_random")]
 MEASURES += [("faithfulness", "randomised_correlation"), ("pointing", "hits"), ("pointing", "energy"), ("pointing", "chance")]
+# What stands for measures of a map that is the same everywhere.
+FLAT = "flat map"
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, op
         raise (MachineFaultError if faults else InputError)("No scan could be explained; the reasons are above.")
     summary = Summary(model.name, explained, failed)
     console.result(summary.table(), summary.document())
-    if any(made[group] for made in explained for group, _ in MEASURES):
-        console.say(_measures_table(explained).text())
+    if asked := {group for group, option in (("faithfulness", options.faithfulness), ("pointing", options.mask)) if option}:
+        console.say(_measures_table(explained, asked).text())
     if method.uses_layer:
         _say_resolution(explained, model, console)
     console.notice()
@@ -218,10 +220,10 @@ def _faithfulness(model: TrainedModel, volumes: np.ndarray, maps: ScanMaps, meth
         return faithfulness(model, volumes, maps, randomised, method.seed, advance)
 
 
-def _measures_table(explained: list[dict[str, Any]]) -> Table:
-    """What --faithfulness and --mask measured; the manifests have all of it."""
-    used = [(group, name) for group, name in MEASURES if any(made[group] for made in explained)]
-    rows = [[made["scan"], *(made[group][name] if made[group] else "-" for group, name in used)] for made in explained]
+def _measures_table(explained: list[dict[str, Any]], asked: set[str]) -> Table:
+    """What --faithfulness and --mask measured; the manifests have all of it. A map that is the same everywhere has no measures."""
+    used = [(group, name) for group, name in MEASURES if group in asked]
+    rows = [[made["scan"], *(made[group][name] if made[group] else FLAT for group, name in used)] for made in explained]
     return Table(("scan", *(name.replace("_", " ") for _, name in used)), rows)
 
 

@@ -1,1 +1,1 @@
-"""The paper's experiments."""
+"""The paper's experiments: which cells, how each is run, and the paper's published values."""

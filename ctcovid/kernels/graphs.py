@@ -83,8 +83,13 @@ class CudaRecorder:
         # Garbage that is collected during a capture would end it, and so would a thread that pins memory if the whole process captured.
         gc.collect()
         capturing = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
-        with _one_at_a_time, torch.cuda.device(self.device), _collecting_nothing(), capturing:
-            outputs = work()
+        here = torch.cuda.current_stream(self.device)
+        try:
+            with _one_at_a_time, torch.cuda.device(self.device), _collecting_nothing(), capturing:
+                outputs = work()
+        finally:
+            # A capture that fails leaves its own stream as the current one.
+            torch.cuda.set_stream(here)
         self.living.add(graph)
         return graph.replay, outputs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctcovid.options import demo, evaluate, explain, manual, models, predict, prepare, shared, train
+from ctcovid.options import demo, evaluate, explain, manual, models, paper, predict, prepare, shared, train
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,6 @@ COMMANDS = {
     "explain": Command(explain.Options, "ctcovid explain scan_dir/ --layer layer3"),
     "models": Command(models.Options, "ctcovid models --cost r3d18 --depth 4 --size 512"),
     "demo": Command(demo.Options, "ctcovid demo --data-only synthetic --patients 50 --size 256"),
+    "paper": Command(paper.Options, "ctcovid paper run ./CC-CCII --segmented ./CC-CCII"),
     "manual": Command(manual.Options, "ctcovid manual predict"),
 }

@@ -15,7 +15,9 @@ from ctcovid.models.architectures import ARCHITECTURES
 
 @dataclass(frozen=True)
 class Options:
-    """What the options of all commands have in common. `sources` says where each value comes from.
+    """What the options of all commands have in common.
+
+    `sources` says where each value comes from, and `config` names the settings file, if there is one.
 
     A subclass declares a command's arguments and options as fields: type, default, help, limits and panel (typer's metadata). Everything
     else is made from them: the function that Typer calls, help, environment, settings files, completion, run card and the manual's tables.
@@ -23,6 +25,7 @@ class Options:
     """
 
     sources: dict[str, str] = field(default_factory=dict, kw_only=True)
+    config: Path | None = field(default=None, kw_only=True)
 
     @property
     def given(self) -> set[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctcovid.scans.kind import BLACK
+from ctcovid.scans.padding import at_corners
 
 # Connects pixels within a slice only.
 PLANE = np.zeros((3, 3, 3), bool)
@@ -18,9 +19,17 @@ LEAST_LUNG, LITTLE_LUNG = 0.08, 0.13
 LEAST_STEADY, LEAST_AIR = 0.3, 0.75
 # So much of the upper edge of a chest may be body: 0.00 in the real chests measured, 0.4 and more if they are cut around their lungs.
 MOST_CUT = 0.15
+# By so much of the contrast to the body lung is lighter than air. Where it is cut at the left, right or lower edge, it is so much of a
+# slice, in a quarter of them.
+LIGHTER, LEAST_BESIDE = 0.12, 0.03
+# The couch lies below so much of the height, on average.
+COUCH = 0.72
 # Body at an edge of the middle slices, and at the ends of a stack relative to its largest slice: in coronal and sagittal stacks of the
 # real scans at least 0.24 and 0.33 of the upper and lower edge, and at most 0.30 at one end; in axial ones 0.00 and 0.26, and 0.43.
 REACHED, LITTLE_BODY, NO_BODY = 0.2, 0.33, 0.1
+# With so much lung, what lies between the lungs tells: `middle` is at most 0.9 in axial stacks and parts of them, 1.1 and more in sagittal
+# ones; `dip` is 0.3 and less, and 0.5 and more in sagittal ones turned by 90°.
+CLEARLY_LUNG, IN_THE_MIDDLE, UNDIVIDED = 0.2, 1.1, 0.45
 # In lung windows body is brighter than BRIGHT, lung than DARKEST: 197 and 33 in those from -400/1200 to -500/2000, while mediastinal, bone
 # and wide windows make the body 134 and less. Air around a body is uniform, within EVEN, and darker than DARK.
 BRIGHT, DARKEST, EVEN, DARK = 165, 25, 16, 100
@@ -32,6 +41,8 @@ UNRELATED = 0.85
 # From apex to base lungs move away from the midline, by 0.10 to 0.13 of the width of the chest in the real scans measured.
 CERTAIN_CHANGE, CERTAIN_TREND = 0.025, 0.75
 LIKELY_CHANGE, LIKELY_TREND = 0.012, 0.5
+# Areas of lung in the first and the last slice, as shares of the largest, if only half of a chest is there.
+HALF = 0.3, 0.99
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,9 @@ class Anatomy:
     steady : share of the lung that lies where seven of ten slices have it, of those with half as much lung as the one with most
     air : share of the upper corners that is dark
     head_first : 1 certainly, 0.5 probably, 0 unknown, -0.5 probably and -1 certainly feet first
+    middle : lung in the middle of the body between left and right, relative to the mean: little in axial slices
+    dip : lung between the left and the right one, relative to the lesser: little in axial slices, 1 if there are not two
+    ends : the largest share of the upper, or the lower, edge that is lung
     cut : slices are cut out of a chest, as around the lungs: there is air above a chest, and here body, or lung, lies at the edge
     even : air, or lung, and body have one grey each, as in CT; in photographs they have many
     lung_window : lungs, and what surrounds them, have the greys of a lung window; in others too little is known of what is lung
@@ -49,6 +63,9 @@ class Anatomy:
     steady: float
     air: float
     head_first: float
+    middle: float
+    dip: float
+    ends: float
     cut: bool
     even: bool
     lung_window: bool
@@ -59,7 +76,7 @@ class Anatomy:
         if self.lung_share < LEAST_LUNG:
             return False
         # Lungs that are cut move along the edge, and the corners show what is beside them. With air in the corners, the body is only large.
-        if self.cut and self.air < LEAST_AIR:
+        if self.cut and (self.air < LEAST_AIR or (self.even and self.lung_share >= LITTLE_LUNG)):
             return self.even
         return self.steady >= LEAST_STEADY and (self.air >= LEAST_AIR or self.lung_share >= LITTLE_LUNG)
 
@@ -82,6 +99,8 @@ def anatomy(thumbnails: np.ndarray, masked: bool) -> Anatomy:
         _steady(lungs, area),
         float((corners < dark_below).mean()),
         _head_first(lungs, area),
+        *_between(lungs, lungs if masked else lungs | (thumbnails >= dark_below)),
+        max(float(lungs[:, 0].mean()), float(lungs[:, -1].mean())),
         cut,
         even,
         masked or _in_lung_window(thumbnails, lungs, dark_below, even and cut),
@@ -98,11 +117,12 @@ def without_padding(thumbnails: np.ndarray, height: int, width: int) -> np.ndarr
     return thumbnails[:, rows : side - rows, columns : side - columns]
 
 
-def is_axial(thumbnails: np.ndarray) -> bool:
+def is_axial(thumbnails: np.ndarray, seen: Anatomy) -> bool:
     """Whether slices may be axial, from thumbnails without padding, uint8 (S, H, W). False only if they certainly are not.
 
     Of a coronal or sagittal stack the body reaches the upper and the lower edge, and the first or the last slice shows little of it.
     Axial slices have air above the body; if they are cut out of it, the first and the last one show as much body as the others.
+    In parts of such stacks, too, sagittal slices have lung in the middle, and coronal ones none at the upper and the lower edge.
     """
     body = thumbnails >= _threshold(thumbnails)
     count = len(body)
@@ -116,11 +136,34 @@ def is_axial(thumbnails: np.ndarray) -> bool:
     ends = sorted((float(area[:few].mean() / area.max()), float(area[-few:].mean() / area.max())))
     # In front of the body a sagittal stack has air, a coronal one has first or last slices of air.
     upright = min(above, below) >= 0.6 * REACHED and (ends[0] <= NO_BODY or (ends[0] <= LITTLE_BODY and min(left, right) < 0.05))
-    # Of a large body, slices at both ends of a sagittal stack are full.
+    lung = seen.lung_share >= CLEARLY_LUNG
+    coronal = lung and min(above, below) >= REACHED and max(left, right) <= NO_BODY / 2 and seen.ends <= NO_BODY / 2
+    # Of a large body, slices at both ends of a sagittal stack are full, but have lung in the middle.
     wide = min(above, below) >= 2 * REACHED and min(left, right) < 0.01 and max(left, right) < 2 * REACHED
+    sagittal = wide and (not lung or seen.middle >= IN_THE_MIDDLE)
+    # Axial slices that reach so far to the left and the right have two lungs.
+    one_lung = seen.dip >= UNDIVIDED or (seen.middle >= IN_THE_MIDDLE and not seen.cut)
+    turned = lung and one_lung and min(left, right) >= 1.5 * REACHED and min(above, below) <= NO_BODY
     # Turned by 90°. A large body reaches left and right edge in axial slices, too, but it does not end within the stack.
     lying = min(left, right) >= REACHED and ends[1] <= 1.5 * LITTLE_BODY and (ends[0] <= NO_BODY or min(above, below) < 0.05)
-    return not (upright or wide or lying)
+    return not (upright or lying or coronal or sagittal or turned)
+
+
+def is_negative(thumbnails: np.ndarray) -> bool:
+    """Whether slices certainly show a chest as a negative, from thumbnails without padding, uint8 (S, H, W): bright air around a dark body.
+
+    If padding in the corners is bright, what remains without it shows a chest as it is.
+    """
+    other = anatomy(255 - thumbnails, False)
+    if other.cut or other.air < LEAST_AIR or not other.is_chest or other.lung_share < LITTLE_LUNG:
+        return False
+    corners = _corners(thumbnails)
+    level = np.median(corners)
+    plain = thumbnails.copy()
+    for one in plain:
+        one[at_corners(np.abs(one.astype(int) - level) <= EVEN)] = 0
+    without = anatomy(plain, False)
+    return without.cut or not without.is_chest
 
 
 def unrelated(apart: np.ndarray) -> bool:
@@ -159,6 +202,16 @@ def _lungs(thumbnails: np.ndarray, dark_below: float) -> tuple[np.ndarray, bool]
     labels, count = ndimage.label(dark, PLANE)
     enclosed = ~_touching(labels, count, [labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]])[labels]
     cut = float((~dark[:, 0]).mean()) > MOST_CUT
+    if not cut:
+        # Lung that is cut at another edge is lighter than the air above the body, and not as low, or as wide, as a couch.
+        above, left, right = (_touching(labels, count, [edge]) for edge in (labels[:, 0], labels[:, :, 0], labels[:, :, -1]))
+        air, body = np.median(thumbnails[above[labels] & dark]), np.median(thumbnails[~dark])
+        light = _means(thumbnails, labels, count) >= air + LIGHTER * (body - air)
+        rows = np.broadcast_to(np.arange(dark.shape[1])[:, None], dark.shape)
+        high = _means(rows, labels, count) <= COUCH * dark.shape[1]
+        beside = ~enclosed & (~above & ~(left & right) & light & high)[labels]
+        if float(np.quantile(beside.mean((1, 2)), 0.75)) >= LEAST_BESIDE:
+            return enclosed | beside, True
     if not cut and _most(enclosed) >= LEAST_LUNG / 2:
         return enclosed, False
     inside = ~_touching(labels, count, [labels[:, row, column] for row in (0, -1) for column in (0, -1)])[labels]
@@ -166,6 +219,13 @@ def _lungs(thumbnails: np.ndarray, dark_below: float) -> tuple[np.ndarray, bool]
         return inside, True
     # Cut out of the middle of the lungs, slices have lung in their corners.
     return (dark, True) if cut else (enclosed, False)
+
+
+def _means(values: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """The mean value of each region, float (count + 1,)."""
+    sums, sizes = (np.bincount(labels.ravel(), weights, count + 1) for weights in (values.ravel(), None))
+    means: np.ndarray = sums / np.maximum(sizes, 1)
+    return means
 
 
 def _most(regions: np.ndarray) -> float:
@@ -216,6 +276,18 @@ def _in_lung_window(thumbnails: np.ndarray, lungs: np.ndarray, dark_below: float
     return lungs.mean() < 0.03 or float(np.median(thumbnails[lungs])) >= DARKEST
 
 
+def _between(lungs: np.ndarray, body: np.ndarray) -> tuple[float, float]:
+    """`Anatomy.middle` and `Anatomy.dip`."""
+    across = np.flatnonzero(body.mean((0, 1)) > REACHED)
+    if len(across) < 8:
+        return 0.0, 0.0
+    lung = np.convolve(lungs.mean((0, 1))[across[0] : across[-1] + 1], np.ones(3) / 3, "same")
+    eighth, centre = len(lung) // 8, len(lung) // 2
+    lesser = np.minimum(np.maximum.accumulate(lung), np.maximum.accumulate(lung[::-1])[::-1])
+    dip = (lung / np.maximum(lesser, 1e-9))[eighth:-eighth].min()
+    return float(lung[centre - eighth // 2 : centre + eighth // 2 + 1].mean() / max(lung.mean(), 1e-9)), float(dip)
+
+
 def _steady(lungs: np.ndarray, area: np.ndarray) -> float:
     if not area.any():
         return 0.0
@@ -234,6 +306,11 @@ def _head_first(lungs: np.ndarray, area: np.ndarray) -> float:
     height = (used - used.mean()) / max(used[-1] - used[0], 1)
     change = float((height * aside).sum() / (height**2).sum())
     trend = float(np.corrcoef(height, aside)[0, 1]) if aside.std() > 0 else 0.0
+    few = max(1, len(area) // 20)
+    ends = sorted((area[:few].mean() / area.max(), area[-few:].mean() / area.max()))
+    if ends[0] < HALF[0] and ends[1] > HALF[1]:
+        # Half of a chest: towards the diaphragm, too, lungs become smaller.
+        trend *= LIKELY_TREND / CERTAIN_TREND
     for certainty, least, alike in ((1.0, CERTAIN_CHANGE, CERTAIN_TREND), (0.5, LIKELY_CHANGE, LIKELY_TREND)):
         if abs(change) >= least and abs(trend) >= alike:
             return float(np.sign(change)) * certainty

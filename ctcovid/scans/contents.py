@@ -12,7 +12,7 @@ from ctcovid.base.errors import InputError
 from ctcovid.base.faults import MachineFaultError, raise_machine_fault
 from ctcovid.scans.absent import STAND_INS
 from ctcovid.scans.decode import ending
-from ctcovid.scans.dicom import begins_as_dicom, is_dicom
+from ctcovid.scans.dicom import is_dicom
 from ctcovid.scans.nifti import is_header
 from ctcovid.scans.read import page_count
 
@@ -75,7 +75,7 @@ def contents_of(folder: Path) -> Contents:
         # Files without an ending beside DICOM are slices of it.
         dicom, unknown = sorted(dicom + unknown, key=lambda path: natural_key(path.name)), []
     # Pictures are not previews of files that are DICOM by name alone, such as a report.
-    sound = not pictures or any(begins_as_dicom(path) for path in dicom)
+    sound = not pictures or any(is_dicom(path) for path in dicom)
     fewest = max(PICTURES_OF_A_SCAN * len(volumes), max(len(dicom) + 1, PICTURES_OF_A_SCAN) if dicom and sound else 0)
     if len(pictures) < fewest:
         return Contents(volumes=tuple(volumes), dicom=tuple(dicom), unknown=tuple(unknown))

@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import InputError
+from ctcovid.base.faults import MachineFaultError
+from ctcovid.scans.absent import fault_of
 from ctcovid.scans.decoded import Decoded, from_hounsfield
 from ctcovid.scans.findings import KEPT, WARNING, Finding
 from ctcovid.scans.geometry import MOST_OBLIQUE, normalise, pixel_findings, shear_findings
 from ctcovid.scans.itk_volume import ITK_ENDINGS, itk_header, itk_values
 from ctcovid.scans.nifti import NIFTI_ENDINGS, nifti_header, nifti_slabs
+from ctcovid.scans.padding import AIR, Padding, corner_places, corner_values, padding_of, region
 from ctcovid.scans.pixels import dicom_frames
-from ctcovid.scans.scale import BINS, hounsfield_problem
+from ctcovid.scans.scale import BINS, PADDING, hounsfield_counts
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
 from ctcovid.scans.volume_header import UnreadableError
 from ctcovid.scans.window import Window
@@ -28,6 +31,8 @@ VOLUME_ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 AS_IT_IS = Window(127.5, 255)
 # The brightest of a volume of grey values is at least so bright; those of another scale, as 0 to 1 or to 100, are not.
 LEAST_BRIGHT = 128
+# Slices of DICOM that are read to tell what is padding in all of them.
+SAMPLES = 7
 
 
 def ending(name: str) -> str:
@@ -61,44 +66,68 @@ def volume_scan(scan: Scan, path: Path) -> Scan:
     return replace(scan, slices=(path,) * count, stack=stack, findings=tuple(findings))
 
 
-def decode_slice(path: Path, stack: Stack, window: Window) -> Decoded:
-    """A DICOM file of one slice, in the normal orientation.
+def decode_slice(path: Path, stack: Stack, window: Window, padding: Padding | None = None) -> Decoded:
+    """A DICOM file of one slice, in the normal orientation; `padding` is that of its scan.
 
     Raises InputError if it cannot be decoded.
     """
     (values,) = dicom_frames(path, stack.shape)
-    return from_hounsfield(stack.turn(values[None])[0], window)
+    return from_hounsfield(stack.turn(values[None])[0], window, padding)
 
 
-def decode_frames(slices: Sequence[Path], stack: Stack, window: Window) -> Iterator[Decoded]:
+def decode_frames(slices: Sequence[Path], stack: Stack, window: Window, padding: Padding | None = None) -> Iterator[Decoded]:
     """Slices of DICOM files with several, of which a stack's `frames` are their numbers, in the normal orientation.
 
     Raises InputError if one cannot be decoded.
     """
     for path, numbered in groupby(zip(slices, stack.frames, strict=True), key=lambda one: one[0]):
         for values in dicom_frames(path, stack.shape, [number for _, number in numbered]):
-            yield from_hounsfield(stack.turn(values[None])[0], window)
+            yield from_hounsfield(stack.turn(values[None])[0], window, padding)
+
+
+def sampled_padding(scan: Scan) -> Padding | None:
+    """The undeclared padding of a scan of DICOM files, from slices along all of it; those that cannot be decoded are passed over.
+
+    Raises MachineFaultError if the machine fails to read one: other slices might tell another padding.
+    """
+    assert scan.stack is not None
+    corners = []
+    for one in dict.fromkeys(np.linspace(0, len(scan.slices) - 1, SAMPLES).round().astype(int).tolist()):
+        try:
+            (values,) = dicom_frames(scan.slices[one], scan.stack.shape, scan.stack.frames[one : one + 1])
+            corners.append(corner_values(values))
+        except (InputError, OSError, MemoryError) as error:
+            if fault := fault_of(scan.slices[one], error):
+                raise MachineFaultError(fault.told("one of its files")) from error
+    return padding_of(corners)
 
 
 def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[Decoded]:
     """The slices of a file that holds all of them, in the normal orientation, head to feet. NaN and Inf are black.
 
-    Raises InputError if it cannot be decoded, or holds neither Hounsfield units nor grey values.
+    Raises InputError if it cannot be decoded.
     """
-    with _damage_named(path):
+    with _path_named(path):
         read = _greys(path, stack, window)
+        padding = None if read.is_grey else padding_of([stack.turn(read.corners)])
         if read.is_grey:
             read = _greys(path, stack, AS_IT_IS)
+        greys, counts = stack.turn(read.greys), read.counts
+        padded = np.zeros(len(greys), bool)
+        if padding is not None:
+            near, bright, counts = _padding(path, stack, padding)
+            for number, (one, other) in enumerate(zip(stack.turn(near), stack.turn(bright), strict=True)):
+                where = region(one, other)
+                if where is not None:
+                    greys[number][where], padded[number] = 0, True
     if read.lowest > read.highest:
         raise InputError(f"{path}: all its values are NaN or Inf. Export the scan again.")
     along = read.nans[stack.turn.axes[0]]
     has_nan = along[::-1] if stack.turn.flips[0] else along
-    if problem := "" if read.is_grey else hounsfield_problem(read.counts):
-        raise InputError(f"{path}: {problem}")
-    for number, frame in enumerate(stack.turn(read.greys)):
+    for number, frame in enumerate(greys):
         # The counts are of the whole file: one slice of it carries them.
-        counts = None if read.is_grey or number else read.counts
-        yield Decoded(np.ascontiguousarray(frame), counts, read.padded, bool(has_nan[number]))
+        of_file = None if read.is_grey or number else counts
+        yield Decoded(np.ascontiguousarray(frame), of_file, bool(padded[number]), bool(has_nan[number]))
 
 
 def stored_values(path: Path, stack: Stack) -> np.ndarray:
@@ -106,7 +135,7 @@ def stored_values(path: Path, stack: Stack) -> np.ndarray:
 
     Raises InputError if it cannot be decoded.
     """
-    with _damage_named(path):
+    with _path_named(path):
         pieces = [values if values.dtype.kind != "f" else values.astype(np.float32) for values in _slabs(path, stack)]
     return stack.turn(np.concatenate(pieces))
 
@@ -121,7 +150,7 @@ class _Read:
     lowest, highest : of its values; if all are NaN or Inf, `lowest` is above `highest`
     whole : whether all values are integers
     counts : see `scale.hounsfield_counts`
-    padded : see `Decoded`
+    corners : of its slices, (slices, rows, columns), in the order of the file
     nans : along each axis, whether values are NaN or Inf
     """
 
@@ -130,7 +159,7 @@ class _Read:
     highest: float
     whole: bool
     counts: np.ndarray
-    padded: bool
+    corners: np.ndarray
     nans: tuple[np.ndarray, np.ndarray, np.ndarray]
 
     @property
@@ -142,10 +171,13 @@ class _Read:
 def _greys(path: Path, stack: Stack, window: Window) -> _Read:
     """The whole volume file; only its grey values are in memory at once where the format can be read in slabs."""
     greys = np.empty(stack.shape, np.uint8)
-    lowest, highest, whole, padded = np.inf, -np.inf, True, False
-    counts = np.zeros(BINS, np.int64)
+    lowest, highest, whole = np.inf, -np.inf, True
+    counts = np.zeros(BINS + 1, np.int64)
     slices, rows, columns = stack.shape
     nans = np.zeros(slices, bool), np.zeros(rows, bool), np.zeros(columns, bool)
+    # Corners of slices of the patient, which may lie along any axis of the file.
+    places = [np.arange(side) if axis == stack.turn.axes[0] else corner_places(side) for axis, side in enumerate(stack.shape)]
+    corners: list[np.ndarray] = []
     frames = (frame for values in _slabs(path, stack) for frame in values)
     for index, frame in enumerate(frames):
         if frame.dtype.kind == "f":
@@ -161,10 +193,21 @@ def _greys(path: Path, stack: Stack, window: Window) -> _Read:
         if window is AS_IT_IS:
             greys[index] = window.grey(frame)
             continue
-        one = from_hounsfield(frame, window)
-        greys[index], padded = one.pixels, padded or one.padded
-        counts = counts + (0 if one.hounsfield is None else one.hounsfield)
-    return _Read(greys, lowest, highest, whole, counts, padded, nans)
+        greys[index] = window.grey(frame)
+        counts += hounsfield_counts(frame)
+        if index in places[0]:
+            corners.append(frame[np.ix_(places[1], places[2])])
+    return _Read(greys, lowest, highest, whole, counts, np.array(corners), nans)
+
+
+def _padding(path: Path, stack: Stack, padding: Padding) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a volume file has values of padding, where it is brighter than air, bool of its shape, and the counts of the other values."""
+    near, bright = np.empty((2, *stack.shape), bool)
+    counts = np.zeros(BINS + 1, np.int64)
+    for index, frame in enumerate(frame for values in _slabs(path, stack) for frame in values):
+        near[index], bright[index] = padding.near(frame), frame > AIR
+        counts += hounsfield_counts(np.where(near[index], PADDING, frame))
+    return near, bright, counts
 
 
 def _slabs(path: Path, stack: Stack) -> Iterator[np.ndarray]:
@@ -183,7 +226,7 @@ def _slabs(path: Path, stack: Stack) -> Iterator[np.ndarray]:
 
 
 @contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _path_named(path: Path) -> Iterator[None]:
     """Raises InputError in place of what reading a volume file raises."""
     try:
         yield

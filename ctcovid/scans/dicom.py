@@ -30,6 +30,7 @@ DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
 DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 TAIL = 1 << 20
 MOST_DEFLATED = 1 << 20
+MAGIC = b"DICM"
 NOT_DICOM = "not DICOM despite its name"
 
 
@@ -76,7 +77,12 @@ def is_dicom(path: Path) -> bool:
     except OSError as error:
         # Until it can be read.
         return machine_fault(error) is not None
-    return head[128:132] == b"DICM" or _begins_with_elements(head)
+    return _begins_as_dicom(head)
+
+
+def _begins_as_dicom(head: bytes) -> bool:
+    """`is_dicom` by the first bytes; some files lack the 128 before the magic ones."""
+    return MAGIC in (head[128:132], head[:4]) or _begins_with_elements(head)
 
 
 def _begins_with_elements(head: bytes) -> bool:
@@ -100,16 +106,6 @@ def _begins_with_elements(head: bytes) -> bool:
         else:
             return True
     return False
-
-
-def begins_as_dicom(path: Path) -> bool:
-    """Whether a file may be DICOM: it has the magic bytes, or begins with an element of group 2 or 8, as old files do."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError:
-        return False
-    return head[128:] == b"DICM" or head[:2] in (b"\2\0", b"\10\0", b"\0\10")
 
 
 class DamagedError(ValueError):
@@ -144,11 +140,16 @@ def read_header(path: Path) -> Header:
 
 
 class _Bounded:
-    """A file that is never asked for more than it holds: a damaged length would reserve gigabytes."""
+    """A file from `first` on that is never asked for more than it holds: a damaged length would reserve gigabytes."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
-        self.tell, self.seek, self.close = file.tell, file.seek, file.close
+    def __init__(self, file: BinaryIO, size: int, first: int) -> None:
+        self.file, self.size, self.first, self.close = file, size, first, file.close
+
+    def tell(self) -> int:
+        return self.file.tell() - self.first
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        return self.file.seek(place + (self.first if whence == os.SEEK_SET else 0), whence) - self.first
 
     def read(self, count: int = -1) -> bytes:
         left = max(self.size - self.file.tell(), 0)
@@ -175,12 +176,13 @@ def open_dataset(path: Path, tags: str) -> tuple[Any, int]:
         head = file.read(1024)
         if size > MOST_DEFLATED and DEFLATED_SYNTAX.encode() in head:
             raise DamagedError("deflated as a whole and too large to unpack safely")
-        file.seek(0)
-        bounded: Any = _Bounded(file, size)
+        first = len(MAGIC) if head.startswith(MAGIC) else 0
+        file.seek(first)
+        bounded: Any = _Bounded(file, size, first)
         dataset = pydicom.dcmread(bounded, stop_before_pixels="PixelData" not in tags, force=True, specific_tags=tags.split())
         end = file.tell()
     if "Rows" not in dataset and "SOPClassUID" not in dataset:
-        raise DamagedError(NOT_DICOM if not len(dataset) and any(head) and not begins_as_dicom(path) else "damaged")
+        raise DamagedError(NOT_DICOM if not len(dataset) and any(head) and not _begins_as_dicom(head) else "damaged")
     dataset.ensure_file_meta()
     if not dataset.file_meta.get("TransferSyntaxUID"):
         # A file without the part that says it: pixels have the byte order that pydicom found in the elements.

@@ -151,7 +151,7 @@ def _of_patient(found: list[Found], root: Path, patient_folder: Path, pseudonyms
     for one, first in zip(found, firsts, strict=True):
         scan = _named(one, root, patient_folder.parent.name, patient_folder.name, pseudonyms)
         alone = first and firsts.count(first) == 1 and (patient_folder / first[0]).is_dir()
-        scans.append(replace(scan, id=first[0]) if alone else scan)
+        scans.append(replace(scan, id=printable(first[0])) if alone else scan)
     return scans
 
 
@@ -195,7 +195,9 @@ def _named(found: Found, root: Path, label: str, patient: str, pseudonyms: Pseud
         name = "/".join(source.parts[2:]) + suffix
     else:
         name = pseudonyms(found.study or source.as_posix())
-    return replace(found.scan, id=name, patient=patient, label=label, source=source.as_posix() + suffix)
+    # As they are written into files, which have to be valid UTF-8.
+    name, patient, label, path = map(printable, (name, patient, label, source.as_posix() + suffix))
+    return replace(found.scan, id=name, patient=patient, label=label, source=path)
 
 
 def _below(found: Found, path: Path, alone: bool) -> Scan:

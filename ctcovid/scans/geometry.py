@@ -95,8 +95,14 @@ def normalise(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[Turn, Ge
     return turn, Geometry(affine @ change), float(np.degrees(np.arccos(min(worst, 1.0))))
 
 
-def shear_findings(geometry: Geometry, angle: float) -> list[Finding]:
-    """Findings if slices or pixels are sheared, or oblique; `angle` is that of `normalise`, which a tilt contributes to."""
+def shear_findings(geometry: Geometry, angle: float, stated: float = 0.0) -> list[Finding]:
+    """Findings if slices or pixels are sheared, or oblique.
+
+    Parameters
+    ----------
+    angle : that of `normalise`, which a tilt contributes to
+    stated : tilt of the gantry in degrees that the file states; positions that were corrected do not show it
+    """
     across, down, along = (geometry.affine[:3, :3] / geometry.spacing).T
     normal = np.cross(across, down)
     tilt = float(np.degrees(np.arccos(min(abs(along @ normal) / np.linalg.norm(normal), 1.0))))
@@ -104,6 +110,9 @@ def shear_findings(geometry: Geometry, angle: float) -> list[Finding]:
     findings = []
     if tilt > SHEARED:
         text = f"its slices are shifted against each other, as by a gantry that is tilted by {tilt:.1f}°; they are used unchanged"
+        findings.append(Finding("gantry-tilt", WARNING, text, KEPT))
+    elif abs(stated) > SHEARED:
+        text = f"its files state a gantry that is tilted by {abs(stated):.1f}°; slices are used unchanged"
         findings.append(Finding("gantry-tilt", WARNING, text, KEPT))
     if skew > SHEARED:
         text = f"its rows and columns meet at {90 - skew:.1f}° instead of 90°; slices are used unchanged"

@@ -15,6 +15,8 @@ COMPLETE, SEGMENTED = "complete", "segmented"
 # Compression leaves up to so much of black. Lungs have a median between these greys; so much of the middle between them is not black,
 # and so much of the upper and lower edge.
 BLACK, LUNG, MOST_BETWEEN, MOST_AT_EDGES = 8, (30, 200), 0.47, 0.1
+# Lungs may be cut out of air instead of black: a grey level up to DARK, within EVEN, that is so much of a slice.
+DARK, EVEN, LEAST_EVEN = 100, 2, 0.4
 
 # The mean difference between the channels of a picture without colour. A tint differs by at most STRONGEST_TINT, and all but MOST_OFF of
 # the pixels differ from it by at most OFF_TINT, for compression.
@@ -22,13 +24,14 @@ MOST_COLOUR, STRONGEST_TINT, OFF_TINT, MOST_OFF = 12, 160, 20, 0.01
 
 
 def is_masked(pixels: np.ndarray) -> bool:
-    """Whether everything outside the lungs is black in a slice, uint8 (H, W). False if that cannot be told.
+    """Whether everything outside the lungs is black, or one dark grey, in a slice, uint8 (H, W). False if that cannot be told.
 
     In the lung window the chest wall is nearly white and fills a fifth or more of a complete slice; in the real masked ones white is
     below 0.03 and black above 0.72. In other windows, and zoomed out, complete slices may be as dark. What tells them apart in any
     window is the middle between left and right: spine and mediastinum fill 0.53 and more of it, in masked slices it is black but for
     at most 0.41.
     """
+    pixels = on_black(pixels)
     shown = pixels > BLACK
     if np.mean(pixels >= 200) >= 0.05 or not 0 < np.mean(shown) < 0.5:
         return False
@@ -39,6 +42,13 @@ def is_masked(pixels: np.ndarray) -> bool:
     middle, half = (columns[0] + columns[-1]) / 2, 0.08 * (columns[-1] - columns[0] + 1)
     strip = shown[rows[0] : rows[-1] + 1, math.ceil(middle - half) : math.floor(middle + half) + 1]
     return strip.size > 0 and float(strip.mean()) < MOST_BETWEEN
+
+
+def on_black(pixels: np.ndarray) -> np.ndarray:
+    """A slice, uint8 (H, W), with its even dark background, as the air of Hounsfield units, in black."""
+    level = int(np.bincount(pixels.ravel(), minlength=DARK + 1)[BLACK + 1 : DARK + 1].argmax()) + BLACK + 1
+    near = np.abs(pixels.astype(np.int16) - level) <= EVEN
+    return np.where(near, np.uint8(0), pixels) if near.mean() >= LEAST_EVEN else pixels
 
 
 def image_kind(masked_slices: int, slices: int) -> str:

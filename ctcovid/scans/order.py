@@ -11,9 +11,9 @@ from ctcovid.base.errors import counted
 from ctcovid.scans.contents import natural_key
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.frames import Plane
-from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, OBLIQUE, Geometry, Turn, normalise, pixel_findings
+from ctcovid.scans.geometry import LPS_TO_RAS, MOST_OBLIQUE, Geometry, Turn, normalise, pixel_findings, shear_findings
 from ctcovid.scans.scan import Scan, Stack
-from ctcovid.scans.stacks import GAP, SAME_POSITION, UNEVEN, Slice, along, planes_of
+from ctcovid.scans.stacks import GAP, UNEVEN, Slice, along, one_place, planes_of
 
 
 def ordered(scan: Scan, slices: Sequence[Slice], notes: list[Finding]) -> Scan:
@@ -47,7 +47,7 @@ def ordered(scan: Scan, slices: Sequence[Slice], notes: list[Finding]) -> Scan:
     if angle > MOST_OBLIQUE:
         return scan.refused("no-geometry", f"its slices are sheared by {angle:.0f}°; resample them to a straight stack")
     turn = replace(turn, axes=(0, *turn.axes[1:]))
-    _check_tilt(planes, first.header.tilt, angle, notes)
+    notes += shear_findings(geometry, angle, first.header.tilt)
     if not all(plane.spacing for plane in planes):
         notes.append(
             Finding("no-pixel-spacing", WARNING, "its files give no PixelSpacing; slices are in the order of their positions", KEPT)
@@ -66,12 +66,11 @@ def _with_slices(scan: Scan, slices: Sequence[Slice], turn: Turn, geometry: Geom
 
 def _without_repeats(order: list[int], positions: np.ndarray, notes: list[Finding]) -> list[int]:
     """The first of slices at the same position, which is that of the first acquisition."""
-    gaps = np.diff(positions[order])
-    usual = float(np.median(gaps[gaps > 0.01])) if (gaps > 0.01).any() else 1.0
+    least = one_place(positions)
     kept = [order[0]]
     repeated = []
     for rank, one in enumerate(order[1:], start=1):
-        if positions[one] - positions[kept[-1]] < max(SAME_POSITION * usual, 0.01):
+        if positions[one] - positions[kept[-1]] < least:
             repeated.append(rank)
         else:
             kept.append(one)
@@ -96,19 +95,6 @@ def _check_distances(positions: np.ndarray, notes: list[Finding]) -> None:
     if len(uneven):
         text = f"slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart"
         notes.append(Finding("uneven-spacing", WARNING, text, KEPT, tuple(int(index) for index in uneven)))
-
-
-def _check_tilt(planes: Sequence[Plane], stated: float, angle: float, notes: list[Finding]) -> None:
-    sheared = 0.0
-    if len(planes) > 1:
-        along = np.subtract(planes[-1].position, planes[0].position)
-        cosine = abs(float(along @ planes[0].normal)) / max(float(np.linalg.norm(along)), 1e-9)
-        sheared = float(np.degrees(np.arccos(min(cosine, 1.0))))
-    if max(abs(stated), sheared) > 0.5:
-        text = f"the gantry was tilted by {max(abs(stated), sheared):.1f}°; slices are used unchanged"
-        notes.append(Finding("gantry-tilt", WARNING, text, KEPT))
-    elif angle > OBLIQUE:
-        notes.append(Finding("oblique", WARNING, f"slices are {angle:.0f}° off the patient's axes; used unchanged", KEPT))
 
 
 def _affine(planes: Sequence[Plane], thickness: float) -> np.ndarray:

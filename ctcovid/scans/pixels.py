@@ -14,8 +14,8 @@ import numpy as np
 from ctcovid.base.errors import InputError
 from ctcovid.base.temporaries import scratch_file
 from ctcovid.scans.codes import known_syntax, unit_in_words
-from ctcovid.scans.decoded import at_edge
 from ctcovid.scans.dicom import DEFLATED_SYNTAX, NATIVE_SYNTAXES, open_dataset
+from ctcovid.scans.padding import at_edge
 from ctcovid.scans.quiet import silenced
 from ctcovid.scans.scale import NOT_HOUNSFIELD, PADDING
 

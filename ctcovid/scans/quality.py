@@ -12,7 +12,7 @@ import numpy as np
 from ctcovid.base.errors import counted
 from ctcovid.scans import anatomy, repeats, similarity
 from ctcovid.scans.findings import ERROR, INFO, KEPT, REPAIRED, SCAN_DROPPED, SLICE_DROPPED, WARNING, Finding
-from ctcovid.scans.kind import SEGMENTED, image_kind
+from ctcovid.scans.kind import SEGMENTED, image_kind, on_black
 from ctcovid.scans.scale import hounsfield_problem, other_scales
 from ctcovid.scans.slice_summary import SIDE, SliceSummary
 
@@ -68,24 +68,36 @@ def check(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], order
     findings += _sizes(summaries, len(slices))
     findings += _constant(summaries)
     findings += _nan_values(summaries)
-    findings += _padding(summaries)
-    findings += _scale(summaries)
-    if any(finding.action == SCAN_DROPPED for finding in findings):
-        return Verdict(tuple(findings), (), image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)))
+    lost = {position for finding in findings if finding.action == SLICE_DROPPED for position in finding.slices}
+    kind = image_kind(sum(item.masked for position, item in summaries.items() if position not in lost), len(summaries.keys() - lost))
+    if kind == SEGMENTED:
+        summaries = {position: replace(item, thumbnail=on_black(item.thumbnail)) for position, item in summaries.items()}
+    findings += _scale(summaries, kind == SEGMENTED)
+    # Of another scale, bright corners are its air.
+    findings += [] if findings and findings[-1].code == "not-hounsfield" else _padding(summaries)
     lost = {position for finding in findings if finding.action == SLICE_DROPPED for position in finding.slices}
     kept = [position for position in summaries if position not in lost]
-    masked = image_kind(sum(summaries[position].masked for position in kept), len(kept)) == SEGMENTED
+    if kept and not any(finding.action == SCAN_DROPPED for finding in findings):
+        found, kept = _compared(summaries, kept, kind == SEGMENTED, ordered)
+        findings += found
+    dropped = any(finding.action == SCAN_DROPPED for finding in findings)
+    return Verdict(tuple(findings), () if dropped else tuple(kept), kind)
+
+
+def _compared(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
+    """What comparing the slices shows, and the slices that remain, in order."""
+    stack = np.stack([summaries[position].thumbnail for position in kept])
+    apart = similarity.distances(stack, masked)
     # Slices of another scan of the patient may look like repeats.
-    if alternating := _alternating(summaries, kept, masked, ordered):
-        return Verdict((*findings, alternating), (), image_kind(int(masked), 1))
-    found, kept = _repeated(summaries, kept, masked)
-    findings += found
-    found, kept = _anatomy(summaries, kept, masked, ordered)
+    if _shows_anatomy(summaries, kept) and (alternating := _alternating(apart, ordered)):
+        return [alternating], kept
+    findings, left = _repeated([summaries[position].digest for position in kept], apart, similarity.distances(stack) if masked else apart)
+    findings = [replace(finding, slices=tuple(kept[index] for index in finding.slices)) for finding in findings]
+    found, kept = _anatomy(summaries, [kept[index] for index in left], apart[np.ix_(left, left)], masked, ordered)
     findings += found
     if masked:
-        findings.append(Finding("segmented", INFO, "Everything outside the lungs is black.", KEPT))
-    dropped = any(finding.action == SCAN_DROPPED for finding in findings)
-    return Verdict(tuple(findings), () if dropped else tuple(kept), image_kind(int(masked), 1))
+        findings.append(Finding("segmented", INFO, "Everything outside the lungs is black, or one dark grey.", KEPT))
+    return findings, kept
 
 
 def can_lose(lost: int, in_a_row: int, count: int) -> bool:
@@ -175,19 +187,18 @@ def _padding(summaries: dict[int, SliceSummary]) -> list[Finding]:
     positions = tuple(position for position, item in summaries.items() if item.padded)
     if not positions:
         return []
-    message = f"{counted(len(positions), 'slice')} with bright corners of one value, taken for padding and made black."
+    message = f"{counted(len(positions), 'slice')} with bright corners of one value throughout the scan, taken for padding and made black."
     return [Finding("padding", WARNING, message, REPAIRED, positions)]
 
 
-def _scale(summaries: dict[int, SliceSummary]) -> list[Finding]:
+def _scale(summaries: dict[int, SliceSummary], masked: bool) -> list[Finding]:
     """Refuse what is neither in Hounsfield units nor in the grey of a window, by the values of the whole scan."""
     counts = [item.hounsfield for item in summaries.values() if item.hounsfield is not None]
     if counts:
-        problem = hounsfield_problem(np.sum(counts, axis=0))
+        problem = hounsfield_problem(np.sum(counts, axis=0), masked)
         if not problem:
             return _other_scales(summaries)
     else:
-        masked = image_kind(sum(item.masked for item in summaries.values()), max(len(summaries), 1)) == SEGMENTED
         problem = _narrow([item.thumbnail for item in summaries.values()], masked)
     return [Finding("not-hounsfield", ERROR, f"{problem[:1].upper()}{problem[1:]}", SCAN_DROPPED)] if problem else []
 
@@ -217,10 +228,7 @@ def _narrow(thumbnails: list[np.ndarray], masked: bool) -> str:
     return f"its grey levels from {lowest} to {highest} are not those of a window. Export the scan in a lung window, from black to white."
 
 
-def _alternating(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> Finding | None:
-    if not _shows_anatomy(summaries, kept):
-        return None
-    apart = similarity.distances(np.stack([summaries[position].thumbnail for position in kept]), masked)
+def _alternating(apart: np.ndarray, ordered: bool) -> Finding | None:
     if similarity.jumps(apart) >= similarity.MOSTLY if ordered else similarity.alternates(apart):
         message = "Slices of different scans alternate: each resembles a later one more than its neighbour."
         return Finding("inconsistent-stack", ERROR, message, SCAN_DROPPED)
@@ -232,22 +240,25 @@ def _shows_anatomy(summaries: dict[int, SliceSummary], kept: list[int]) -> bool:
     return len(kept) >= FEWEST_FOR_ANATOMY and min(summaries[kept[0]].height, summaries[kept[0]].width) >= SIDE
 
 
-def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool) -> tuple[list[Finding], list[int]]:
-    """Repeated slices, and the slices without them."""
+def _repeated(digests: Sequence[int], apart: np.ndarray, plain: np.ndarray) -> tuple[list[Finding], list[int]]:
+    """Repeated slices, and the indices of the slices without them.
+
+    Parameters
+    ----------
+    digests : of the pixels of each slice
+    apart, plain : float (S, S), distances of the slices, and these without regard to masks
+    """
     findings = []
+    left = list(range(len(apart)))
     for exact in (True, False):
-        if len(kept) < 2:
+        if len(left) < 2:
             break
-        stack = np.stack([summaries[position].thumbnail for position in kept])
-        if exact:
-            groups = repeats.exact_repeats([summaries[position].digest for position in kept])
-        else:
-            groups = repeats.near_repeats(similarity.distances(stack))
+        groups = repeats.exact_repeats([digests[index] for index in left]) if exact else repeats.near_repeats(plain[np.ix_(left, left)])
         if not groups:
             continue
-        drop = repeats.chosen(groups, similarity.distances(stack, masked))
-        whole = repeats.is_whole_stack(drop, len(kept))
-        positions = tuple(kept[index] for index in drop)
+        drop = repeats.chosen(groups, apart[np.ix_(left, left)])
+        whole = repeats.is_whole_stack(drop, len(left))
+        positions = tuple(left[index] for index in drop)
         how = "bit for bit" if exact else "except for their compression"
         what = (
             "The whole stack is stored twice"
@@ -256,13 +267,15 @@ def _repeated(summaries: dict[int, SliceSummary], kept: list[int], masked: bool)
         )
         code = ("repeated-stack" if whole else "repeated-slices") if exact else ("near-repeated-stack" if whole else "near-repeated-slices")
         findings.append(Finding(code, WARNING, f"{what}, equal {how}.", SLICE_DROPPED, positions))
-        kept = [position for position in kept if position not in set(positions)]
-    return findings, kept
+        left = [index for index in left if index not in set(positions)]
+    return findings, left
 
 
-def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, ordered: bool) -> tuple[list[Finding], list[int]]:
+def _anatomy(
+    summaries: dict[int, SliceSummary], kept: list[int], apart: np.ndarray, masked: bool, ordered: bool
+) -> tuple[list[Finding], list[int]]:
     """Check view, order, direction and anatomy; returns findings and the kept slices in order."""
-    if not kept or max(shape := (summaries[kept[0]].height, summaries[kept[0]].width)) > MOST_OBLONG * min(shape):
+    if max(shape := (summaries[kept[0]].height, summaries[kept[0]].width)) > MOST_OBLONG * min(shape):
         return [], kept
     padded = np.stack([summaries[position].thumbnail for position in kept])
     stack = anatomy.without_padding(padded, summaries[kept[0]].height, summaries[kept[0]].width)
@@ -270,10 +283,11 @@ def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, 
     findings = [] if seen.lung_window else [_window()]
     if not _shows_anatomy(summaries, kept):
         return findings, kept
-    apart = similarity.distances(padded, masked)
-    if refusal := _refusal(stack, apart, seen, masked):
+    grey = all(item.hounsfield is None for item in summaries.values())
+    if refusal := _refusal(stack, apart, seen, masked, ordered, grey):
         return [refusal], kept
-    found, kept, moved = _ordered(apart, kept, ordered, seen.lung_window)
+    # Parts of slices differ less.
+    found, kept, moved = _ordered(apart, kept, ordered, seen.lung_window and not seen.cut)
     findings += found
     if any(finding.action == REPAIRED for finding in found):
         seen = anatomy.anatomy(stack[moved], masked)
@@ -287,13 +301,16 @@ def _anatomy(summaries: dict[int, SliceSummary], kept: list[int], masked: bool, 
     return findings + found, kept
 
 
-def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked: bool) -> Finding | None:
-    """Why a stack is not one of axial slices of a chest, if that is certain."""
+def _refusal(stack: np.ndarray, apart: np.ndarray, seen: anatomy.Anatomy, masked: bool, ordered: bool, grey: bool) -> Finding | None:
+    """Why a stack is not one of axial slices of a chest, if that is certain. Positions tell better than pictures whether it is axial."""
     if anatomy.unrelated(apart):
         return Finding("not-a-chest", ERROR, "Not a CT scan of a chest: its slices are unrelated pictures.", SCAN_DROPPED)
+    if grey and not masked and anatomy.is_negative(stack):
+        message = "Its grey is that of a negative: air is bright, and the body dark. Export the scan with air in black."
+        return Finding("not-hounsfield", ERROR, message, SCAN_DROPPED)
     # Photographs may show something at all edges, too, but have many greys, no black around, and no order.
     is_ct = seen.even or masked or not seen.lung_window or similarity.jumps(apart) < similarity.MOSTLY / 2
-    if is_ct and not anatomy.is_axial(stack):
+    if is_ct and not ordered and not anatomy.is_axial(stack, seen):
         message = "Not axial slices: their upper and lower edges cut through the body, as those of coronal and sagittal slices do."
         return Finding("not-axial", ERROR, message, SCAN_DROPPED)
     if seen.lung_window and not seen.is_chest:

@@ -6,8 +6,7 @@ import contextlib
 import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -15,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ctcovid.base.errors import InputError, counted
+from ctcovid.base.errors import InputError
 from ctcovid.scans import decode
-from ctcovid.scans.decoded import Decoded, corners_agree, from_hounsfield
-from ctcovid.scans.scale import GREY, HOUNSFIELD, WIDE, Scale, picture_scale
+from ctcovid.scans.decoded import Decoded, from_hounsfield
+from ctcovid.scans.scale import GREY, HOUNSFIELD, WIDE, Scale, Values, scan_scale, values_of
 from ctcovid.scans.scan import MOST_PIXELS_PER_SIDE, Scan, Stack
 from ctcovid.scans.window import LUNG, Window
 
@@ -67,16 +66,16 @@ class ScanFormat:
 
 
 @dataclass(frozen=True)
-class Header:
-    """What one picture says: its size, and how often each value occurs in it, int (65536,), if it has more than 8 bits per value."""
+class PictureHeader:
+    """What one picture says: its size, and its values if it has more than 8 bits per value."""
 
     height: int
     width: int
-    counts: np.ndarray | None
+    values: Values | None
 
 
 def scan_format(scan: Scan) -> ScanFormat:
-    """Check the headers of a scan's slices, and tell the scale of pictures of more than 8 bits per value.
+    """Check the headers of a scan's slices, and tell the scale of pictures of more than 8 bits per value, and what is padding in DICOM.
 
     Raises InputError that names the first slice that is empty, is not an image, or has another size than the rest, or says why
     the scan cannot be used.
@@ -88,50 +87,42 @@ def scan_format(scan: Scan) -> ScanFormat:
     if scan.stack.reader == "pages":
         path = scan.slices[0]
         with _opened(path, pages=True) as image:
-            return ScanFormat(height, width, scale_of(_counts(path, page) for page in _pages(path, image)))
-    return ScanFormat(height, width, HOUNSFIELD)
+            return ScanFormat(height, width, scan_scale(_wide(path, page) for page in _pages(path, image)))
+    padding = decode.sampled_padding(scan) if scan.stack.reader == "dicom" else None
+    return ScanFormat(height, width, replace(HOUNSFIELD, padding=padding))
 
 
 def probe(slices: Sequence[Path]) -> ScanFormat:
     """`scan_format` of a scan of pictures."""
     size = (0, 0)
 
-    def counts() -> Iterator[np.ndarray | None]:
+    def values() -> Iterator[Values | None]:
         nonlocal size
         for path in slices:
-            header = read_header(path)
+            header = picture_header(path)
             size = (header.height, header.width) if path is slices[0] else size
             if (header.height, header.width) != size:
                 raise InputError(
                     f"{path}: {header.width}×{header.height} pixels, but {slices[0].name} has {size[1]}×{size[0]}. "
                     "All slices of a scan must have one size. Put other series into folders of their own."
                 )
-            yield header.counts
+            yield header.values
 
-    scale = scale_of(counts())
+    scale = scan_scale(values())
     return ScanFormat(*size, scale)
 
 
-def read_header(path: Path) -> Header:
+def picture_header(path: Path) -> PictureHeader:
     """Size and values of a picture, of which only one of more than 8 bits per value is decoded.
 
     Raises InputError if it cannot be read.
     """
     with _opened(path) as image:
-        counts = _counts(path, image)
+        values = _wide(path, image)
         with _decoding(path):
             # Only decoding tells the size of a picture that lies on its side: releases of Pillow differ for TIFF.
             width, height = (_upright(image) if _orientation(image) in SIDEWAYS else image).size
-    return Header(height, width, counts)
-
-
-def scale_of(counts: Iterable[np.ndarray | None]) -> Scale:
-    """The scale of a scan whose slices have these counts, of which only the sum is in memory."""
-    total = np.zeros(WIDE, np.int64)
-    for one in counts:
-        if one is not None:
-            total += one
-    return picture_scale(total)
+    return PictureHeader(height, width, values)
 
 
 def read_slices(scan: Scan, scale: Scale = GREY, window: Window = LUNG) -> Iterator[Decoded]:
@@ -139,7 +130,7 @@ def read_slices(scan: Scan, scale: Scale = GREY, window: Window = LUNG) -> Itera
 
     Parameters
     ----------
-    scale : from `scan_format`, of pictures
+    scale : from `scan_format`, of pictures and DICOM
     window : maps Hounsfield units to grey
 
     Raises InputError if a slice cannot be decoded.
@@ -148,9 +139,9 @@ def read_slices(scan: Scan, scale: Scale = GREY, window: Window = LUNG) -> Itera
     if stack is None:
         yield from (read_picture(path, scale, window) for path in scan.slices)
     elif stack.reader == "dicom" and stack.frames:
-        yield from decode.decode_frames(scan.slices, stack, window)
+        yield from decode.decode_frames(scan.slices, stack, window, scale.padding)
     elif stack.reader == "dicom":
-        yield from (decode.decode_slice(path, stack, window) for path in scan.slices)
+        yield from (decode.decode_slice(path, stack, window, scale.padding) for path in scan.slices)
     elif stack.reader == "pages":
         yield from _read_pages(scan.slices[0], stack, scale, window)
     else:
@@ -168,11 +159,6 @@ def read_picture(path: Path, scale: Scale = GREY, window: Window = LUNG) -> Deco
         return _slice(path, image, scale, window)
 
 
-def read_slice(path: Path, scale: Scale = GREY) -> np.ndarray:
-    """The pixels of `read_picture`, uint8 (H, W)."""
-    return read_picture(path, scale).pixels
-
-
 def _slice(path: Path, image: Image.Image, scale: Scale, window: Window) -> Decoded:
     if image.mode not in _WIDE_MODES:
         with _decoding(path):
@@ -180,7 +166,7 @@ def _slice(path: Path, image: Image.Image, scale: Scale, window: Window) -> Deco
     if scale.problem:
         raise InputError(f"{path.parent if path.parent.is_dir() else path}: {scale.problem}")
     values = _values(path, image)
-    return Decoded(scale.grey(values)) if scale.offset is None else from_hounsfield(scale.hounsfield(values), window)
+    return Decoded(scale.grey(values)) if scale.offset is None else from_hounsfield(scale.hounsfield(values), window, scale.padding)
 
 
 def square(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -196,31 +182,6 @@ def square(pixels: np.ndarray, size: int) -> np.ndarray:
     if pixels.shape[0] == size:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
-
-
-def read_scan(scan: Scan, size: int, workers: int = 1, window: Window = LUNG) -> np.ndarray:
-    """All slices of a scan as uint8 (S, size, size), `workers` of them decoded at a time.
-
-    Raises InputError that names the wrong slice.
-    """
-    scale = scan_format(scan).scale
-    # Threads suffice: Pillow decodes without the interpreter's lock.
-    with ThreadPoolExecutor(workers) as pool:
-        pieces = pool.map(lambda piece: [square(one.pixels, size) for one in read_slices(piece, scale, window)], scan.pieces(1))
-        return np.stack([pixels for piece in pieces for pixels in piece])
-
-
-def read_volumes(scan: Scan, depth: int, size: int, workers: int = 1, window: Window = LUNG) -> np.ndarray:
-    """The non-overlapping depth-n volumes of a scan, uint8 (N, depth, size, size), N ≥ 1; the tail is dropped (Sec. 2.2).
-
-    Raises InputError if a slice cannot be read, or the scan is shorter than a volume.
-    """
-    scan.require_slices()
-    count = len(scan.slices) // depth
-    if count == 0:
-        slices = counted(len(scan.slices), "slice")
-        raise InputError(f"{scan.folder}: {slices}, but the model takes volumes of {depth}. Give the whole scan, or another model.")
-    return read_scan(scan, size, workers, window)[: count * depth].reshape(count, depth, size, size)
 
 
 def pages_scan(scan: Scan, path: Path) -> Scan:
@@ -259,15 +220,9 @@ def _pages(path: Path, image: Image.Image) -> Iterator[Image.Image]:
         yield image
 
 
-def _counts(path: Path, image: Image.Image) -> np.ndarray | None:
-    """How often each value occurs, but for what all four corners show: padding says nothing about the scale."""
-    if image.mode not in _WIDE_MODES:
-        return None
-    values = _values(path, image)
-    counts = np.bincount(values.ravel(), minlength=WIDE)
-    if corners_agree(values):
-        counts[values[0, 0]] = 0
-    return counts
+def _wide(path: Path, image: Image.Image) -> Values | None:
+    """The values of a picture of more than 8 bits per value; None for others."""
+    return values_of(_values(path, image)) if image.mode in _WIDE_MODES else None
 
 
 def _opened(path: Path, pages: bool = False) -> Image.Image:
@@ -275,13 +230,18 @@ def _opened(path: Path, pages: bool = False) -> Image.Image:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty. Copy it again or remove the scan.")
         image = Image.open(path)
-        if image.format == "TIFF" and _orientation(image) in SIDEWAYS:
-            # Pillow 12 and 13 scramble such a file if they map it into memory.
-            image = Image.open(BytesIO(path.read_bytes()))
-        _require_usable(path, image)
-        count = getattr(image, "n_frames", 1)
-        if count > (MOST_PAGES if pages else 1):
-            raise InputError(f"{path}: {count} pictures in one file among others. Export one file per slice, or one file per scan.")
+        try:
+            if image.format == "TIFF" and _orientation(image) in SIDEWAYS:
+                image.close()
+                # Pillow 12 and 13 scramble such a file if they map it into memory.
+                image = Image.open(BytesIO(path.read_bytes()))
+            _require_usable(path, image)
+            count = getattr(image, "n_frames", 1)
+            if count > (MOST_PAGES if pages else 1):
+                raise InputError(f"{path}: {count} pictures in one file among others. Export one file per slice, or one file per scan.")
+        except BaseException:
+            image.close()
+            raise
         return image
 
 

@@ -150,8 +150,12 @@ def usual(places: np.ndarray) -> float:
 
 def repeated(places: np.ndarray) -> int:
     """How many slices lie at the place of another."""
-    least = max(SAME_POSITION * usual(places), 0.01)
-    return int((np.diff(np.sort(places)) < min(least, 1.0)).sum())
+    return int((np.diff(np.sort(places)) < one_place(places)).sum())
+
+
+def one_place(places: np.ndarray) -> float:
+    """The distance in mm below which two slices lie at one place."""
+    return min(max(SAME_POSITION * usual(places), 0.01), 1.0)
 
 
 def fault(places: np.ndarray) -> str:

@@ -19,6 +19,9 @@ from ctcovid.scans.dicom import NOT_DICOM, DamagedError, Header, read_header
 from ctcovid.scans.findings import KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.quality import can_lose
 
+# More slices in one file are damage of its header.
+MOST_FRAMES = 4096
+
 
 @dataclass(frozen=True)
 class Unread:
@@ -86,7 +89,7 @@ def of_series(
 
 def count_slices(missing: Sequence[Unread]) -> int:
     """Slices that files would hold, one in each of which nothing can be read."""
-    return sum(len(one.header.details) if one.header else 1 for one in missing)
+    return sum(one.header.frames if one.header and 1 <= one.header.frames <= MOST_FRAMES else 1 for one in missing)
 
 
 def usable_without(missing: Sequence[Unread], files: Sequence[Path], positions: np.ndarray, spacing: float) -> bool:
@@ -122,10 +125,7 @@ def slice_findings(missing: Sequence[Unread], slices: int) -> list[Finding]:
     by_code: dict[str, list[Unread]] = {}
     for one in missing:
         by_code.setdefault(MISSING if one.code == MISSING else "unreadable-slice", []).append(one)
-    return [
-        Finding(code, WARNING, f"{len(some):,} of its {slices + len(missing):,} slices cannot be read: {reasons(some)}", SLICE_DROPPED)
-        for code, some in by_code.items()
-    ]
+    return [Finding(code, WARNING, _told(some, slices + count_slices(missing)), SLICE_DROPPED) for code, some in by_code.items()]
 
 
 def file_findings(others: Sequence[Unread]) -> list[Finding]:
@@ -137,12 +137,17 @@ def file_findings(others: Sequence[Unread]) -> list[Finding]:
 
 
 def missing_slices(missing: Sequence[Unread], slices: int) -> str:
-    """How many slices of a series are missing, and why."""
+    """How many slices of a series are missing, and why; `slices` are there."""
+    return _told(missing, slices + count_slices(missing))
+
+
+def _told(missing: Sequence[Unread], total: int) -> str:
     lost = count_slices(missing)
-    return f"{lost:,} of its {slices + lost:,} slices cannot be read: {reasons(missing)}"
+    files = "" if lost == len(missing) else f" in {counted(len(missing), 'file')}"
+    return f"{lost:,} of its {total:,} slices{files} cannot be read: {reasons(missing)}"
 
 
 def reasons(unread: Sequence[Unread]) -> str:
-    """Reasons by frequency, as ``2 cut short, 1 empty``."""
+    """Reasons by the number of files, as ``2 cut short, 1 empty``."""
     counts = Counter(sorted(one.reason for one in unread))
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())

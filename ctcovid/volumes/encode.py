@@ -14,8 +14,8 @@ from ctcovid.base.faults import MachineFaultError
 from ctcovid.scans.absent import EMPTY, MACHINE_FAULT, MISSING, READ_AGAIN, fault_of, why_absent
 from ctcovid.scans.kind import in_colour
 from ctcovid.scans.quality import Unusable
-from ctcovid.scans.read import ScanFormat, read_header, read_slices, scale_of, scan_format, square
-from ctcovid.scans.scale import GREY, NOT_HOUNSFIELD, Scale
+from ctcovid.scans.read import ScanFormat, picture_header, read_slices, scan_format, square
+from ctcovid.scans.scale import GREY, NOT_HOUNSFIELD, Scale, Values, scan_scale
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.slice_summary import SliceSummary, summarise
 from ctcovid.scans.window import Window
@@ -125,18 +125,18 @@ def probe_scan(scan: Scan) -> Probed:
     sizes: list[tuple[int, int]] = []
     faults: list[str] = []
 
-    def counts() -> Iterator[np.ndarray | None]:
+    def values() -> Iterator[Values | None]:
         for path in scan.slices:
             try:
-                header = read_header(path)
+                header = picture_header(path)
                 sizes.append((header.height, header.width))
-                yield header.counts
+                yield header.values
             except (InputError, OSError, MemoryError) as error:
                 if fault := fault_of(path, error):
                     faults.append(fault.told(path))
                     return
 
-    scale = scale_of(counts())
+    scale = scan_scale(values())
     if faults or not sizes:
         return Probed(unknown, False, "".join(faults))
     height, width = max(dict.fromkeys(sizes), key=sizes.count)

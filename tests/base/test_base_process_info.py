@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import pytest
 
 from ctcovid.base.errors import UsageError
-from ctcovid.base.process_info import ProcessInfo, first_host, process_info
+from ctcovid.base.process_info import ProcessInfo, first_host, process_info, working_alone
 
 STEP = {
     "SLURM_JOB_ID": "123456",
@@ -77,3 +80,33 @@ def test_torchrun_goes_before_slurm() -> None:
 def test_contradictions_are_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(UsageError):
         process_info({**STEP, **wrong})
+
+
+IN_STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_TASKS_PER_NODE": "2"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "interactive", "SLURM_TASKS_PER_NODE": "2"},
+        IN_STEP | {"SLURM_STEP_ID": "4294967290"},
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_GTIDS": "0", "ENVIRONMENT": "BATCH"},
+        IN_STEP | {"SLURM_PTY_PORT": "35177", "SLURM_TASK_PID": "1"},
+    ],
+    ids=["salloc", "step of salloc", "batch", "srun --pty bash"],
+)
+def test_a_shell_of_a_job_with_several_tasks_waits_for_no_others_and_says_so(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert process_info(environment) == ProcessInfo()
+    (said,) = working_alone("train", environment)
+    assert "2 tasks" in said and "with srun" in said
+    assert working_alone("prepare", environment) == []
+
+
+@pytest.mark.parametrize("task", [{}, {"SLURM_PTY_PORT": "1", "SLURM_TASK_PID": str(os.getpid())}])
+def test_a_task_of_srun_is_one_of_several_with_a_terminal_too(task: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert process_info(IN_STEP | task).size == 2
+    assert working_alone("train", IN_STEP | task) == []

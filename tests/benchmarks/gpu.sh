@@ -5,7 +5,7 @@
 #     tests/benchmarks/gpu.sh [FOLDER] [--device cpu --small]
 #
 # FOLDER (gpu-results by default) holds table.md, and the log and figures of every part; one that fails or takes too long costs no other part.
-# `--device cpu --small` runs all of it on a CPU at a small size. PYTHON names the interpreter, python3 by default.
+# `--device cpu --small` runs all of it on a CPU at a small size. PYTHON names the interpreter, python3 by default; TOTAL the seconds of all parts.
 set -uo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
@@ -29,16 +29,18 @@ export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$out/triton}"
 cd "$root" || exit 1
 device=cuda
 small=0
+total="${TOTAL:-450}"
 for word in "${how[@]}"; do
     [ "$word" = cpu ] && device=cpu
     [ "$word" = --small ] && small=1
 done
 
-# part NAME SECONDS COMMAND…: run it with a time limit, its output in NAME.log.
+# part NAME SECONDS COMMAND…: run it with a time limit, its output in NAME.log. Interrupted, a command still says what it has.
 part() {
-    local name="$1" limit="$2" start=$SECONDS code=0
+    local name="$1" limit="$2" start=$SECONDS code=0 left=$((total - SECONDS))
     shift 2
-    timeout --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1 || code=$?
+    [ "$limit" -le "$left" ] || limit=$((left > 1 ? left : 1))
+    timeout --signal=INT --kill-after=10 "$limit" "$@" > "$out/$name.log" 2>&1 || code=$?
     [ "$code" = 124 ] && code="stopped after $limit s"
     echo "$name: $((SECONDS - start)) s, exit $code" | tee -a "$out/status.txt"
     [ "$code" = 0 ] || tail -n 12 "$out/$name.log"
@@ -52,10 +54,10 @@ measure=("$python" tests/benchmarks/gpu.py)
 for arch in r3d18 r2plus1d18 r3d50; do
     part "networks-$arch" 60 "${measure[@]}" networks --arch "$arch" --out "$out" "${how[@]}"
 done
-part train 100 "${measure[@]}" train --arch r3d18 --out "$out" "${how[@]}"
+part train 120 "${measure[@]}" train --arch r3d18 --out "$out" "${how[@]}"
 part tests 150 "$python" -m pytest -m cuda --device "$device" -q -p no:cacheprovider "${few[@]}" "${tests[@]}"
 for arch in r3d18 r2plus1d18; do
-    part "profile-$arch" 20 "${measure[@]}" profile --arch "$arch" --out "$out" "${how[@]}"
+    part "profile-$arch" 25 "${measure[@]}" profile --arch "$arch" --out "$out" "${how[@]}"
 done
 "${measure[@]}" table --out "$out" "${how[@]}"
 echo "everything: $SECONDS s, in $out"

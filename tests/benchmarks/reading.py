@@ -27,7 +27,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from ctcovid.phantom.chest import ScanKey, slices_of_chest
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.read import read_scan, scan_format
+from ctcovid.scans.read import read_slices, scan_format, square
+from ctcovid.scans.scan import Scan
 from ctcovid.scans.window import LUNG
 from ctcovid.volumes.encode import BATCH, Job, encode_slices
 
@@ -109,12 +110,18 @@ def rate(work: Callable[[], object], slices: int, rounds: int) -> float:
     return slices / min(times)
 
 
+def whole(scan: Scan) -> np.ndarray:
+    """All slices of a scan, uint8 (S, SIZE, SIZE)."""
+    scale = scan_format(scan).scale
+    return np.stack([square(one.pixels, SIZE) for piece in scan.pieces(1) for one in read_slices(piece, scale)])
+
+
 def measure(folder: Path, decoder: Callable[[Path], object], rounds: int) -> tuple[float, float, float]:
     """Slices per second of the decoder alone, read, and packed."""
     (scan,) = find_scans([folder])
     scale, files = scan_format(scan).scale, dict.fromkeys(scan.slices)
     decoded = rate(lambda: [decoder(path) for path in files], len(scan.slices), rounds)
-    read = rate(lambda: read_scan(scan, SIZE), len(scan.slices), rounds)
+    read = rate(lambda: whole(scan), len(scan.slices), rounds)
     packed = rate(lambda: [encode_slices(Job(part, scale, SIZE, LUNG)) for part in scan.pieces(BATCH)], len(scan.slices), rounds)
     return decoded, read, packed
 
@@ -130,7 +137,7 @@ def asked(description: str | None, scans: int = 0) -> tuple[argparse.Namespace, 
     parser.add_argument("--format", action="append", choices=list(FORMATS), help="only this one; may be given several times")
     options = parser.parse_args()
     if options.pictures:
-        return options, read_scan(find_scans([options.pictures])[0], SIZE)[: options.slices]
+        return options, whole(find_scans([options.pictures])[0])[: options.slices]
     return options, np.stack([drawn.pixels for drawn in slices_of_chest("NCP", options.slices, SIZE, ScanKey(SEED, 0))])
 
 

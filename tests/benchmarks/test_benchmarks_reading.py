@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reading
+from whole import read_scan
 
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.read import read_scan
 
 
 @pytest.mark.parametrize("name", reading.FORMATS)

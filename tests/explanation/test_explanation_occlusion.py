@@ -71,9 +71,9 @@ def test_log_odds_are_those_of_the_softmax() -> None:
 def test_the_cover_is_the_grey_of_lungs_and_neither_air_nor_tissue(sample_data: object) -> None:
     from pathlib import Path
 
-    from ctcovid.scans.read import read_slice
+    from ctcovid.scans.read import read_picture
 
-    pixels = read_slice(Path(str(sample_data)) / "ccccii" / "NCP" / "16" / "1164" / "0060.png")
+    pixels = read_picture(Path(str(sample_data)) / "ccccii" / "NCP" / "16" / "1164" / "0060.png").pixels
     grey = lung_grey(pixels[None])
     assert 8 <= grey < 128
     assert np.mean(np.abs(pixels.astype(int) - grey) < 15) > 0.05

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -224,3 +227,43 @@ def test_there_are_no_graphs_on_a_cpu_nor_where_torchs_own_operations_are_asked_
     assert graphs.recorder(CPU) is None
     monkeypatch.setattr(graphs, "plain_torch", lambda: True)
     assert graphs.recorder(torch.device("cuda")) is None
+
+
+def test_graphs_of_a_gpu_share_stream_and_memory_and_a_capture_that_fails_gives_the_stream_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With functions in place of torch's that note what they are called with."""
+    called: list[Any] = []
+
+    class Graph:
+        def pool(self) -> str:
+            return f"the memory of graph {called.index(self)}"
+
+        def replay(self) -> None:
+            called.append("replay")
+
+    def graph() -> Graph:
+        called.append(Graph())
+        return called[-1]
+
+    @contextlib.contextmanager
+    def capturing(one: Graph, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        called.append((pool, stream, capture_error_mode))
+        assert not gc.isenabled()
+        yield
+
+    fakes = {"Stream": lambda device: "its own stream", "current_stream": lambda device: "the usual stream", "CUDAGraph": graph}
+    fakes |= {"graph": capturing, "device": lambda device: contextlib.nullcontext(), "set_stream": called.append}  # type: ignore[dict-item]
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(graphs.CudaRecorder, "_shared", {})
+    first, second = (graphs.CudaRecorder(torch.device("cuda")) for _ in range(2))
+    replay, outputs = first.record(lambda: (torch.ones(1),))
+    replay()
+    assert called[1:] == [(None, "its own stream", "thread_local"), "the usual stream", "replay"] and outputs[0] is not None
+    with pytest.raises(RuntimeError, match="capturing"):
+        second.record(refuse)
+    assert called[-2:] == [("the memory of graph 0", "its own stream", "thread_local"), "the usual stream"]
+    assert gc.isenabled() and not graphs._one_at_a_time.locked()
+
+
+def refuse() -> Outputs:
+    raise RuntimeError("operation not permitted when stream is capturing")

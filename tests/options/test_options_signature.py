@@ -18,7 +18,7 @@ from ctcovid.options.settings import sources
 from ctcovid.options.signature import declared, options_table, typer_function
 
 # Names whose help differs by command, for the same meaning; what is written, or how thick and large volumes are, depends on the command.
-SAID_DIFFERENTLY = {"data", "depth", "size", "output", "model", "positive", "resume"}
+SAID_DIFFERENTLY = {"data", "depth", "epochs", "size", "output", "model", "positive", "resume"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def test_the_command_line_has_exactly_what_is_declared(name: str) -> None:
 
 def test_every_field_of_options_is_declared_as_an_argument_or_option() -> None:
     for command in COMMANDS.values():
-        assert {field.name for field in fields(command.options)} - {one.name for one in declared(command.options)} == {"sources"}
+        assert {field.name for field in fields(command.options)} - {one.name for one in declared(command.options)} == {"sources", "config"}
 
 
 def test_one_option_name_has_one_meaning_in_all_commands() -> None:

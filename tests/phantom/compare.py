@@ -17,7 +17,7 @@ from scipy.ndimage import binary_fill_holes, label, median_filter
 from ctcovid.phantom.chest import ScanKey, chest
 from ctcovid.scans.classes import CLASS_ORDER
 from ctcovid.scans.discover import find_dataset
-from ctcovid.scans.read import read_scan
+from ctcovid.scans.read import read_slices, square
 
 BANDS = ((0, 50), (50, 70), (70, 130), (130, 200), (200, 225), (225, 250), (250, 256))
 POSITIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--phantoms", type=int, default=8)
     options = parser.parse_args()
     scans, _ = find_dataset(options.folder)
-    real = [figures(read_scan(scan, 512)) for scan in scans]
+    real = [figures(np.stack([square(one.pixels, 512) for one in read_slices(scan)])) for scan in scans]
     counts = [len(scan.slices) for scan in scans]
     made = [figures(chest(CLASS_ORDER[i % 3], counts[i % len(counts)], 512, ScanKey(7, i, i))[0]) for i in range(options.phantoms)]
     print(f"{'':36}  real scans ({len(real)})    phantoms ({len(made)})")

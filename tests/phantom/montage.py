@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from ctcovid.phantom.chest import ScanKey, chest
 from ctcovid.scans.classes import CLASS_ORDER
 from ctcovid.scans.discover import find_dataset
-from ctcovid.scans.read import read_slice, square
+from ctcovid.scans.read import read_picture, square
 
 SIDE, TITLE = 384, 28
 
@@ -42,7 +42,7 @@ def main() -> None:
     real, made = [], []
     for number, level in enumerate(levels):
         slices = scans[number % len(scans)].slices
-        real.append(read_slice(slices[int(level * len(slices))]))
+        real.append(read_picture(slices[int(level * len(slices))]).pixels)
         # As thin as most real ones here; one slice of many is drawn.
         volume, _ = chest(CLASS_ORDER[number % 3], 40, 512, ScanKey(options.seed, number, number))
         made.append(volume[int(level * 40)])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from whole import read_scan
 
 from ctcovid.phantom.chest import ScanKey, chest
 from ctcovid.phantom.dataset import DEFECTS, LESIONS, SCANS, Parameters, plan, write_dataset
@@ -17,7 +18,7 @@ from ctcovid.phantom.distributions import EXTENSIONS
 from ctcovid.scans.classes import class_order
 from ctcovid.scans.discover import TRUTH, find_dataset
 from ctcovid.scans.kind import is_masked
-from ctcovid.scans.read import UNDECODABLE, read_scan
+from ctcovid.scans.read import UNDECODABLE
 
 CLASSES = ("NCP", "CP", "Normal")
 KINDS = ("repeated", "shuffled", "reversed", "masked", "corrupt", "odd_size")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.quality import Unusable, Verdict, check
-from ctcovid.scans.read import read_slice, square
+from ctcovid.scans.read import read_picture, square
 from ctcovid.scans.slice_summary import summarise
 
 SCANS = (
@@ -32,7 +32,7 @@ SCANS = (
 
 def scans(folder: Path) -> dict[str, np.ndarray]:
     """The real scans, uint8 (S, 512, 512), head to feet."""
-    return {name: np.stack([read_slice(path) for path in find_scans([folder / name])[0].slices]) for name in SCANS}
+    return {name: np.stack([read_picture(path).pixels for path in find_scans([folder / name])[0].slices]) for name in SCANS}
 
 
 def variant(volume: np.ndarray, generator: np.random.Generator, fewest: int = 12) -> np.ndarray:

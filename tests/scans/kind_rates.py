@@ -21,6 +21,8 @@ from ctcovid.scans.window import LUNG, Window
 
 # Scans with Hounsfield units, and windows in which they are no lung window's pictures.
 HOUNSFIELD = ("dicom/jpeg-lossless-series", "dicom/two-series-study", "nifti/chest-cap001-128.nii.gz")
+# Edges at which a chest may be cut: left, right, below, above.
+CUTS = ("l", "r", "lr", "lb", "t", "rt")
 OTHER_WINDOWS = (Window(40, 400), Window(50, 350), Window(300, 1500), Window(400, 2000), Window(0, 2000))
 
 
@@ -45,6 +47,20 @@ def resliced(volume: np.ndarray, ratio: float, axis: int, generator: np.random.G
     places = np.linspace(0, len(stack) - 1, int(generator.integers(12, min(len(stack), 80)))).round().astype(int)
     pictures = [np.asarray(Image.fromarray(stack[place]).resize((size, height), Image.Resampling.BILINEAR)) for place in places]
     return np.stack(pictures)[:: int(generator.choice([1, -1]))]
+
+
+def cut_at(volume: np.ndarray, sides: str, share: float) -> np.ndarray:
+    """Cut into the lungs, by a share of their width or height, at the left, right, lower or upper edge."""
+    small = np.stack([summarise(pixels).thumbnail for pixels in volume])
+    lungs = np.stack([ndimage.binary_fill_holes(one >= 150) & (one < 150) for one in small]).any(0)
+    labels, count = ndimage.label(lungs)
+    lungs = np.isin(labels, 1 + np.argsort(np.bincount(labels.ravel(), minlength=count + 1)[1:])[-2:])
+    scale = volume.shape[1] / len(lungs)
+    rows, columns = (np.flatnonzero(lungs.any(axis)) * scale for axis in (1, 0))
+    down, across = (share * (ends[-1] - ends[0] + scale) for ends in (rows, columns))
+    top, bottom = int(rows[0] + down) if "t" in sides else 0, int(rows[-1] + scale - down) if "b" in sides else None
+    left, right = int(columns[0] + across) if "l" in sides else 0, int(columns[-1] + scale - across) if "r" in sides else None
+    return volume[:, top:bottom, left:right]
 
 
 def cut_to_lungs(volume: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -109,6 +125,9 @@ def measured_kinds(volumes: dict[str, np.ndarray], folder: Path, seeds: int) -> 
         for number, volume in enumerate(complete):
             generator = np.random.default_rng([seed, number])
             add("cut to the lungs", verdict(cut_to_lungs(variant(volume, generator), generator)), "cut-off", ("feet-first-doubtful",))
+            for sides in CUTS:
+                part = cut_at(variant(volume, generator), sides, generator.uniform(0.05, 0.2))
+                add("cut into the lungs", verdict(part), "cut-off", ("feet-first-doubtful", "order-doubtful"))
             tints = ([1, 0.89, 0.69], [0.8, 0.9, 1.1], [1.35, 1.2, 0.94])
             grey = is_grey(variant(volume, generator)[0], np.array(tints[seed % 3]))
             table.setdefault("sepia and other tints", []).append((grey, grey))
@@ -121,6 +140,7 @@ def measured_kinds(volumes: dict[str, np.ndarray], folder: Path, seeds: int) -> 
                 generator = np.random.default_rng([seed, number, scan])
                 name, code = ("lung window", "") if window == LUNG else ("other windows", "unknown-window")
                 add(name, verdict(variant(volume, generator)), code)
+                add("negatives", verdict(255 - variant(volume, generator)), "not-hounsfield", dropped=True)
                 for axis, view in ((1, "coronal"), (2, "sagittal")):
                     add(view, verdict(resliced(volume, ratio, axis, generator)), "not-axial", ("segmented", *repeats), dropped=True)
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -267,7 +268,7 @@ def test_no_sign_in_a_path_parts_a_line_of_a_list(tmp_path: Path) -> None:
     for name in ("a\u2028b", "c\x85d"):
         touch(tmp_path / name, "0.png")
     (tmp_path / "one.csv").write_bytes("path\r\na\u2028b\r\nc\x85d\r\n".encode())
-    assert [scan.id for scan in find_scans([tmp_path / "one.csv"])] == ["a\u2028b", "c\x85d"]
+    assert [scan.id for scan in find_scans([tmp_path / "one.csv"])] == [r"a\u2028b", r"c\x85d"]
 
 
 def test_a_patients_folder_and_file_of_one_name_are_two_scans(make_scan: Callable[..., Path], tmp_path: Path) -> None:
@@ -363,3 +364,13 @@ def test_links_that_lead_in_a_circle_are_followed_once(make_scan: Callable[..., 
     (tmp_path / "NCP" / "1" / "self").symlink_to("self")
     assert [scan.id for scan in find_scans([tmp_path]) if scan.slices] == ["NCP/1/1"]
     assert "NCP/1/1" in [scan.source for scan in find_dataset(tmp_path)[0]]
+
+
+def test_names_that_are_not_utf_8_or_control_a_terminal_are_escaped_in_a_data_set(make_scan: Callable[..., Path], tmp_path: Path) -> None:
+    try:
+        make_scan(tmp_path / "NCP" / os.fsdecode(b"caf\xe9") / "\x1b[31m")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    (scan,), _ = find_dataset(tmp_path)
+    assert (scan.patient, scan.id, scan.source) == (r"caf\xe9", r"\x1b[31m", r"NCP/caf\xe9/\x1b[31m")
+    assert len(scan.slices) == 8 and scan.folder.is_dir()

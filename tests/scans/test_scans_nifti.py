@@ -13,10 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from whole import read_scan
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.read import read_scan
 from ctcovid.scans.scan import Scan
 from ctcovid.scans.volume_header import MOST_DEFLATED
 
@@ -312,6 +312,15 @@ def test_what_packs_better_than_deflate_can_is_refused_from_the_header(chest: np
     (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(bytes(content)))
     assert MOST_DEFLATED * (tmp_path / "bomb.nii.gz").stat().st_size < 800 * 800 * 900 * 2
     assert only(tmp_path / "bomb.nii.gz").slices == () and "cut short" in refusal(tmp_path / "bomb.nii.gz")
+
+
+def test_dicom_that_begins_with_its_magic_bytes_is_found_under_any_name(
+    write_series: Callable[..., list[Path]], chest: np.ndarray, tmp_path: Path
+) -> None:
+    for number, path in enumerate(write_series(tmp_path / "scan", chest)):
+        (tmp_path / "scan" / f"IM{number:04d}").write_bytes(path.read_bytes()[128:])
+        path.unlink()
+    assert np.array_equal(read_scan(only(tmp_path / "scan"), 24), squared(chest))
 
 
 @pytest.mark.parametrize("encoding", ["implicit", "explicit", "big"])

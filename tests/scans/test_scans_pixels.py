@@ -10,11 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.sequence import Sequence as Items
+from whole import read_scan
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_scans
 from ctcovid.scans.pixels import dicom_frames
-from ctcovid.scans.read import read_scan
 from ctcovid.scans.window import LUNG
 
 Write = Callable[..., list[Path]]

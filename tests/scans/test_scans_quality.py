@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from defect_rates import DEFECTS, SCANS, compressed, scans, sound, variant, verdict
-from kind_rates import OTHER_WINDOWS, by_turns, cut_to_lungs, resliced, spaced, windowed
+from kind_rates import CUTS, OTHER_WINDOWS, by_turns, cut_at, cut_to_lungs, resliced, spaced, windowed
 
 from ctcovid.phantom.chest import ScanKey, slices_of_chest
 from ctcovid.scans.quality import Unusable, Verdict, check, without_repairs
@@ -206,6 +206,35 @@ def test_chest_cut_to_its_lungs_is_kept_and_flagged(scan: str, real: dict[str, n
         found = verdict(part)
         assert {"cut-off"} <= set(codes(found)) <= {"cut-off", "not-square", "feet-first-doubtful"}
         assert found.kept == tuple(range(len(part)))
+
+
+@pytest.mark.parametrize("sides", CUTS)
+@pytest.mark.parametrize("scan", SCANS[1:4])
+def test_chest_cut_at_one_edge_is_kept_and_flagged(scan: str, sides: str, real: dict[str, np.ndarray]) -> None:
+    part = cut_at(real[scan][:: len(real[scan]) // 20], sides, 0.2)
+    for ordered in (True, False):
+        found = verdict(part, ordered)
+        assert "cut-off" in codes(found) and found.kept == tuple(range(len(part)))
+
+
+@pytest.mark.parametrize("window", [LUNG, Window(-600, 1600), *OTHER_WINDOWS[::2]], ids=str)
+def test_negatives_are_refused(window: Window, sample_data: Path) -> None:
+    (volume, _), *_ = windowed(sample_data, window, HOUNSFIELD[1:]).values()
+    found = verdict(255 - volume)
+    assert codes(found) == ["not-hounsfield"] and "negative" in found.findings[0].message and not found.kept
+
+
+def test_positions_tell_whether_a_stack_is_axial(sample_data: Path) -> None:
+    (volume, ratio), *_ = windowed(sample_data, LUNG, HOUNSFIELD[1:]).values()
+    coronal = resliced(volume, ratio, 1, np.random.default_rng(0))
+    assert "not-axial" in codes(verdict(coronal)) and "not-axial" not in codes(verdict(coronal, ordered=True))
+
+
+def test_parts_of_sagittal_stacks_turned_or_not_are_refused(sample_data: Path) -> None:
+    (volume, ratio), *_ = windowed(sample_data, LUNG, HOUNSFIELD[1:]).values()
+    part = resliced(volume[:, :, 26:64], ratio, 2, np.random.default_rng(0))
+    for one in (part, part.transpose(0, 2, 1)):
+        assert "not-axial" in codes(verdict(one))
 
 
 @pytest.mark.parametrize("window", [LUNG, *OTHER_WINDOWS[:1]], ids=str)

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from whole import read_scan, read_slice
 
 from ctcovid.base.errors import InputError
-from ctcovid.scans.discover import find_scans
-from ctcovid.scans.read import ScanFormat, probe, read_scan, read_slice, read_volumes, square
+from ctcovid.scans.read import ScanFormat, probe, square
 from ctcovid.scans.scale import GREY, Scale
 from ctcovid.scans.scan import Scan
 
@@ -252,24 +252,6 @@ def test_whole_real_scan_is_read_in_order_at_a_smaller_size(sample_data: Path) -
     slices = sorted((sample_data / "ccccii/CP/1068/3107").iterdir())[80:90]
     expected = [np.asarray(Image.open(path).convert("L").resize((96, 96), Image.Resampling.BILINEAR)) for path in slices]
     assert np.array_equal(read_scan(pictures(*slices), 96), np.stack(expected))
-
-
-# --- volumes of one scan
-
-
-def test_volumes_do_not_overlap_and_the_tail_is_dropped(make_scan: Callable[..., Path], tmp_path: Path) -> None:
-    (scan,) = find_scans([make_scan(tmp_path / "scan", slices=11, size=32)])
-    whole = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "scan").iterdir())])
-    volumes = read_volumes(scan, depth=4, size=32)
-    assert volumes.shape == (2, 4, 32, 32)
-    assert np.array_equal(volumes[0], whole[:4]) and np.array_equal(volumes[1], whole[4:8])
-
-
-def test_scan_shorter_than_a_volume_is_refused(make_scan: Callable[..., Path], tmp_path: Path) -> None:
-    folder = make_scan(tmp_path / "scan", slices=3)
-    scan = Scan("scan", "", "", folder, tuple(sorted(folder.iterdir())), ".")
-    with pytest.raises(InputError, match=f"{folder}: 3 slices, but the model takes volumes of 4"):
-        read_volumes(scan, depth=4, size=32)
 
 
 # --- what cannot be read

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+from whole import read_scan, read_slice
 
-from ctcovid.scans.decoded import from_hounsfield, undeclared_padding
+from ctcovid.scans.decoded import Decoded, from_hounsfield
 from ctcovid.scans.discover import find_scans
+from ctcovid.scans.padding import at_edge, corner_values, padding_of
 from ctcovid.scans.pixels import dicom_frames
-from ctcovid.scans.quality import check
-from ctcovid.scans.read import probe, read_scan, read_slice, read_slices
+from ctcovid.scans.quality import Verdict, check
+from ctcovid.scans.read import probe, read_picture, read_slices
 from ctcovid.scans.scale import GREY, WIDE, Scale, hounsfield_counts, hounsfield_problem, other_scales, picture_scale
 from ctcovid.scans.slice_summary import summarise
 from ctcovid.scans.window import LUNG, Window
@@ -142,29 +144,92 @@ def test_values_that_are_not_hounsfield_units_are_told_by_their_distribution(kin
     assert hounsfield_problem(np.sum([hounsfield_counts(one) for one in hounsfield[slices]], axis=0)) == ""
 
 
-@pytest.mark.parametrize("outside", [-1000, -1024, -2000, -3024, 0])
-def test_lungs_alone_in_hounsfield_units_pass(outside: int, sample_data: Path, hounsfield: np.ndarray) -> None:
-    # With the vessels in them.
-    inside = [ndimage.binary_closing((one > -950) & (one < -400), iterations=6) for one in hounsfield]
-    lungs = np.full_like(hounsfield, outside)
-    lungs[:, 40:-40, 40:-40] = np.where(inside, hounsfield, outside)[:, 40:-40, 40:-40]
-    slices = [from_hounsfield(one, LUNG) for one in lungs]
-    assert hounsfield_problem(np.sum([one.hounsfield for one in slices], axis=0)) == ""
+def decoded(values: np.ndarray) -> list[Decoded]:
+    """The slices of a scan, with the padding that all of them show."""
+    padding = padding_of([corner_values(one) for one in values])
+    return [from_hounsfield(one, LUNG, padding) for one in values]
+
+
+def verdict(slices: list[Decoded]) -> Verdict:
+    return check([f"{number}" for number in range(len(slices))], [summarise(one.pixels, one) for one in slices], ordered=True)
+
+
+@pytest.mark.parametrize("vessels", [True, False])
+@pytest.mark.parametrize("outside", [-1000, -1024, -2000, -3024, -32768, 0])
+def test_lungs_alone_in_hounsfield_units_are_segmented(outside: int, vessels: bool, hounsfield: np.ndarray) -> None:
+    slices = decoded(lungs_alone(hounsfield[1:9], outside, vessels))
+    found = verdict(slices)
+    assert found.kind == "segmented" and found.kept == tuple(range(8))
+    assert "segmented" in {finding.code for finding in found.findings} <= {"segmented", "padding", "repeated-slices"}
     assert all(one.pixels[0, 0] <= LUNG.grey(np.array(-1000)) for one in slices)
+
+
+@pytest.mark.parametrize("outside", [-1000, -2000])
+def test_lungs_alone_in_pictures_of_deeplesion_are_segmented(outside: int, hounsfield: np.ndarray, tmp_path: Path) -> None:
+    lungs = lungs_alone(hounsfield[2:8], outside, False)
+    for number, values in enumerate(lungs):
+        Image.fromarray((values + 32768).astype(np.uint16)).save(tmp_path / f"{number}.png")
+    scale = probe(sorted(tmp_path.iterdir())).scale
+    slices = [read_picture(path, scale) for path in sorted(tmp_path.iterdir())]
+    assert np.array_equal([one.pixels for one in slices], LUNG.grey(lungs))
+    assert verdict(slices).kind == "segmented" and len(verdict(slices).kept) == 6
+
+
+def test_negative_in_a_volume_of_grey_is_refused(hounsfield: np.ndarray) -> None:
+    slices = [Decoded(255 - LUNG.grey(one)) for one in hounsfield]
+    assert "negative" in verdict(slices).findings[0].message and not verdict(slices).kept
+
+
+def lungs_alone(hounsfield: np.ndarray, outside: int, vessels: bool) -> np.ndarray:
+    """Lungs, with or without the vessels in them, on a background of one value."""
+    found = np.full_like(hounsfield, outside)
+    for of_slice, one in zip(found, hounsfield, strict=True):
+        lung = ndimage.binary_opening((one < -400) & ~at_edge(one < -500), iterations=2)
+        inside = ndimage.binary_closing(lung, iterations=6) if vessels else lung
+        of_slice[inside] = one[inside]
+    return found
 
 
 @pytest.mark.parametrize("outside", [0, 500, 3071, 62512])
 def test_bright_corners_of_one_value_become_black(outside: int, hounsfield: np.ndarray) -> None:
-    circle = CIRCLE
-    one = from_hounsfield(np.where(circle, outside, hounsfield[4]), LUNG)
-    assert one.padded and (one.pixels[circle] == 0).all()
-    assert np.array_equal(one.pixels[~circle], LUNG.grey(hounsfield[4])[~circle])
+    for one, values in zip(decoded(np.where(CIRCLE, outside, hounsfield[3:6])), hounsfield[3:6], strict=True):
+        assert one.padded and (one.pixels[CIRCLE] == 0).all()
+        assert np.array_equal(one.pixels[~CIRCLE], LUNG.grey(values)[~CIRCLE])
 
 
-def test_no_real_slice_has_undeclared_padding(hounsfield: np.ndarray) -> None:
-    assert all(undeclared_padding(one) is None for one in hounsfield)
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("outside", [-2000, -3024, -32768, 0, 3071])
+def test_interpolated_padding_leaves_a_sound_scan(outside: int, order: int, hounsfield: np.ndarray) -> None:
+    zoomed = [ndimage.zoom(np.where(CIRCLE, outside, one).astype(float), 0.8, order=order) for one in hounsfield[2:8]]
+    slices = decoded(np.array(zoomed))
+    assert not verdict(slices).findings or {finding.code for finding in verdict(slices).findings} == {"padding"}
+    y, x = np.mgrid[:410, :410] - 204.5
+    for one, values in zip(slices, hounsfield[2:8], strict=True):
+        assert not one.pixels[x**2 + y**2 > 209**2].any()
+        sound = LUNG.grey(ndimage.zoom(values.astype(float), 0.8, order=order))
+        inside = x**2 + y**2 < 198**2
+        assert np.abs(one.pixels.astype(int) - sound)[inside].max() <= 1
+
+
+def test_noisy_padding_is_black(hounsfield: np.ndarray) -> None:
+    noise = np.random.default_rng(0).normal(0, 4, hounsfield[3:6].shape)
+    for outside in (-2000, 3071):
+        slices = decoded(np.where(CIRCLE, outside + noise, hounsfield[3:6]))
+        assert not any(one.pixels[CIRCLE].any() for one in slices)
+        assert {finding.code for finding in verdict(slices).findings} <= {"padding"}
+
+
+def test_one_slice_without_padding_does_not_hide_that_of_the_others(hounsfield: np.ndarray) -> None:
+    values = np.where(CIRCLE, 1000, hounsfield)
+    # An arm reaches a corner.
+    values[4, :40, :40] = 40
+    assert not any(one.pixels[CIRCLE & (_y > 40)].any() for one in decoded(values))
+
+
+def test_no_real_scan_has_undeclared_padding(hounsfield: np.ndarray) -> None:
+    assert padding_of([corner_values(one) for one in hounsfield]) is None
     # Nor where slices are cut out of the body.
-    assert all(undeclared_padding(one[150:350, 100:400]) is None for one in hounsfield)
+    assert padding_of([corner_values(one[150:350, 100:400]) for one in hounsfield]) is None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

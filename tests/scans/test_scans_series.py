@@ -13,10 +13,10 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from whole import read_scan
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_dataset, find_scans
-from ctcovid.scans.read import read_scan
 from ctcovid.scans.scan import Scan
 
 WriteSeries = Callable[..., list[Path]]

@@ -12,10 +12,10 @@ import pytest
 import SimpleITK
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from whole import read_scan
 
 from ctcovid.base.errors import InputError
 from ctcovid.scans.discover import find_scans
-from ctcovid.scans.read import read_scan
 from ctcovid.scans.scan import Scan
 
 Write = Callable[..., list[Path]]
@@ -371,7 +371,7 @@ def test_damaged_file_of_a_concatenation_counts_with_all_its_slices(inhaled: np.
     enhanced(tmp_path / "1.dcm", inhaled, range(8))
     enhanced(tmp_path / "2.dcm", inhaled, range(8, 12))
     (tmp_path / "2.dcm").write_bytes((tmp_path / "2.dcm").read_bytes()[:-100])
-    assert said(only(tmp_path), "unreadable-slice") == "4 of its 12 slices cannot be read: 1 cut short"
+    assert said(only(tmp_path), "unreadable-slice") == "4 of its 12 slices in 1 file cannot be read: 1 cut short"
 
 
 @pytest.mark.parametrize(
