@@ -33,13 +33,14 @@ class _LastRequest:
 
     def forget(self) -> None:
         self.since = -math.inf
+        self.number: int | None = None
 
     def repeated_by(self, number: int) -> bool:
         """Whether a signal repeats the last request; otherwise it is a new one."""
         now = time.monotonic()
         if number != signal.SIGINT and now - self.since < REPEATS:
             return True
-        self.since = now
+        self.since, self.number = now, number
         return False
 
 
@@ -112,6 +113,17 @@ def raise_when_stopped() -> None:
     if sys.unraisablehook is not _send_again:
         _send_again.usual = sys.unraisablehook
         sys.unraisablehook = _send_again
+
+
+@contextlib.contextmanager
+def no_signal_lost() -> Iterator[None]:
+    """For a command that is a step of another one: if it notes a signal and ends before it acts on it, the block ends with StoppedError."""
+    _last_request.forget()
+    yield
+    if _last_request.number is not None:
+        request = StopRequest()
+        request.received = signal.Signals(_last_request.number)
+        raise request.error("What is done is kept. Run the same command again.")
 
 
 def _ignore_repeats() -> None:

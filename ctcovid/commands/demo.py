@@ -22,6 +22,7 @@ from ctcovid.base.errors import StoppedError, UsageError
 from ctcovid.base.files import RUN_CARD, claim_folder
 from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
+from ctcovid.base.signals import no_signal_lost
 from ctcovid.commands import evaluate, explain, predict, prepare, train
 from ctcovid.commands.demo_presets import AUTO, PRESETS, Machine, Preset, choose
 from ctcovid.evaluation.levels import scan_probabilities
@@ -154,7 +155,8 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     common: dict[str, Any] = {"seed": options.seed, "overwrite": options.overwrite}
     machine: dict[str, Any] = {"device": options.device}
     _show(console, "prepare", data, "--depth", DEPTH, "--size", size, "--output", volumes)
-    prepared = prepare.run(prepare.Options(data, DEPTH, size, volumes, workers=options.workers, **common), inner)
+    with no_signal_lost():
+        prepared = prepare.run(prepare.Options(data, DEPTH, size, volumes, workers=options.workers, **common), inner)
     console.say(prepared.table.text())
     words: list[Any] = []
     recipe = preset.recipe()
@@ -162,7 +164,8 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
         words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [value])
     _show(console, "train", "--arch", ARCH, "--data", volumes, "--runs", runs, *words)
     training = train.Options(data=volumes, arch=ARCH, runs=runs, workers=options.workers, **recipe, **machine, **common)
-    trained = train.run(training, inner)
+    with no_signal_lost():
+        trained = train.run(training, inner)
     _show(console, "evaluate", "--runs", runs)
     evaluated = evaluate.run(evaluate.Options(runs=runs, workers=options.workers, **machine, **common), inner)
     # Several processes, of which only the first has a result, are refused for a demo.

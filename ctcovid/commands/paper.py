@@ -17,6 +17,7 @@ from ctcovid.base.faults import told
 from ctcovid.base.files import RUN_CARD
 from ctcovid.base.locks import in_turn
 from ctcovid.base.runcard import RunCard
+from ctcovid.base.signals import no_signal_lost
 from ctcovid.experiments import done, listing
 from ctcovid.experiments.cells import in_vain
 from ctcovid.experiments.report import RESULTS, Report, make_report
@@ -78,7 +79,8 @@ def _work(study: Study, options: Options, console: Console) -> Work:
     def do(name: str, words: Sequence[object]) -> Any:
         console.say(f"$ ctcovid {name} {shlex.join(map(str, words))}")
         asked = parsed(name, words, options.config)
-        return importlib.import_module(f"ctcovid.commands.{name}").run(asked, inner)
+        with no_signal_lost():
+            return importlib.import_module(f"ctcovid.commands.{name}").run(asked, inner)
 
     given = {name: [f"--{name}", getattr(options, name)] for name in ("workers", "device", "precision") if name in options.given}
     return Work(study, do, console, given.get("workers", []), [*given.get("device", []), *given.get("precision", [])])

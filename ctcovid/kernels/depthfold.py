@@ -219,13 +219,13 @@ def _convolve(x: Tensor, kernel: Prepared) -> Tensor:
 
 
 def _convolve_on_gpu(x: Tensor, kernel: Prepared, relu: bool, residual: Tensor | None) -> Tensor:
-    (s, *plane), (p, *margins) = kernel.stride, kernel.padding
-    geometry = ((plane[0], plane[1]), (margins[0], margins[1]))
+    s, plane, p, margins = kernel.stride[0], kernel.stride[1:], kernel.padding[0], kernel.padding[1:]
+    geometry = (plane, margins)
     if kernel.way in ("points", "columns"):
-        x = x[:, :, :: s if kernel.way == "points" else 1, :: plane[0], :: plane[1]]
         geometry = ((1, 1), (0, 0)) if kernel.way == "points" else ((s, 1), (p, 0))
+        x = gpu_convolutions.thinned(x, (s if kernel.way == "points" else 1, *plane), memory_order(x)[0])
     elif kernel.way == "slices":
-        x = x[:, :, ::s]
+        x = gpu_convolutions.thinned(x, (s, 1, 1), BY_SLICES)
     order, back = memory_order(x) if kernel.way == "points" else (BY_SLICES, BY_SLICES_BACK)
     if kernel.way in ("folded", "band"):
         order, back = FOLDED, FOLDED_BACK

@@ -26,7 +26,7 @@ def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
     generator = torch.Generator().manual_seed(0)
 
     def random(*sizes: int) -> Tensor:
-        return torch.randn(sizes, generator=generator).to(device)
+        return torch.randn(sizes, generator=generator, dtype=torch.float32).to(device)
 
     x, g = (random(*SIZES) * 2 + 1).to(dtype), random(*SIZES).to(dtype)
     channels = [random(SIZES[-1]) for _ in range(5)]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from ctcovid.base import signals
-from ctcovid.base.signals import STOPPING, StopRequest, ignore_stopping
+from ctcovid.base.errors import StoppedError
+from ctcovid.base.signals import STOPPING, StopRequest, ignore_stopping, no_signal_lost
 
 
 @pytest.fixture
@@ -58,6 +59,16 @@ def test_ctrl_c_after_any_signal_acts_as_usual_at_once(first: signal.Signals, us
         signal.raise_signal(signal.SIGINT)
     assert usual == [signal.SIGINT]
     assert stop.received is first
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_step_that_ends_before_it_acts_on_a_signal_is_the_last(number: signal.Signals, usual: list[int]) -> None:
+    with pytest.raises(StoppedError) as stopped, no_signal_lost(), StopRequest():
+        signal.raise_signal(number)
+    assert stopped.value.exit_code == (130 if number == signal.SIGINT else 75)
+    assert str(stopped.value).startswith("Stopped by ")
+    with no_signal_lost(), StopRequest() as stop:
+        assert stop.received is None
 
 
 @pytest.mark.parametrize("number", STOPPING)

@@ -29,7 +29,7 @@ export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$out/triton}"
 cd "$root" || exit 1
 device=cuda
 small=0
-total="${TOTAL:-465}"
+total="${TOTAL:-450}"
 for word in "${how[@]}"; do
     [ "$word" = cpu ] && device=cpu
     [ "$word" = --small ] && small=1

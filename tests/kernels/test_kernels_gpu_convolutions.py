@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import gpu_stand_in
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctcovid.kernels import gpu_convolutions, passes
+from ctcovid.kernels import choice, gpu_convolutions, passes
 from ctcovid.kernels.depthfold import BY_SLICES, FOLDED, Conv3d, convolve, prepare
 from ctcovid.models import resnet3d
 from ctcovid.models.resnet3d import ResNet3D
@@ -88,6 +89,23 @@ def test_in_use_bias_residual_and_relu_belong_to_the_convolution(name: str, adde
     torch.testing.assert_close(found.double(), expected.relu() if relu else expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.1, None])
+def test_a_librarys_fused_convolution_is_used_only_where_it_does_what_its_steps_do(
+    factor: float | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def library(*operands: Any) -> Tensor:
+        if factor is None:
+            raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED")
+        return gpu_convolutions._steps(*operands, relu=True) * factor
+
+    monkeypatch.setattr(gpu_convolutions, "_checked", {})
+    monkeypatch.setattr(gpu_convolutions, "_library", library)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(choice, "_said", set())
+    assert [gpu_convolutions._agrees(torch.zeros(1, dtype=torch.bfloat16)) for _ in range(2)] == [factor == 1.0] * 2
+    assert capsys.readouterr().err.count("cuDNN has no sound convolution with bias, sum and ReLU in one") == (factor != 1.0)
+
+
 def test_the_gradient_of_a_product_is_summed_in_parts_that_hold_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_convolutions, "PART", 8)
     rows, weight = random(6, 8, 4).requires_grad_(), random(3, 4, seed=1).requires_grad_()
@@ -141,11 +159,14 @@ def test_the_network_agrees_with_a_plain_one_in_use_and_in_training(pair: tuple[
         torch.testing.assert_close(number.double(), buffers[name].double(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_factorised_network_copies_no_activation_into_another_memory_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each convolution finds its input in the order in which it works, as the pass before it wrote it so."""
-    monkeypatch.setattr(resnet3d, "WIDTHS", (16, 16, 32, 32))
+@pytest.mark.parametrize(("block", "factorised"), [("basic", True), ("basic", False), ("bottleneck", False)])
+def test_no_activation_and_no_gradient_is_copied_into_another_memory_order(
+    block: str, factorised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each convolution and each pass finds its input in an order in which it works, as what is before it wrote it so."""
+    monkeypatch.setattr(resnet3d, "WIDTHS", (32, 32, 32, 32))
     torch.manual_seed(0)
-    network = ResNet3D("basic", (2, 1, 1, 1), True, 3).train()
+    network = ResNet3D(block, (2, 1, 1, 1), factorised, 3).train()
     seen = []
 
     def watched(conv: Conv3d, x: Tensor, outputs: int | None = None) -> Tensor:
@@ -153,10 +174,17 @@ def test_a_factorised_network_copies_no_activation_into_another_memory_order(mon
         seen.append(wanted is None or x.permute(wanted).is_contiguous())
         return right(conv, x, outputs)
 
+    def taken(gradient: Tensor) -> Tensor:
+        seen.append(gradient.stride(4) == 1)
+        return gradient.contiguous() if gradient.stride(4) != 1 else gradient
+
     right = Conv3d.forward
     monkeypatch.setattr(Conv3d, "forward", watched)
+    monkeypatch.setattr(passes, "rows", taken)
     network(random(2, 1, 4, 40, 36)).sum().backward()
-    assert seen == [True] * 22, seen
+    convolutions = sum(isinstance(module, Conv3d) for module in network.modules())
+    # The volumes themselves, and the gradient of the average at the end, which comes back first, are small and have no such order.
+    assert len(seen) == 2 * convolutions and all(seen[1:convolutions]) and all(seen[convolutions + 1 :])
 
 
 def test_middle_channels_are_whole_vectors_and_parameters_stay(monkeypatch: pytest.MonkeyPatch) -> None:
