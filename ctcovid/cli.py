@@ -12,6 +12,7 @@ from ctcovid import __version__
 from ctcovid.base.console import Console, tell
 from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, InputError, StoppedError, ToldError
 from ctcovid.base.faults import MachineFaultError, impossible_path, leaving, machine_fault, told
+from ctcovid.base.memory import require_address_space
 from ctcovid.base.process_info import process_info, require_alone, working_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.base.streams import abandon_stdout, settle_streams
@@ -65,6 +66,8 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
         if process_info().size == 1:
             # If there are several processes, the command itself tells all of them.
             options.require_sense()
+        if name not in ("prepare", "manual", "models"):
+            require_address_space()
         # Imported here, so that help, completion and refusals never wait for torch.
         summary = importlib.import_module(f"ctcovid.commands.{name}").run(options, console)
     except ToldError as error:

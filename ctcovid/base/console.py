@@ -12,17 +12,29 @@ from typing import Any, Protocol
 from ctcovid.base.files import json_text, printable
 from ctcovid.base.streams import stdout_takes_all
 
+# How the first word of a message is shown on a terminal.
+STYLES = {"Error": "bold red", "Warning": "bold yellow"}
+
 
 def tell(text: str) -> None:
-    """Print a line on stderr. That nobody reads it any more does not end the work."""
+    """Print a message on stderr; on a terminal it wraps between words. That nobody reads it any more does not end the work."""
     with contextlib.suppress(OSError):
-        print(printable(text), file=sys.stderr, flush=True)
+        if not sys.stderr.isatty():
+            print(printable(text), file=sys.stderr, flush=True)
+            return
+        from rich.console import Console as RichConsole
+        from rich.text import Text
+
+        message = Text(printable(text))
+        word = text.partition(":")[0]
+        message.stylize(STYLES.get(word, ""), 0, len(word))
+        RichConsole(stderr=True, highlight=False).print(message)
 
 
 class Printable(Protocol):
     """What `result` can print: a table, on a terminal or as plain text."""
 
-    def terminal(self) -> Any: ...
+    def terminal(self, width: int) -> Any: ...
 
     def text(self) -> str: ...
 
@@ -90,7 +102,8 @@ class Console:
         elif self.terminal:
             from rich.console import Console as RichConsole
 
-            RichConsole(highlight=False).print(table.terminal())
+            screen = RichConsole(highlight=False)
+            screen.print(table.terminal(screen.width))
         else:
             print(printable(table.text()), flush=True)
 

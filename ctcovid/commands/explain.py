@@ -61,10 +61,19 @@ class Summary:
 
     def table(self) -> Table:
         rows = [
-            [made["scan"], made["predicted"], made["class"], made["folder"], made["volumes"], "×".join(map(str, made["native_shape"]))]
+            [
+                made["scan"],
+                made["predicted"],
+                made["class"],
+                str(Path(made["folder"]) / made["files"]["viewer"]),
+                f"{made['probabilities'][made['predicted']]:.1%}",
+                made["volumes"],
+                "×".join(map(str, made["native_shape"])),
+            ]
             for made in self.explained
         ]
-        return Table(("scan", "predicted", "explained class", "folder", "volumes", "native map"), rows, text_columns=4)
+        names = ("scan", "predicted", "explained class", "viewer", "probability", "volumes", "native map")
+        return Table(names, rows, text_columns=4, optional=("native map", "volumes", "explained class"))
 
 
 def run(options: Options, console: Console) -> Summary:

@@ -28,7 +28,7 @@ class Page:
     def document(self) -> dict[str, Any]:
         return {"topic": self.topic, "markdown": self.markdown}
 
-    def terminal(self) -> Any:
+    def terminal(self, width: int) -> Any:
         from rich.markdown import Markdown
 
         return Markdown(self.markdown)

@@ -22,10 +22,10 @@ class Summary:
     def document(self) -> dict[str, Any]:
         return {"architectures": self.architectures, "runs": self.runs}
 
-    def terminal(self) -> Any:
+    def terminal(self, width: int) -> Any:
         from rich.console import Group
 
-        return Group(*(table.terminal() for table in self._tables()))
+        return Group(*(table.terminal(width) for table in self._tables()))
 
     def text(self) -> str:
         return "\n\n".join(table.text() for table in self._tables())

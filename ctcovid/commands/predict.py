@@ -57,7 +57,7 @@ class Summary:
         return {"models": self.models, "classes": self.classes, "scans": scans, "failed": self.failed}
 
     def table(self) -> CsvText:
-        return prediction_table([*self.kept, *self.rows], scan_columns(self.classes, len(self.models)))
+        return prediction_table([*self.kept, *self.rows], self.classes, len(self.models))
 
     def keep(self, row: Row, strict: bool) -> None:
         """Count a row of an earlier run; it is not of a refused scan."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctcovid.evaluation.intervals import Estimate, estimate
+from ctcovid.evaluation.intervals import Estimate, estimate, with_width
 from ctcovid.evaluation.metrics import Sample, limits
 
 # Samples whose weights are held at once; so few stay in the processor's cache.
@@ -16,6 +16,9 @@ AT_ONCE = 64
 # So many counts, a byte each, are kept for the next model, curve or baseline on the same units: 1,000 samples of the paper's test part.
 # More are drawn again each time, so that many resamples take no memory.
 KEPT = 7 << 20
+
+# F1 = 2 J / (1 + J), where J is the share of true positives in all that are positive or predicted so.
+F1 = (lambda f1: f1 / (2 - f1), lambda share: 2 * share / (1 + share))
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ def estimates(
 
 
 def summarised(sample: Sample, units: np.ndarray, drawn: dict[str, np.ndarray], ci: str) -> dict[str, Estimate]:
-    """Means and intervals of what `resampled` gave."""
+    """Means and intervals of what `resampled` gave; exact intervals of shares for which it gave the same in all samples."""
     jackknife = left_out(sample, units) if ci == "bca" else {}
-    return {name: estimate(value, drawn[name], ci, limits(name), jackknife.get(name)) for name, value in sample.point().items()}
+    found = {name: estimate(value, drawn[name], ci, limits(name), jackknife.get(name)) for name, value in sample.point().items()}
+    of = {name: len(np.unique(units[rows])) for name, rows in sample.shares().items()}
+    return {name: with_width(one, of.get(name), F1 if name.partition(":")[0] == "f1" else None) for name, one in found.items()}

@@ -85,6 +85,19 @@ class Sample:
         found["macro_auroc"] = np.mean([found[of_class("auroc", number)] for number in range(self.classes)], axis=0)
         return found
 
+    def shares(self) -> dict[str, np.ndarray]:
+        """Of each metric that is a share of volumes, overall and by class, which volumes it is a share of, bool (N,)."""
+        cells = self.summands[:, : self.classes**2].reshape(self.count, self.classes, self.classes).astype(bool)
+        truth, predicted = cells.max(2), cells.max(1)
+        everything = np.ones(self.count, bool)
+        found = {"accuracy": everything, "binary_accuracy": everything}
+        for number in range(self.classes):
+            mine, said = truth[:, number], predicted[:, number]
+            of = {"precision": said, "recall": mine, "f1": mine | said, "specificity": ~mine, "npv": ~said}
+            found |= {of_class(name, number): rows for name, rows in of.items()}
+            found |= of if number == self.positive else {}
+        return found
+
     def point(self) -> dict[str, float]:
         """Every metric of the sample itself."""
         return {name: float(value[0]) for name, value in self.values(np.ones((1, self.count))).items()}

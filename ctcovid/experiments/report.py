@@ -38,10 +38,10 @@ class Report:
         cells = {"done": self.done, "asked_for": self.cells, "failed": self.failed}
         return {"folder": str(self.folder), "settings": self.settings, "cells": cells, "tables": tables, "figures": figures}
 
-    def terminal(self) -> Any:
+    def terminal(self, width: int) -> Any:
         from rich.console import Group
 
-        return Group(*(table.terminal() for tables in self.tables.values() for table in tables), self._figures())
+        return Group(*(table.terminal(width) for tables in self.tables.values() for table in tables), self._figures())
 
     def text(self) -> str:
         return "\n\n".join([*(table.text() for tables in self.tables.values() for table in tables), self._figures()])

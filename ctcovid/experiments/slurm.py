@@ -46,7 +46,7 @@ class Script:
     def document(self) -> dict[str, Any]:
         return {"script": self.script}
 
-    def terminal(self) -> Any:
+    def terminal(self, width: int) -> Any:
         from rich.text import Text
 
         return Text(self.text())

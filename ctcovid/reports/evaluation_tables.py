@@ -33,6 +33,8 @@ INTERVALS = {
 }
 # Of fewer patients a bootstrap draws the same ones again and again.
 FEW_PATIENTS = 20
+# Behind an exact interval.
+EXACT = "‡"
 STARS = "* p < 0.05, ** p < 0.01, *** p < 0.001"
 
 
@@ -61,7 +63,9 @@ def cell(found: Estimate, ci: str, mark: str = "") -> str:
     """As the paper writes it: figure, stars, and the interval in brackets. The figure is the paper's mean with its normal interval only."""
     if found.mean is None:
         return "not defined" if found.value is None else f"{found.value:.4f}"
-    return f"{found.shown(ci):.4f}{mark} ({found.low:.4f}, {found.high:.4f})"
+    if found.low is None:
+        return f"{found.shown(ci):.4f}{mark} (no interval)"
+    return f"{found.shown(ci):.4f}{mark} ({found.low:.4f}, {found.high:.4f}){EXACT * found.exact}"
 
 
 def paper_table(
@@ -95,14 +99,23 @@ def paper_table(
         [score.name, *("" for _ in said), score.rows, *(cell(score.estimates[metric], manner.ci) for metric in PAPER)]
         for score in baselines
     ]
-    notes = [manner.sentence()]
+    notes = [*_few_patients(scores), manner.sentence()]
+    if any(score.estimates[metric].exact for score in (*scores, *baselines) for metric in PAPER):
+        notes.append(f"{EXACT} exact (Clopper-Pearson) interval over {manner.resample}s, because all resamples give the same value.")
     if comparisons:
         notes.append(f"Bold: the best. Two-sided Fisher's exact test against {scores[0].name}, as in the paper: {STARS}.")
     for score in scores:
         notes += [
             f"{score.name}: {NAMES[metric]} is not defined, {reason}." for metric, reason in score.undefined.items() if metric in PAPER
         ]
-    return Table(("model", *said, f"{manner.level}s", *PAPER.values()), rows, notes=notes, bold=bold)
+    optional = ("batch", "depth", *(PAPER[metric] for metric in ("precision", "recall", "f1")))
+    return Table(("model", *said, f"{manner.level}s", *PAPER.values()), rows, notes=notes, bold=bold, optional=optional)
+
+
+def _few_patients(scores: Sequence[Score]) -> list[str]:
+    """What stands before all else where no interval can tell how a model does on other patients."""
+    fewest = min(score.patients for score in scores)
+    return [f"{counted(fewest, 'patient')}: these figures describe this sample only."] if fewest < FEW_PATIENTS else []
 
 
 def _best(scores: Sequence[Score], metric: str, ci: str) -> list[int]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from ctcovid.base.errors import counted
 from ctcovid.base.files import printable, resolved
 from ctcovid.inference.classify import Refused, ScanPrediction
 from ctcovid.inference.flags import sentence
 from ctcovid.reports.rows import BETWEEN, Row
-from ctcovid.reports.tables import Cell, CsvText
+from ctcovid.reports.tables import Cell, CsvText, Table
 from ctcovid.scans.scan import Scan
 
 REFUSED = "refused"
+# Columns of a terminal from which on rows stay a table, and the letters of a bar for a probability of 1.
+WIDE, BAR = 120, 40
 
 
 def scan_columns(classes: Sequence[str], models: int) -> list[str]:
@@ -82,10 +86,57 @@ def volume_rows(checked: ScanPrediction | Refused, classes: Sequence[str]) -> li
     return rows
 
 
-def prediction_table(rows: Sequence[Row], columns: Sequence[str]) -> CsvText:
+@dataclass
+class PredictionTable(CsvText):
+    """Rows of scans: a table on a wide terminal, a block for each scan on a narrow one, CSV off a terminal.
+
+    predictions : the same rows as they are
+    classes : in the order of the model
+    """
+
+    predictions: Sequence[Row] = ()
+    classes: Sequence[str] = ()
+
+    def terminal(self, width: int) -> Any:
+        from rich.console import Group
+
+        if width < WIDE:
+            return Group(*(self._block(row, width) for row in self.predictions))
+        filled = [name for name in self.columns if any(row[name] not in (None, "", []) for row in self.predictions)]
+        kept = [name for name in filled if name not in ("notes", "source")]
+        cells = [[_cell(row[name]) for name in kept] for row in self.predictions]
+        text = sum(name in ("scan", "patient", "predicted") for name in kept)
+        return Table(kept, cells, text_columns=text, optional=("spread", "n_slices", "agreement")).terminal(width)
+
+    def _block(self, row: Row, width: int) -> Any:
+        """A scan in some lines: its name and class, a bar for each class, the volumes that agree, and flags in words."""
+        from rich.console import Group
+        from rich.padding import Padding
+        from rich.text import Text
+
+        name = Text.assemble((row["scan"], "bold"), f", patient {row['patient']}: " if row["patient"] else ": ")
+        if row["predicted"] is None:
+            return Group(name.append("refused", "bold red"), Padding(Text(row["notes"]), (0, 0, 1, 2)))
+        longest = max(map(len, self.classes))
+        size = min(BAR, max(4, width - longest - 12))
+        lines = Text()
+        for one in self.classes:
+            share = float(row[f"p_{one}"])
+            bar = ("█" * round(share * size)).ljust(size, "·")
+            lines.append(f"{one.ljust(longest)}  {bar} {share:6.1%}\n", style="bold" if one == row["predicted"] else "")
+        agreeing = round(row["agreement"] * row["n_volumes"])
+        lines.append(f"{agreeing} of {counted(row['n_volumes'], 'volume')} agree, {counted(row['n_slices'], 'slice')}")
+        if row["flags"]:
+            lines.append(f"\n{', '.join(row['flags'])}: ", style="yellow").append(row["notes"])
+        return Group(name.append(row["predicted"], "bold"), Padding(lines, (0, 0, 1, 2)))
+
+
+def _cell(value: Any) -> Cell:
+    return BETWEEN.join(value) if isinstance(value, list) else "" if value is None else value
+
+
+def prediction_table(rows: Sequence[Row], classes: Sequence[str], models: int) -> PredictionTable:
     """The rows for a terminal or a pipe."""
-    cells: list[list[Cell]] = [
-        [BETWEEN.join(value) if isinstance(value := row[name], list) else "" if value is None else value for name in columns]
-        for row in rows
-    ]
-    return CsvText(columns, cells, text_columns=3)
+    columns = scan_columns(classes, models)
+    cells = [[_cell(row[name]) for name in columns] for row in rows]
+    return PredictionTable(columns, cells, text_columns=3, predictions=rows, classes=classes)

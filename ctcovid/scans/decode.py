@@ -31,6 +31,8 @@ VOLUME_ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS)
 AS_IT_IS = Window(127.5, 255)
 # The brightest of a volume of grey values is at least so bright; those of another scale, as 0 to 1 or to 100, are not.
 LEAST_BRIGHT = 128
+# Hounsfield units of a scan range over more than this.
+LEAST_RANGE = 256
 # Slices of DICOM that are read to tell what is padding in all of them.
 SAMPLES = 7
 
@@ -109,7 +111,8 @@ def decode_volume(path: Path, stack: Stack, window: Window) -> Iterator[Decoded]
     """
     with _path_named(path):
         read = _greys(path, stack, window)
-        padding = None if read.is_grey else padding_of([stack.turn(read.corners)])
+        # Of values from 0 to 1, all would be those of the corners.
+        padding = padding_of([stack.turn(read.corners)]) if not read.is_grey and read.highest - read.lowest > LEAST_RANGE else None
         if read.is_grey:
             read = _greys(path, stack, AS_IT_IS)
         greys, counts = stack.turn(read.greys), read.counts

@@ -72,9 +72,13 @@ def check(names: Sequence[str], slices: Sequence[SliceSummary | Unusable], order
     kind = image_kind(sum(item.masked for position, item in summaries.items() if position not in lost), len(summaries.keys() - lost))
     if kind == SEGMENTED:
         summaries = {position: replace(item, thumbnail=on_black(item.thumbnail)) for position, item in summaries.items()}
-    findings += _scale(summaries, kind == SEGMENTED)
-    # Of another scale, bright corners are its air.
-    findings += [] if findings and findings[-1].code == "not-hounsfield" else _padding(summaries)
+    scale = _scale(summaries, kind == SEGMENTED)
+    if any(finding.action == SCAN_DROPPED for finding in scale):
+        # Of another scale, a window shows a single grey, and bright corners are its air.
+        findings = [finding for finding in findings if finding.code != "constant"]
+    else:
+        findings += _padding(summaries)
+    findings += scale
     lost = {position for finding in findings if finding.action == SLICE_DROPPED for position in finding.slices}
     kept = [position for position in summaries if position not in lost]
     if kept and not any(finding.action == SCAN_DROPPED for finding in findings):

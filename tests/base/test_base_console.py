@@ -14,7 +14,7 @@ from ctcovid.base.console import Console
 
 
 class OneLine:
-    def terminal(self) -> str:
+    def terminal(self, width: int) -> str:
         return "for a terminal"
 
     def text(self) -> str:

@@ -198,12 +198,13 @@ def test_the_percentile_interval_is_that_of_the_resamples() -> None:
         assert found[name] == Estimate(values[name], pytest.approx(drawn[name].mean(), rel=1e-12), low, high)
 
 
-def test_a_perfect_model_has_no_spread() -> None:
+def test_the_figures_of_a_perfect_model_are_the_best_and_not_certain() -> None:
     labels = np.repeat([0, 1, 2], 20)
     for interval in INTERVALS:
         found = estimates(labels, np.eye(3)[labels], 0, Drawing(resamples=100, ci=interval))
         best = {name: 0.0 if name in ("brier", "log_loss", "ece") else 1.0 for name in found}
-        assert found == {name: Estimate(value, value, value, value) for name, value in best.items()}
+        assert {name: (one.value, one.mean) for name, one in found.items()} == {name: (value, value) for name, value in best.items()}
+        assert all(one.low is None or one.low < one.high for one in found.values()), "no interval claims certainty"
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
@@ -220,10 +221,60 @@ def test_resamples_without_a_class_do_not_count_for_metrics_that_need_it() -> No
     labels = np.array([0] + [1] * 5 + [2] * 4)
     drawn = resampled_values(labels, np.eye(3)[labels], 0, 300, 0)["recall"]
     assert 0.2 < np.isnan(drawn).mean() < 0.5
-    assert estimates(labels, np.eye(3)[labels], 0, Drawing(resamples=300))["recall"] == Estimate(1.0, 1.0, 1.0, 1.0)
+    assert estimates(labels, np.eye(3)[labels], 0, Drawing(resamples=300))["recall"] == Estimate(
+        1.0, 1.0, pytest.approx(0.025), 1.0, exact=True
+    )
 
 
 def test_the_value_of_the_sample_is_kept_where_no_resample_defines_the_metric() -> None:
     labels = np.array([0] + [1] * 9 + [2] * 9)
     for seed in range(5):
         assert estimates(labels, np.eye(3)[labels], 0, Drawing(resamples=1, seed=seed))["recall"].value == 1.0
+
+
+def perfect(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of `count` volumes, and probabilities that are right of each."""
+    labels = np.arange(count) % 3
+    return labels, np.eye(3)[labels] * 0.7 + 0.1
+
+
+def test_where_all_volumes_are_right_the_interval_is_that_of_an_exact_binomial_test() -> None:
+    from scipy.stats import binomtest
+
+    labels, probabilities = perfect(12)
+    found = estimates(labels, probabilities, 0)
+    for metric, count in {"accuracy": 12, "binary_accuracy": 12, "recall": 4, "precision:1": 4, "specificity": 8, "npv:2": 8}.items():
+        expected = binomtest(count, count).proportion_ci(0.95, "exact")
+        assert (found[metric].low, found[metric].high) == pytest.approx((expected.low, 1.0)), metric
+        assert found[metric].value == found[metric].mean == 1 and found[metric].exact
+    # F1 follows from the share of true positives in all that are positive or predicted so.
+    share = binomtest(4, 4).proportion_ci(0.95, "exact").low
+    assert found["f1"].low == pytest.approx(2 * share / (1 + share)) and found["f1"].exact
+    # No share, and so no interval rather than one without width.
+    assert (found["macro_auroc"].low, found["macro_auroc"].high, found["macro_auroc"].exact) == (None, None, False)
+
+
+def test_all_wrong_and_by_patient_the_exact_interval_counts_patients() -> None:
+    from scipy.stats import binomtest
+
+    labels, probabilities = perfect(12)
+    wrong = estimates((labels + 1) % 3, probabilities, 0)["accuracy"]
+    assert (wrong.low, wrong.high) == pytest.approx((0.0, binomtest(0, 12).proportion_ci(0.95, "exact").high))
+    by_patient = estimates(labels, probabilities, 0, Drawing("patient"), np.arange(12) // 4)["accuracy"]
+    assert by_patient.low == pytest.approx(binomtest(3, 3).proportion_ci(0.95, "exact").low)
+
+
+@pytest.mark.parametrize("ci", ["percentile", "normal", "bca"])
+def test_one_patient_never_gives_an_interval_without_width(ci: str) -> None:
+    labels, probabilities = perfect(12)
+    labels[:3] = (labels[:3] + 1) % 3
+    found = estimates(labels, probabilities, 0, Drawing("patient", ci=ci), np.zeros(12, np.int64))
+    accuracy = found["accuracy"]
+    assert accuracy.exact and accuracy.low < 0.1 and accuracy.high > 0.99 and accuracy.value == 0.75
+    assert all(one.low is None or one.high - one.low > 0.5 for one in found.values())
+
+
+def test_an_interval_with_width_is_the_bootstrap_s() -> None:
+    labels, probabilities = perfect(30)
+    labels[0] = 1
+    assert not any(one.exact for name, one in estimates(labels, probabilities, 0).items() if name in ("accuracy", "recall:1"))

@@ -20,7 +20,7 @@ TABLE = Table(
 
 def on_a_terminal(table: Table, width: int = 100) -> str:
     console = RichConsole(file=io.StringIO(), width=width, highlight=False)
-    console.print(table.terminal())
+    console.print(table.terminal(width))
     return console.file.getvalue()
 
 
@@ -73,9 +73,38 @@ def test_the_terminal_shows_every_cell_and_note() -> None:
         assert part in text
 
 
-def test_a_narrow_terminal_folds_and_loses_nothing() -> None:
+def test_a_narrow_terminal_folds_text_and_loses_nothing() -> None:
     text = on_a_terminal(Table(("scan",), [["NCP-16-1164-with-a-long-name"]]), width=14)
-    assert "NCP-16-1164-with-a-long-name" in "".join(line.strip("│┃ ") for line in text.splitlines())
+    assert "NCP-16-1164-with-a-long-name" in "".join(line.strip() for line in text.splitlines())
+
+
+INTERVALS = Table(
+    ("model", "depth", "batch", "Accuracy", "Precision", "macro-AUROC"),
+    [[name, 4, 16, *["0.9124 (0.8596, 0.9568)"] * 3] for name in ("r3d18-d4-b16", "logistic regression")],
+    bold=frozenset({(1, 3)}),
+    optional=("batch", "depth", "Precision"),
+)
+
+
+@pytest.mark.parametrize("width", [120, 80, 72, 50, 40])
+def test_no_number_is_broken_at_any_width_and_what_is_omitted_is_named(width: int) -> None:
+    text = on_a_terminal(INTERVALS, width)
+    assert max(map(len, text.splitlines())) <= width
+    said = " ".join(text.split())
+    shown = [name for name in INTERVALS.columns if name not in said.partition("Not shown, for lack of width: ")[2]]
+    assert said.count("0.9124 (0.8596, 0.9568)") == 2 * sum(name in shown for name in ("Accuracy", "Precision", "macro-AUROC"))
+    assert "Accuracy" in shown, "the first figure stays"
+
+
+def test_a_few_rows_become_columns_before_anything_is_omitted() -> None:
+    lines = on_a_terminal(INTERVALS, 70).splitlines()
+    assert lines[0].split() == ["model", "r3d18-d4-b16", "logistic", "regression"]
+    assert [line.split()[0] for line in lines[2:7]] == ["depth", "batch", "Accuracy", "Precision", "macro-AUROC"]
+
+
+def test_the_least_important_columns_are_omitted_first() -> None:
+    many = Table(INTERVALS.columns, [*INTERVALS.rows] * 3, optional=INTERVALS.optional)
+    assert "Not shown, for lack of width: depth, batch, Precision." in " ".join(on_a_terminal(many, 80).split())
 
 
 @pytest.mark.parametrize("cell", ["[left] lung", "[bold]x", "[/x] y", "a[1]", "\\[x]"])

@@ -171,6 +171,14 @@ def test_values_that_are_neither_hounsfield_nor_grey_are_refused_with_the_remedy
     assert "values are not Hounsfield units" in said.message and said.message.endswith("8-bit grey.")
 
 
+def test_values_from_0_to_1_with_corners_of_0_are_refused_for_their_scale(chest: np.ndarray, tmp_path: Path) -> None:
+    values = np.pad((chest + 1000) / 2000, ((0, 0), (8, 8), (8, 8)))
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values.astype(np.float32)), str(tmp_path / "scan.nrrd"))
+    scan = only(tmp_path / "scan.nrrd")
+    row, _ = check_scan(scan, probe_scan(scan), encode_slices(Job(scan, HOUNSFIELD, 24, LUNG)), Criteria(4, "all", "repair"))
+    assert [finding.code for _, finding in findings_of([row]) if finding.severity == "error"] == ["not-hounsfield"]
+
+
 def test_file_that_does_not_say_how_it_lies_is_named(chest: np.ndarray, tmp_path: Path) -> None:
     write_nifti(tmp_path / "scan.nii", chest, NORMAL, code=0)
     assert [finding.code for finding in only(tmp_path / "scan.nii").findings] == ["orientation-unknown"]
