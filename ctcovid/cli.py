@@ -10,8 +10,9 @@ import typer
 
 from ctcovid import __version__
 from ctcovid.base.console import Console, tell
-from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, StoppedError, ToldError
-from ctcovid.base.faults import MachineFaultError, leaving, machine_fault, told
+from ctcovid.base.errors import EXIT_INTERRUPTED, EXIT_PARTIAL, EXIT_UNEXPECTED, CtcovidError, InputError, StoppedError, ToldError
+from ctcovid.base.faults import MachineFaultError, impossible_path, leaving, machine_fault, told
+from ctcovid.base.memory import require_address_space
 from ctcovid.base.process_info import process_info, require_alone, working_alone
 from ctcovid.base.signals import raise_when_stopped
 from ctcovid.base.streams import abandon_stdout, settle_streams
@@ -21,6 +22,9 @@ from ctcovid.options.signature import restore_help
 from ctcovid.options.words import add_commands, split_off_messages
 
 EPILOG = "Research use only, not a medical device. Settings: option > environment (CTCOVID_…) > --config file > default."
+REPORT = "This is a fault of ctcovid. Please report it as an issue of its repository, with {how} (ctcovid manual security)."
+# Of what an unforeseen error says.
+MOST_SHOWN = 500
 
 app = typer.Typer(
     name="ctcovid",
@@ -62,6 +66,8 @@ def _run(name: str, ctx: typer.Context, values: dict[str, Any]) -> None:
         if process_info().size == 1:
             # If there are several processes, the command itself tells all of them.
             options.require_sense()
+        if name not in ("prepare", "manual", "models"):
+            require_address_space()
         # Imported here, so that help, completion and refusals never wait for torch.
         summary = importlib.import_module(f"ctcovid.commands.{name}").run(options, console)
     except ToldError as error:
@@ -91,11 +97,17 @@ def _refused(error: CtcovidError) -> typer.Exit:
 
 
 def _unexpected(error: Exception, verbose: bool) -> typer.Exit:
-    """Report an error that is not the user's."""
+    """Report an error that no part of the program has foreseen: of the machine, of a path that no file can have, or a fault of ours."""
     if verbose:
         traceback.print_exception(error)
-    hint = "" if verbose or machine_fault(error) else ". Run the same command again with --verbose for the traceback."
-    tell(f"Error: {told(error)}{hint}")
+    if fault := machine_fault(error):
+        tell(f"Error: {fault.told()}")
+        return typer.Exit(EXIT_UNEXPECTED)
+    if sentence := impossible_path(error):
+        tell(f"Error: {sentence}")
+        return typer.Exit(InputError.exit_code)
+    how = "what it printed" if verbose else "what the same command prints with --verbose"
+    tell(f"Error: unexpected {type(error).__name__}: {str(error)[:MOST_SHOWN]}. {REPORT.format(how=how)}")
     return typer.Exit(EXIT_UNEXPECTED)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from ctcovid.base.choices import LEAST_SIDE, MOST_SIDE, MOST_SLICES
+from ctcovid.base.choices import LEAST_SIDE, MOST_CLASSES, MOST_SIDE, MOST_SLICES
 
 # Of what a fault is called.
 LONGEST_NAME = 80
@@ -29,7 +29,6 @@ def _distinct(names: list[str]) -> list[str]:
 Depth = Annotated[int, Field(ge=1, le=MOST_SLICES, description="slices per volume")]
 Side = Annotated[int, Field(ge=LEAST_SIDE, le=MOST_SIDE, description="pixels per side of a slice")]
 ClassName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"\S")]
-MOST_CLASSES = 1000
 ClassNames = Annotated[
     list[ClassName], Field(min_length=1, max_length=MOST_CLASSES, description="classes in order"), FailFast(), AfterValidator(_distinct)
 ]

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 EXIT_UNEXPECTED = 1
 EXIT_PARTIAL = 4
 EXIT_INTERRUPTED = 130
+# Of a word that is compared with others.
+LONGEST_WORD = 200
 
 
 class CtcovidError(Exception):
@@ -76,7 +78,7 @@ class PeerError(CtcovidError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'r3d18'?``, or nothing if no known word is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = [] if len(word) > LONGEST_WORD else difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 

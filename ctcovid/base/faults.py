@@ -44,11 +44,14 @@ KINDS: dict[tuple[str, str], str] = {
 }
 FAULTS = {getattr(errno, name): kind for kind, names in KINDS.items() for name in names.split() if hasattr(errno, name)}
 ABSENT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EILSEQ)
 # As HDF5 writes it, and what C++ libraries say instead of an errno.
 ERRNO_IN_TEXT = re.compile(r"errno = (\d+)")
 NO_MEMORY = re.compile(r"bad.alloc|allocate memory|out of memory", re.IGNORECASE)
 # These are no faults where they stand in the text of a library only.
 SAID = {os.strerror(code): code for code, kind in FAULTS.items() if kind is not BUSY}
+# Of a path in a message.
+LONGEST_PATH = 300
 # Not empty once the process is to end without what is done at exit.
 _leaving: list[object] = []
 
@@ -120,6 +123,30 @@ def absence(path: Path, error: OSError) -> str:
     if os.path.islink(path):  # noqa: PTH114
         return "linked to a file that is not there; fetch it, as with datalad get"
     return "removed since the folder was listed; run the same command again"
+
+
+def impossible_path(error: BaseException) -> str:
+    """A sentence about a path that no file can have, or that the user may not use, if the error came from one; else empty."""
+    try:
+        Path.cwd()
+    except OSError:
+        return "The working directory no longer exists. Change to another one."
+    for one in _chain(error):
+        name = one.filename if isinstance(one, OSError) else None
+        if isinstance(one, OSError) and one.errno in (
+            errno.ENAMETOOLONG,
+            errno.ELOOP,
+            errno.ENOTDIR,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EILSEQ,
+        ):
+            where = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else "A path"
+            shown = where if len(where) <= LONGEST_PATH else f"{where[: LONGEST_PATH // 2]}…{where[-LONGEST_PATH // 2 :]}"
+            return f"{shown}: {one.strerror}. Give another path."
+        if (isinstance(one, ValueError) and "null" in str(one)) or (isinstance(one, RuntimeError) and "Symlink loop" in str(one)):
+            return f"A path cannot be used ({one}). Give another path."
+    return ""
 
 
 def raise_machine_fault(error: BaseException, name: str | Path = "") -> None:

@@ -17,6 +17,7 @@ from ctcovid.base.faults import MachineFaultError, raise_machine_fault
 from ctcovid.base.temporaries import clear_dead, temporary
 
 RUN_CARD = "run.json"
+MOST_RUN_CARD = 64 << 20
 # Folders of the system, in which names are not files of a user.
 SYSTEM = ("/dev", "/proc", "/sys")
 MOST_LINKS = 40
@@ -70,6 +71,18 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all; file names in it as `printable` makes them."""
     with atomic(path) as temporary:
         temporary.write_text(printable(text), encoding="utf-8")
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """The content of a file.
+
+    Raises ValueError if it is larger than `most` bytes, or OSError.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"larger than {most / 1e6:,.0f} MB")
+    return content
 
 
 def printable(text: str) -> str:
@@ -193,8 +206,8 @@ def claim_folder(path: Path, overwrite: bool, command: str) -> None:
 def made_by(folder: Path, command: str) -> bool:
     """Whether the run card in `folder` says that `command` made it."""
     try:
-        card = json.loads((folder / RUN_CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        card = json.loads(read_small(folder / RUN_CARD, MOST_RUN_CARD))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(card, dict) and card.get("command") == command
 

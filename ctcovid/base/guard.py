@@ -20,7 +20,7 @@ from ctcovid.base.faults import machine_fault
 
 T = TypeVar("T")
 # What any file may take, and what a larger file may take besides, per byte of it: seconds of CPU time, and bytes of memory.
-SECONDS, SECONDS_EACH = 3, 1e-10
+SECONDS, SECONDS_EACH = 3, 2e-9
 MEMORY, MEMORY_EACH = 1 << 30, 1 / 256
 
 
@@ -28,8 +28,10 @@ class GuardError(ValueError):
     """What reading a file came to in its own process, in words without its path."""
 
 
-def guarded(path: Path, work: Callable[[], T]) -> T:
+def guarded(path: Path, work: Callable[[], T], times: float = MEMORY_EACH) -> T:
     """What `work` returns, or raises, when it reads the file at `path`. Both must be plain data.
+
+    It may take so many `times` the memory of the file, besides what it may take for any file.
 
     Only Linux can set such limits without risk; elsewhere `work` is done in this process.
 
@@ -46,7 +48,7 @@ def guarded(path: Path, work: Callable[[], T]) -> T:
         process = os.fork()
     if not process:
         os.close(reading)
-        _answer(work, writing, size)
+        _answer(work, writing, size, times)
     os.close(writing)
     with os.fdopen(reading, "rb") as answers:
         said = answers.read()
@@ -60,10 +62,10 @@ def guarded(path: Path, work: Callable[[], T]) -> T:
     return result
 
 
-def _answer(work: Callable[[], Any], writing: int, size: int) -> NoReturn:
+def _answer(work: Callable[[], Any], writing: int, size: int, times: float) -> NoReturn:
     """In the new process: do the work within the limits, and send what it returned or raised."""
     try:
-        own_limit = _limit(size)
+        own_limit = _limit(size, times)
         try:
             said: tuple[bool, Any] = True, work()
         except Exception as error:
@@ -75,7 +77,7 @@ def _answer(work: Callable[[], Any], writing: int, size: int) -> NoReturn:
         os._exit(0)
 
 
-def _limit(size: int) -> bool:
+def _limit(size: int, times: float) -> bool:
     """Set the limits; whether that of memory is ours and not the user's own."""
     import resource
 
@@ -88,7 +90,7 @@ def _limit(size: int) -> bool:
     seconds = int(SECONDS + SECONDS_EACH * size)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = has + MEMORY + int(MEMORY_EACH * size)
+    most = has + MEMORY + int(times * size)
     before, highest = resource.getrlimit(resource.RLIMIT_AS)
     if before != resource.RLIM_INFINITY and before <= most:
         return False

@@ -17,6 +17,7 @@ from typing import Any
 
 from ctcovid.base.errors import InputError, counted
 from ctcovid.base.faults import raise_machine_fault
+from ctcovid.base.files import read_small
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SIGNS = "commas, semicolons, tabs and bars"
@@ -24,6 +25,10 @@ SIGNS = "commas, semicolons, tabs and bars"
 HEAD = 10
 # A file with longer fields is not a list.
 LONGEST_FIELD = 1 << 16
+# More than a list of any archive has.
+MOST_BYTES, MOST_COLUMNS, MOST_ROWS = 64 << 20, 10_000, 1_000_000
+# Of them in a message.
+MOST_SHOWN, LONGEST_SHOWN = 20, 40
 # UTF-32's mark begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -65,6 +70,12 @@ class UserList:
     lines: list[int]
     separator: str
 
+    @property
+    def named(self) -> str:
+        """The headings in words, as far as they fit into a message."""
+        shown = ", ".join(heading[:LONGEST_SHOWN] for heading in self.headings[:MOST_SHOWN])
+        return shown if len(self.headings) <= MOST_SHOWN else f"{shown} and {len(self.headings) - MOST_SHOWN:,} more"
+
     def column(self, name: str) -> list[str]:
         place = self.headings.index(name)
         return [row[place] for row in self.rows]
@@ -94,7 +105,9 @@ def list_text(path: Path, what: str = "file", needs: str = "") -> str:
     Raises InputError as `read_list`.
     """
     try:
-        content = path.read_bytes()
+        content = read_small(path, MOST_BYTES)
+    except ValueError as error:
+        raise _refusal(path, f"it is {error}", needs) from error
     except FileNotFoundError as error:
         raise InputError(f"No such {what}: {path}. Check the path.") from error
     except OSError as error:
@@ -146,6 +159,8 @@ def parse_list(path: Path, text: str, known: Collection[str], needs: str = "", e
             if any(field and not field.isspace() for field in row):
                 rows.append([unprotected(field if exact else field.strip()) for field in row])
                 lines.append(reader.line_num + skipped)
+            if len(rows) > MOST_ROWS:
+                raise _refusal(path, f"it has more than {MOST_ROWS:,} rows", needs)
     except csv.Error as error:
         open_ = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
         raise _refusal(path, f"line {reader.line_num + skipped}: {open_}", needs) from error
@@ -155,6 +170,8 @@ def parse_list(path: Path, text: str, known: Collection[str], needs: str = "", e
     while headings and not headings[-1]:
         headings.pop()
     count = len(headings)
+    if count > MOST_COLUMNS:
+        raise _refusal(path, f"it has {count:,} columns", needs)
     for number, (row, line) in enumerate(zip(rows, lines, strict=True)):
         if len(row) != count:
             rows[number] = _fitted(row, count, separator, f"{path}, line {line}")

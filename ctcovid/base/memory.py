@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctcovid.base.cgroups import SYSTEM, groups, number
+from ctcovid.base.faults import MachineFaultError
 
 # Version 1 of control groups counts far above any memory if there is no limit.
 NO_LIMIT = 1 << 60
+# Bytes of address space without which importing torch fails.
+LEAST_FOR_TORCH = 750 << 20
 
 
 def free_memory(system: Path = SYSTEM) -> int:
@@ -32,6 +35,15 @@ def killed_for_memory(system: Path = SYSTEM) -> int:
     """How many processes the kernel has killed in this process's control group because its memory was used up."""
     counts = (number(group / name, "oom_kill") for group in groups("memory", system) for name in ("memory.events", "memory.oom_control"))
     return next((count for count in counts if count is not None), 0)
+
+
+def require_address_space() -> None:
+    """Raises MachineFaultError if ulimit -v leaves too little for torch, which would end without a sentence."""
+    for most, left in _address_space():
+        if left < LEAST_FOR_TORCH:
+            raise MachineFaultError(
+                f"ulimit -v allows {most / 1e9:.1f} GB of address space, and torch alone needs about 1 GB. Raise the limit."
+            )
 
 
 def _limits(system: Path) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ from typing import Any
 from ctcovid.base.console import Console
 from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, agreeing, counted, listing
 from ctcovid.base.faults import MachineFaultError
-from ctcovid.base.files import claim_file
+from ctcovid.base.files import MOST_RUN_CARD, claim_file, read_small
 from ctcovid.base.locks import alone_at
 from ctcovid.base.runcard import RunCard
 from ctcovid.base.signals import StopRequest
@@ -170,10 +170,10 @@ def _earlier(options: Options, summary: Summary, ranks: Ranks) -> Earlier:
     found = Earlier([], [])
     if ranks.first and options.resume and options.output:
         models = None
-        with contextlib.suppress(OSError, ValueError):
-            models = json.loads(_card_path(options.output).read_text(encoding="utf-8")).get("models")
+        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+            models = json.loads(read_small(_card_path(options.output), MOST_RUN_CARD)).get("models")
         if options.output.is_file() and models is not None and models != summary.models:
-            names = ", ".join(str(model.get("name")) for model in models)
+            names = ", ".join(str(one.get("name")) for one in models if isinstance(one, dict)) if isinstance(models, list) else "others"
             raise InputError(f"{options.output} was written with {names}, or with another calibration. Give another --output.")
         columns = scan_columns(summary.classes, len(summary.models))
         rows = [row for row in read_rows(options.output, columns, lambda document: document["scans"]) if row["predicted"]]

@@ -157,7 +157,7 @@ def _build_or_restore(options: Options, plan: Plan, session: Session) -> RunFold
     if plan.checkpoint is not None:
         settings["pretrained"] = recorded_pretrained(options.pretrained, plan.checkpoint["settings"].get("pretrained"))
         require_same(plan.checkpoint["settings"], settings, plan.path, console)
-        state = restore(plan.checkpoint, state)
+        state = restore(plan.checkpoint, state, plan.recipe.steps(len(plan.data.train)))
         require_weights(options.epochs, options.pretrained, options.freeze, state.progress)
     ranks.require_same((state.progress.epoch, state.progress.step), f"how far the run in {plan.path} is")
     if plan.synchronised:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctcovid.base.choices import MOST_CLASSES
 from ctcovid.base.errors import InputError
 from ctcovid.base.lists import decimal, protected, read_list
 
@@ -92,6 +93,8 @@ def read_predictions(path: Path, say: Callable[[str], None] = lambda sentence: N
     if missing or len(classes) < 2:
         lacking = ", ".join(missing) or "p_<class> for two classes or more"
         raise InputError(f"{path} lacks {lacking}. {NEEDED}")
+    if len(classes) > MOST_CLASSES:
+        raise InputError(f"{path} has {len(classes):,} classes; ctcovid evaluates up to {MOST_CLASSES:,}.")
     named = [name for name in heading if name]
     if len(set(named)) < len(named):
         raise InputError(f"{path}: two columns have the same name. {NEEDED}")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Limits of the search. A temperature at one of them means a model that knows nothing, or too few scans.
-LEAST, MOST = 0.05, 20.0
+from ctcovid.models.card import LEAST_TEMPERATURE as LEAST
+from ctcovid.models.card import MOST_TEMPERATURE as MOST
 
 
 def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:

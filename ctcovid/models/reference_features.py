@@ -109,6 +109,12 @@ def load_reference(folder: Path, card: dict[str, Any]) -> ReferenceFeatures | No
     said: dict[str, Any] = card.get("features") or {}
 
     def build(arrays: dict[str, np.ndarray]) -> ReferenceFeatures:
-        return ReferenceFeatures(arrays["means"], arrays["whitening"], float(said["threshold"]))
+        means, whitening = arrays["means"], arrays["whitening"]
+        features = means.shape[-1] if means.ndim == 2 else 0
+        if not features or whitening.shape != (features, features) or not 0 < len(means) <= len(card["classes"]):
+            raise ValueError(f"not class means and whitening, but of the shapes {means.shape} and {whitening.shape}")
+        if not (means.dtype.kind == whitening.dtype.kind == "f" and np.isfinite(means).all() and np.isfinite(whitening).all()):
+            raise ValueError("not finite numbers")
+        return ReferenceFeatures(means, whitening, float(said["threshold"]))
 
     return load_arrays(folder / FILE, said, build, "reference features")

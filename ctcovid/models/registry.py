@@ -140,7 +140,7 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
     card = saved_model.read_card(folder)
     from ctcovid.models.device import choose_device, choose_precision
     from ctcovid.models.network import SCALING, Network
-    from ctcovid.models.reference_features import load_reference
+    from ctcovid.models.reference_features import FILE, last_linear, load_reference
     from ctcovid.models.training_slices import load_training_slices
 
     if card["scaling"] != SCALING:
@@ -161,6 +161,9 @@ def load(model: str | None = None, device: str = "auto", precision: str = "auto"
         module.requires_grad_(False)
         network = Network(module, row, list(card["classes"]), chosen, dtype)
         kept = load_reference(folder, card), load_training_slices(folder, card)
+        head = last_linear(network)
+        if kept[0] is not None and (head is None or head.in_features != kept[0].means.shape[1]):
+            raise ModelRefusedError(f"{folder / FILE} has {kept[0].means.shape[1]} features, which {row.name} does not have. Restore it.")
         _loaded[key] = TrainedModel(folder.name, folder, card, network, *kept)
     return _loaded[key]
 
@@ -198,7 +201,7 @@ def finished_runs(runs: Path = RUNS) -> list[Path]:
 def _created(folder: Path) -> float:
     try:
         return datetime.datetime.fromisoformat(saved_model.read_card(folder)["created"]).timestamp()
-    except (ModelRefusedError, ValueError):
+    except (ModelRefusedError, ValueError, OverflowError, OSError):
         return 0.0
 
 

@@ -11,13 +11,19 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import ValidationError
+
+from ctcovid.base.declared import fault
 from ctcovid.base.errors import ModelRefusedError, OutputExistsError
 from ctcovid.base.faults import absence, raise_machine_fault
-from ctcovid.base.files import atomic, write_json
+from ctcovid.base.files import atomic, json_text, read_small, write_json
+from ctcovid.base.guard import guarded
 from ctcovid.base.runcard import now, sha256
+from ctcovid.models.card import CARD_VERSION, Card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,20 +33,10 @@ T = TypeVar("T")
 WEIGHTS, CARD = "model.safetensors", "model.json"
 # What a run resumes from.
 CHECKPOINT = "last.pt"
-CARD_VERSION = 1
-# Fields that every command needs, with their types in JSON.
-FIELDS: dict[str, type] = {
-    "format_version": int,
-    "architecture": str,
-    "classes": list,
-    "positive": str,
-    "depth": int,
-    "size": int,
-    "scaling": dict,
-    "data": dict,
-    "created": str,
-    "weights_sha256": str,
-}
+# Larger files are none of a model: names of patients, hashes of slices, and names of tensors take far less.
+# What tensors take in memory, in terms of their file.
+TIMES_LARGER = 4
+MOST_CARD, MOST_ARRAYS, MOST_HEADER = 16 << 20, 256 << 20, 16 << 20
 
 
 def require_no_run(folder: Path) -> None:
@@ -86,6 +82,8 @@ def load_arrays(path: Path, said: dict[str, Any] | None, build: Callable[[dict[s
     if not said or not path.is_file():
         return None
     try:
+        if path.stat().st_size > MOST_ARRAYS:
+            raise ValueError(f"larger than {MOST_ARRAYS >> 20} MB")
         if sha256(path) != said["sha256"]:
             raise ValueError("not the file that model.json was written for")
         return build(load_file(path))
@@ -95,20 +93,23 @@ def load_arrays(path: Path, said: dict[str, Any] | None, build: Callable[[dict[s
 
 def save_card(folder: Path, card: dict[str, Any]) -> None:
     """Write model.json, which registers the model: from then on it is found by the folder's name."""
-    write_json(folder / CARD, {"format_version": CARD_VERSION, "created": now(), **card, "weights_sha256": sha256(folder / WEIGHTS)})
+    document = {"format_version": CARD_VERSION, "created": now(), **card, "weights_sha256": sha256(folder / WEIGHTS)}
+    Card.model_validate_json(json_text(document))
+    write_json(folder / CARD, document)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The content of model.json.
+    """The content of model.json, as `Card` declares it.
 
-    Raises ModelRefusedError if it is absent, damaged, newer, or lacks a field.
+    Raises ModelRefusedError, with the field, if it is absent, damaged, newer, or not as declared.
     """
     path = folder / CARD
     if not path.is_file():
         raise ModelRefusedError(f"{folder} has no {CARD}: the run is unfinished. Run its `ctcovid train` command again with --resume.")
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = read_small(path, MOST_CARD).decode("utf-8")
+        card = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise_machine_fault(error, path)
         raise ModelRefusedError(f"{path} cannot be read ({error}). Restore it, or train the model again.") from error
     if not isinstance(card, dict):
@@ -116,26 +117,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     version = card.get("format_version")
     if isinstance(version, int) and version > CARD_VERSION:
         raise ModelRefusedError(f"{path} was written by a newer ctcovid. Update yours: pip install -U ctcovid")
-    wrong = [name for name, kind in FIELDS.items() if type(card.get(name)) is not kind]
-    wrong += [name for name in ("depth", "size") if name not in wrong and card[name] < 1]
-    if "window" in card and not _is_window(card["window"]):
-        wrong.append("a window of level and width")
-    if card.get("calibration") is not None and not _is_calibration(card["calibration"]):
-        wrong.append("a temperature above zero")
-    if "classes" not in wrong and (len(card["classes"]) < 2 or card.get("positive") not in card["classes"]):
-        wrong.append("classes that hold the positive one")
-    if wrong:
-        raise ModelRefusedError(f"{path} lacks {', '.join(wrong)}. Restore it, or train the model again.")
+    try:
+        Card.model_validate_json(text)
+    except ValidationError as error:
+        raise ModelRefusedError(f"{path}: {fault(error)}. Restore it, or train the model again.") from error
     return card
-
-
-def _is_window(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value) and value[1] > 0
-
-
-def _is_calibration(value: Any) -> bool:
-    temperature = value.get("temperature") if isinstance(value, dict) else None
-    return isinstance(temperature, int | float) and temperature > 0
 
 
 def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:
@@ -145,6 +131,7 @@ def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:
     for, or made for another network.
     """
     path = folder / WEIGHTS
+    _require_size(path, sum(tensor.nbytes for tensor in module.state_dict().values()), card)
     weights = _read(path)
     if sha256(path) != card["weights_sha256"]:
         raise ModelRefusedError(f"{path} is not the file that {CARD} was written for. Restore both from one run, or train again.")
@@ -154,16 +141,34 @@ def load_weights(folder: Path, card: dict[str, Any], module: nn.Module) -> None:
         raise ModelRefusedError(
             f"{path} does not fit {card['architecture']} with {len(card['classes'])} classes: {_first(error)}"
         ) from error
-    fault = unsound(weights)
-    if fault:
-        raise ModelRefusedError(f"{path} holds {fault}. The training diverged; train again.")
+    if found := unsound(weights):
+        raise ModelRefusedError(f"{path} holds {found}. The training diverged; train again.")
+
+
+def _require_size(path: Path, expected: int, card: dict[str, Any]) -> None:
+    """Raises ModelRefusedError if a file of weights is larger than those of its network are, before it is read."""
+    if path.is_file() and (size := path.stat().st_size) > 2 * expected + MOST_HEADER:
+        raise ModelRefusedError(
+            f"{path} has {size / 1e6:,.0f} MB, but the weights of {card['architecture']} take {expected / 1e6:,.0f} MB. "
+            "Restore it, or train the model again."
+        )
 
 
 def read_tensors(path: Path) -> Any:
     """What torch.save wrote, on the CPU: tensors and plain types only. Code in the file is never run.
 
+    It is read in a process of its own first: a pickle may ask for any amount of time and memory.
+
     Raises ValueError, with the reason in one line, if the file cannot be read this way.
     """
+    if not path.is_file():
+        raise ValueError("it is not a file")
+    guarded(path, partial(_read_tensors, path, keep=False), TIMES_LARGER)
+    return _read_tensors(path)
+
+
+def _read_tensors(path: Path, keep: bool = True) -> Any:
+    """`read_tensors` in this process; None unless it is to be kept."""
     import torch
 
     try:
@@ -171,13 +176,34 @@ def read_tensors(path: Path) -> Any:
         with warnings.catch_warnings(), path.open("rb") as file:
             # torch's warnings advise on how to run the code.
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise ValueError("it may not be read") from error
     except Exception as error:
         raise_machine_fault(error, path)
         # A damaged pickle can end in almost any exception.
         raise ValueError(_reason(str(error))) from error
+    if hollow := _hollow(found):
+        raise ValueError(f"{hollow} has more values than are stored")
+    return found if keep else None
+
+
+def _hollow(found: Any) -> str:
+    """Where a tensor says that it has more values than are stored for it; empty if none does."""
+    import torch
+
+    waiting, seen = [("", found)], set()
+    while waiting:
+        name, one = waiting.pop()
+        if isinstance(one, torch.Tensor):
+            whole = one.layout == torch.strided and one.device.type == "cpu" and not one.is_quantized
+            if not whole or one.nbytes > one.untyped_storage().nbytes():
+                return name or "a tensor"
+        elif isinstance(one, dict | list | tuple | set) and id(one) not in seen:
+            seen.add(id(one))
+            inner = one.items() if isinstance(one, dict) else enumerate(one)
+            waiting += [(f"{name}.{str(key)[:40]}".lstrip("."), value) for key, value in inner]
+    return ""
 
 
 def _reason(said: str) -> str:

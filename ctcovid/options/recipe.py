@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -57,5 +58,8 @@ class RecipeOptions:
             if getattr(self, name) not in known:
                 option = name.replace("_", "-")
                 raise UsageError(f"--{option} {getattr(self, name)}: not a choice. Use {', '.join(known)}.")
+        for name in ("learning_rate", "label_smoothing", "weight_decay", "warmup", "ema", "clip_gradient"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a finite number.")
         if self.epochs and self.warmup >= self.epochs:
             raise UsageError(f"--warmup {self.warmup:g} takes all epochs ({self.epochs}). Give a smaller --warmup or more --epochs.")

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from ctcovid.base.errors import UsageError, did_you_mean
+from ctcovid.base.files import read_small
 from ctcovid.kernels import choice
 
 if sys.version_info >= (3, 11):
@@ -19,6 +20,8 @@ else:
     import tomli as tomllib
 
 WORDS = {"COMMANDLINE": "option", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
+# Of a settings file, of a line of it, of what a message quotes, and of a number.
+MOST_BYTES, MOST_DOTS, LONGEST, MOST_BITS = 1 << 16, 200, 100, 64
 # Options that make no sense in a settings file.
 NOT_IN_FILE = {"config", "help"}
 # Named like a setting, but read by the tests, and for comparisons by all that computes layers.
@@ -53,11 +56,17 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_small(path, MOST_BYTES).decode("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            # Reading such a key takes the square of its length.
+            raise RecursionError
+        content = tomllib.loads(text)
     except FileNotFoundError as error:
         raise typer.BadParameter(f"no such file: {path}") from error
+    except RecursionError as error:
+        raise typer.BadParameter(f"{path} cannot be read as TOML: it is nested too deep") from error
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{path} cannot be read as TOML: {error}") from error
+        raise typer.BadParameter(f"{path} cannot be read as TOML: {str(error)[:LONGEST]}") from error
     commands: dict[str, Any] = ctx.find_root().command.commands  # type: ignore[attr-defined]
     everywhere = {parameter.name for command in commands.values() for parameter in _options(command)}
     here = {parameter.name for parameter in _options(ctx.command)}
@@ -65,11 +74,11 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     for key, value in content.items():
         if isinstance(value, dict):
             if key not in commands:
-                raise typer.BadParameter(f"{path}: unknown command [{key}].{did_you_mean(key, commands)}")
+                raise typer.BadParameter(f"{path}: unknown command [{key[:LONGEST]}].{did_you_mean(key, commands)}")
             known = {parameter.name for parameter in _options(commands[key])}
-            own = {_known(path, f"[{key}] ", name, known): item for name, item in value.items()}
+            own = {_known(path, f"[{key}] ", name, known): _plain(path, name, item) for name, item in value.items()}
         else:
-            own = {_known(path, "", key, everywhere): value}
+            own = {_known(path, "", key, everywhere): _plain(path, key, value)}
         if not isinstance(value, dict):
             # A command's own table goes before the settings for all commands.
             defaults = {**own, **defaults}
@@ -82,11 +91,24 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _plain(path: Path, name: str, value: Any) -> Any:
+    """A value, or a list of values, of an option.
+
+    Raises typer.BadParameter for tables, lists of lists, and what no option takes by its length.
+    """
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, dict | list):
+            raise typer.BadParameter(f"{path}: the setting '{name}' holds a table or a list of lists. Give a value.")
+        if (isinstance(one, int) and one.bit_length() > MOST_BITS) or (isinstance(one, str) and len(one) > MOST_BYTES // 8):
+            raise typer.BadParameter(f"{path}: the value of '{name}' is too long. Give another.")
+    return value
+
+
 def _known(path: Path, table: str, key: str, names: set[str]) -> str:
     name = key.replace("-", "_")
     if name not in names - NOT_IN_FILE:
         shown = [known.replace("_", "-") for known in names - NOT_IN_FILE]
-        raise typer.BadParameter(f"{path}: unknown setting '{table}{key}'.{did_you_mean(key, shown)}")
+        raise typer.BadParameter(f"{path}: unknown setting '{table}{key[:LONGEST]}'.{did_you_mean(key, shown)}")
     return name
 
 

@@ -21,6 +21,7 @@ from ctcovid.reports.evaluation_tables import PAPER, Manner
 from ctcovid.reports.html import Section, page
 from ctcovid.reports.plots import Plot, confusion_plot, effect_plot, history_plots, pr_plot, reliability_plot, roc_plot
 from ctcovid.reports.tables import Table
+from ctcovid.training.history import read_history
 
 # What the main table is called where it needs a name.
 MAIN = "Results"
@@ -86,10 +87,8 @@ def _figures_of(shown: Shapes, history: Path | None) -> list[Plot]:
         found += [roc_plot(name, shown.roc, areas), pr_plot(name, shown.pr, precisions)]
     found.append(reliability_plot(name, shown.bins, shown.values["ece"]))
     if history is not None:
-        import pandas as pd
-
-        table = pd.read_csv(history)
-        found += history_plots(name, {str(column): table[column].astype(float).tolist() for column in table}) if len(table) else []
+        columns = read_history(history)
+        found += history_plots(name, columns) if columns["epoch"] else []
     return found
 
 

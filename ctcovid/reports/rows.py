@@ -20,6 +20,7 @@ from ctcovid.base.streams import stdout_takes_all
 from ctcovid.options.predict import STDOUT
 
 # Lists, as of flags, in one field of a CSV.
+LONGEST_SHOWN = 400
 BETWEEN = ";"
 
 Row = dict[str, Any]
@@ -128,11 +129,11 @@ def read_rows(path: Path, columns: Sequence[str], rows_in: Callable[[Any], list[
             read = csv.reader(io.StringIO(whole, newline=""), strict=True)
             heading, *table = [list(map(unprotected, row)) for row in read if row] or [list(columns)]
             if heading != list(columns):
-                raise ValueError(f"its columns are {','.join(heading)}")
+                raise ValueError(f"its columns are {','.join(heading)[:LONGEST_SHOWN]}")
             rows = [{name: value or None for name, value in zip(columns, row, strict=True)} for row in table]
         if any(list(row) != list(columns) for row in rows):
             raise ValueError(f"not all rows have the columns {','.join(columns)}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise_machine_fault(error, path)
         raise InputError(f"{path} cannot be continued: {error}. Name another output, or pass --overwrite without --resume.") from error
     return rows

@@ -14,6 +14,7 @@ import numpy as np
 
 from ctcovid.base.faults import machine_fault
 from ctcovid.scans import frames
+from ctcovid.scans.codes import known_modality, known_number
 from ctcovid.scans.frames import Frame
 from ctcovid.scans.scan import MOST_BYTES, MOST_PIXELS_PER_SIDE
 
@@ -197,12 +198,12 @@ def _header(path: Path, dataset: Any) -> Header:
         path=path,
         study=_text(dataset, "StudyInstanceUID"),
         series=_text(dataset, "SeriesInstanceUID"),
-        number=_text(dataset, "SeriesNumber"),
+        number=known_number(_text(dataset, "SeriesNumber")),
         description=_text(dataset, "SeriesDescription"),
         patient=_text(dataset, "PatientID"),
         instance=_text(dataset, "SOPInstanceUID"),
         order=(_integer(dataset, "AcquisitionNumber"), _integer(dataset, "InstanceNumber")),
-        modality=_text(dataset, "Modality"),
+        modality=known_modality(_text(dataset, "Modality")),
         sop_class=_text(dataset, "SOPClassUID"),
         rows=_integer(dataset, "Rows"),
         columns=_integer(dataset, "Columns"),

@@ -14,6 +14,7 @@ import numpy as np
 from ctcovid.base.errors import InputError
 from ctcovid.base.temporaries import scratch_file
 from ctcovid.scans.absent import raise_if_absent
+from ctcovid.scans.codes import known_syntax, unit_in_words
 from ctcovid.scans.dicom import DEFLATED_SYNTAX, NATIVE_SYNTAXES, open_dataset
 from ctcovid.scans.padding import at_edge
 from ctcovid.scans.quiet import silenced
@@ -54,7 +55,7 @@ def dicom_frames(path: Path, shape: tuple[int, int, int], frames: Sequence[int] 
         syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "")) or "1.2.840.10008.1.2"
         wanted = frames or range(shape[0])
         native = syntax in NATIVE_SYNTAXES or syntax == DEFLATED_SYNTAX
-        packed = "" if native else f" (compressed with transfer syntax {syntax})"
+        packed = "" if native else f" (compressed with transfer syntax {known_syntax(syntax)})"
         for number, stored in zip(wanted, (_native if native else _compressed)(dataset, syntax, wanted), strict=True):
             values = _hounsfield(path, dataset, number, stored)
             padding = _padding(dataset, stored, values)
@@ -157,7 +158,7 @@ def _looked_up(path: Path, dataset: Any, stored: np.ndarray) -> np.ndarray:
     kind = str(dataset.ModalityLUTSequence[0].get("ModalityLUTType") or "")
     if kind != "HU":
         raise InputError(
-            f"{path}: its table (Modality LUT) gives values of type {kind or 'unknown'}, which {NOT_HOUNSFIELD}. "
+            f"{path}: its table (Modality LUT) gives values of {unit_in_words(kind.upper())}, which {NOT_HOUNSFIELD}. "
             "Export the scan in Hounsfield units."
         )
     table: np.ndarray = np.asarray(apply_modality_lut(stored, dataset), np.float64)

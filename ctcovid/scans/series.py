@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ctcovid.base.errors import counted
+from ctcovid.scans.codes import unit_in_words
 from ctcovid.scans.dicom import NOT_DICOM, SECONDARY_CAPTURE, Header
 from ctcovid.scans.findings import INFO, KEPT, SLICE_DROPPED, WARNING, Finding
 from ctcovid.scans.frames import Plane
@@ -26,18 +27,6 @@ REFORMAT_WORDS = {"MIP", "MINIP", "MPR", "VRT", "PROJECTION IMAGE", "CSA MPR", "
 # A series that covers less than this share of the longest one is a detail or a test, however thin.
 LEAST_COVER = 0.25
 NO_PICTURE = "no picture"
-# What a RescaleType, or value 4 of an image type, stands for (PS3.3 C.11.1.1.2 and C.8.15.2.1.1.5).
-UNITS = {
-    "MGML": "mg/ml",
-    "ED": "electron density",
-    "EDW": "electron density relative to water",
-    "ELECTRON_DENSITY": "electron density",
-    "Z_EFF": "effective atomic number",
-    "EFF_ATOMIC_NUM": "effective atomic number",
-    "HU_MOD": "modified Hounsfield units",
-    "OD": "optical density",
-    "PCT": "per cent",
-}
 
 
 @dataclass(frozen=True)
@@ -133,7 +122,7 @@ def _none_fits(scan: Scan, fitting: Sequence[Series]) -> Scan:
     other = [series for series in fitting if series.unit and not series.unfit]
     if not other:
         return scan.refused("no-axial-series", f"no axial CT series; there is {'; '.join(map(_described, fitting))}")
-    units = " and ".join(dict.fromkeys(f"{series.name} is in {_unit(series)}" for series in other))
+    units = " and ".join(dict.fromkeys(f"{series.name} is in {unit_in_words(series.unit)}" for series in other))
     return scan.refused("not-hounsfield", f"{units}, not in Hounsfield units; give the CT that it was computed from")
 
 
@@ -253,14 +242,8 @@ def _described(series: Series) -> str:
 def _counted(series: Series) -> str:
     spacing = series.spacing
     usable = "derived" if series.derived else f"{spacing:.4g} mm" if np.isfinite(spacing) else "no spacing"
-    what = series.unfit or (f"in {_unit(series)}" if series.unit else usable)
+    what = series.unfit or (f"in {unit_in_words(series.unit)}" if series.unit else usable)
     return f"{counted(len(series.used), 'slice')}, {what}"
-
-
-def _unit(series: Series) -> str:
-    """The unit of a series in words, and as the file gives it."""
-    said = "".join(letter if letter.isprintable() else "?" for letter in series.unit)
-    return f"{UNITS[said]} ({said})" if said in UNITS else said
 
 
 def _order(number: str) -> int:

@@ -14,6 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from ctcovid.base.errors import counted
+from ctcovid.scans.codes import known_mark
 from ctcovid.scans.dicom import Header
 from ctcovid.scans.frames import Frame, Plane
 
@@ -354,7 +355,11 @@ def _told(division: _Division, places: np.ndarray) -> str:
 def _name(division: _Division, label: tuple[str, ...], rank: int) -> str:
     if division.by == ("order",):
         return f"the slices numbered #{rank}" if len(division.groups) > 9 else f"pass {rank} along the patient"
-    return ", ".join(
-        f"{mark} #{rank}" if mark in UNTOLD else f"{mark} {value.replace(chr(92), '/')[:40] or 'unknown'}"
-        for mark, value in zip(division.by, label, strict=True)
-    )
+    return ", ".join(_told_value(mark, value, rank) for mark, value in zip(division.by, label, strict=True))
+
+
+def _told_value(mark: str, value: str, rank: int) -> str:
+    """A mark with its value, or with its rank among the values if that could be anything."""
+    if mark in UNTOLD or (value and not known_mark(mark, value)):
+        return f"{mark} #{rank}"
+    return f"{mark} {value.replace(chr(92), '/') or 'unknown'}"

@@ -61,7 +61,7 @@ def read_lesions(path: Path) -> dict[str, set[str]]:
     """
     table = read_list(path, ("imgpath",), needs="It needs the column imgpath.")
     if "imgpath" not in table.headings:
-        raise InputError(f"{path} has the columns {', '.join(table.headings)}; it needs imgpath, with rows such as NCP/96/1328/0032.png.")
+        raise InputError(f"{path} has the columns {table.named}; it needs imgpath, with rows such as NCP/96/1328/0032.png.")
     found: dict[str, set[str]] = {}
     for name in table.column("imgpath"):
         slice_ = PurePosixPath(name.replace("\\", "/"))
@@ -109,6 +109,6 @@ def _table(path: Path, table: UserList, needed: tuple[str, ...]) -> dict[str, li
     found = {ours: [name for name in table.headings if name.lower() in NAMES[ours]] for ours in NAMES}
     missing = [" or ".join(NAMES[ours]) for ours in needed if not found[ours]]
     if missing:
-        raise InputError(f"{path} has the columns {', '.join(table.headings)}; it also needs {', '.join(missing)}.")
+        raise InputError(f"{path} has the columns {table.named}; it also needs {', '.join(missing)}.")
     columns = {ours: table.column(theirs[0]) for ours, theirs in found.items() if theirs}
     return columns | {name: table.column(name) for name in MARKS if name in table.headings}

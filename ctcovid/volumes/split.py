@@ -96,7 +96,7 @@ def read_split_file(path: Path, patients: Iterable[str]) -> dict[str, str]:
     """
     table = read_list(path, ("patient", "split"), "split file", "It needs the columns patient,split.")
     if not {"patient", "split"} <= set(table.headings):
-        raise InputError(f"{path} has the columns {', '.join(table.headings)}; it needs patient,split.")
+        raise InputError(f"{path} has the columns {table.named}; it needs patient,split.")
     parts: dict[str, str] = {}
     problems: list[str] = []
     for patient, part in zip(table.column("patient"), table.column("split"), strict=True):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from groups import write_groups
 
-from ctcovid.base.memory import free_in_words, free_memory, killed_for_memory
+from ctcovid.base.faults import MachineFaultError
+from ctcovid.base.memory import free_in_words, free_memory, killed_for_memory, require_address_space
 
 
 def test_free_memory_is_some_of_the_machines() -> None:
@@ -25,6 +26,8 @@ def test_a_limit_on_the_process_itself_counts() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (has + (400 << 20), before[1]))
     try:
         assert free_memory() <= 400 << 20
+        with pytest.raises(MachineFaultError, match=r"ulimit -v allows .*Raise the limit"):
+            require_address_space()
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 

@@ -55,10 +55,20 @@ def test_constant_features_give_no_reference() -> None:
 
 def test_what_was_saved_comes_back_and_another_file_is_refused(tmp_path: Path) -> None:
     reference = ReferenceFeatures(np.ones((3, 4), np.float32), np.eye(4, dtype=np.float32), 1.5)
-    card = {"features": save_reference(tmp_path, reference)}
+    card = {"classes": ["NCP", "CP", "Normal"], "features": save_reference(tmp_path, reference)}
     found = load_reference(tmp_path, card)
     assert found is not None and found.threshold == 1.5 and found.distance(np.zeros((2, 4))) == 1.0
     assert load_reference(tmp_path, {}) is None
     (tmp_path / FILE).write_bytes(b"another")
+    with pytest.raises(ModelRefusedError, match=FILE):
+        load_reference(tmp_path, card)
+
+
+@pytest.mark.parametrize(
+    ("means", "whitening"),
+    [(np.ones((3, 4)), np.eye(5)), (np.ones(4), np.eye(4)), (np.ones((4, 4)), np.eye(4)), (np.full((3, 4), np.nan), np.eye(4))],
+)
+def test_reference_features_that_cannot_be_measured_against_are_refused(means: np.ndarray, whitening: np.ndarray, tmp_path: Path) -> None:
+    card = {"classes": ["NCP", "CP", "Normal"], "features": save_reference(tmp_path, ReferenceFeatures(means, whitening, 1.5))}
     with pytest.raises(ModelRefusedError, match=FILE):
         load_reference(tmp_path, card)

@@ -121,8 +121,8 @@ def test_weights_for_another_number_of_classes_are_refused(trained: tuple[Path, 
         ({"architecture": "r3d19"}, "r3d19"),
         ({"scaling": {"offset": 0.0, "scale": 1.0}}, "scaling"),
         ({"format_version": 99}, "newer"),
-        ({"window": [-600, 0]}, "a window of level and width"),
-        ({"window": "lung"}, "a window of level and width"),
+        ({"window": [-600, 0]}, "window"),
+        ({"window": "lung"}, "window"),
     ],
 )
 def test_a_card_that_this_program_cannot_honour_is_refused(

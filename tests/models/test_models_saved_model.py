@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import warnings
 from collections.abc import Callable
@@ -13,8 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from ctcovid.base.declared import table
 from ctcovid.base.errors import ModelRefusedError
 from ctcovid.models import saved_model
+from ctcovid.models.card import schema
+from ctcovid.options.manual import pages
 
 
 def tiny(classes: int = 3, seed: int = 0) -> nn.Module:
@@ -185,9 +189,9 @@ def test_why_a_file_is_not_read_is_said_without_advice_to_have_its_code_run(kind
 @pytest.mark.parametrize("field", ["architecture", "classes", "positive", "depth", "size", "scaling", "data", "weights_sha256"])
 def test_a_card_without_a_field_is_refused_by_name(folder: Path, field: str) -> None:
     rewrite(folder, lambda card: card.pop(field) and None)
-    assert f"lacks {field}" in refusal(folder, saved_model.CARD)
+    assert f": {field}: " in refusal(folder, saved_model.CARD)
     rewrite(folder, lambda card: card.update({field: None}))
-    assert f"lacks {field}" in refusal(folder, saved_model.CARD)
+    assert f": {field}: " in refusal(folder, saved_model.CARD)
 
 
 def test_the_card_of_a_newer_version_is_refused_with_the_way_out(folder: Path) -> None:
@@ -212,3 +216,57 @@ def test_a_run_without_a_card_is_called_unfinished(folder: Path) -> None:
     with pytest.raises(ModelRefusedError, match=r"unfinished.*--resume") as caught:
         saved_model.read_card(folder)
     assert str(folder) in str(caught.value)
+
+
+WRONG: dict[str, tuple[str, Any]] = {
+    "size": ("size", 100_000),
+    "depth": ("depth", 0),
+    "classes: two names are the same": ("classes", ["NCP", "NCP", "NCP"]),
+    "classes.1": ("classes", ["NCP", "", "CP"]),
+    "classes: a model has two": ("classes", ["NCP"]),
+    "positive: not one of the classes": ("positive", "Other"),
+    "window.1": ("window", [-600, 0]),
+    "calibration.temperature": ("calibration", {"temperature": math.inf}),
+    "calibration.temperature: input should be less": ("calibration", {"temperature": 20.5}),
+    "calibration.temperature: input should be greater": ("calibration", {"temperature": 0}),
+    "features.threshold": ("features", {"threshold": math.nan, "sha256": "0" * 64}),
+    "features.sha256": ("features", {"threshold": 1.0, "sha256": 5}),
+    "training_slices.count": ("training_slices", {"count": -1, "sha256": "0" * 64}),
+    "slice_spacing.0": ("slice_spacing", ["1", 2]),
+    "slice_spacing: the smallest": ("slice_spacing", [3, 2]),
+    "split.train": ("split", {"train": "16"}),
+    "split.train.0": ("split", {"train": [16]}),
+    "recipe.batch": ("recipe", {"batch": "32"}),
+    "recipe.note": ("recipe", {"note": [1]}),
+    "kept.epoch": ("kept", {"epoch": None}),
+    "kept.valid_accuracy": ("kept", {"epoch": 1, "valid_accuracy": "high"}),
+    "pretrained.path": ("pretrained", {"sha256": "0"}),
+    "data.path": ("data", {"path": 5}),
+    "versions.torch": ("versions", {"torch": 2.6}),
+    "image_kind": ("image_kind", ["complete"]),
+    "created": ("created", 2021),
+    "scaling.offset": ("scaling", {"offset": []}),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_card_that_is_not_as_declared_is_refused_by_the_field(said: str, folder: Path) -> None:
+    name, value = WRONG[said]
+    rewrite(folder, lambda card: {**card, name: value})
+    assert f"{folder / saved_model.CARD}: {said}" in refusal(folder, saved_model.CARD)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"depth": ' + "9" * 10_000 + "}", " " * (17 << 20)])
+def test_a_card_of_any_depth_and_length_is_refused(text: str, folder: Path) -> None:
+    (folder / saved_model.CARD).write_text(text)
+    refusal(folder, saved_model.CARD)
+
+
+def test_weights_larger_than_their_network_are_not_read(folder: Path) -> None:
+    with (folder / saved_model.WEIGHTS).open("r+b") as file:
+        file.truncate(50 << 30)
+    assert "has 53,687 MB, but the weights of tiny take" in refusal(folder, saved_model.WEIGHTS)
+
+
+def test_the_table_of_the_manual_is_that_of_the_declaration() -> None:
+    assert table("model.json", schema()) in pages()["files"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_checkpoint_restores_weights_optimiser_and_progress(tmp_path: Path) -> N
 
     other = _state(torch.nn.Linear(3, 2))
     content = read_checkpoint(tmp_path / "last.pt")
-    assert restore(content, other).progress == progress
+    assert restore(content, other, 100).progress == progress
     assert content["settings"] == {"arch": "r3d18"}
     assert torch.equal(other.network.module.weight, state.network.module.weight)
     assert other.optimiser.state_dict()["state"][0]["step"] == 1
@@ -80,9 +82,9 @@ def test_a_checkpoint_that_could_run_code_is_refused_and_not_run(tmp_path: Path)
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
-    path, state = tmp_path / "last.pt", _state(nn.Linear(1000, 2000), Progress(epoch=1))
+    path, state = tmp_path / "last.pt", _state(nn.Linear(1000, 2000), Progress(step=1))
     save_checkpoint(path, state, {})
-    state.progress.epoch = 2
+    state.progress.step = 2
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -94,4 +96,54 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["last.pt"]
-    assert read_checkpoint(path)["progress"]["epoch"] == 1
+    assert read_checkpoint(path)["progress"]["step"] == 1
+
+
+def _trained() -> TrainingState:
+    state = _state(torch.nn.Linear(3, 2), Progress(epoch=1, step=2, loss_sum=0.1, correct=3, seen=4, history=[_row(1, 0.5, 0.5)]))
+    state.network.module(torch.ones(1, 3)).sum().backward()
+    state.optimiser.step()
+    return state
+
+
+WRONG: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "progress.history": (("progress", "epoch"), 2),
+    "epoch": (("progress", "epoch"), -1),
+    "step": (("progress", "step"), "2"),
+    "progress.step": (("progress", "step"), 101),
+    "seen": (("progress", "seen"), True),
+    "progress.correct": (("progress", "correct"), 5),
+    "history.0.learning_rate": (("progress", "history", 0, "learning_rate"), float("nan")),
+    "history.0": (("progress", "history", 0, "valid_loss"), None),
+    "micro_batch": (("settings", "micro_batch"), "many"),
+    "ranks": (("settings", "ranks"), 0),
+    "pretrained.sha256": (("settings", "pretrained"), {"path": "x"}),
+    "JSON serializable": (("settings", "arch"), torch.zeros(2)),
+    "optimiser does not hold": (("optimiser",), [1]),
+    "optimiser.state": (("optimiser", "state", 7), {}),
+    "optimiser.state.0 is not that of Adam": (("optimiser", "state", 0), {"step": torch.tensor(1.0)}),
+    "optimiser.state.0.exp_avg ": (("optimiser", "state", 0, "exp_avg"), torch.zeros(3, 2)),
+    "optimiser.state.0.exp_avg_sq": (("optimiser", "state", 0, "exp_avg_sq"), torch.full((2, 3), torch.inf)),
+    "betas": (("optimiser", "param_groups", 0, "betas"), (0.9, "x")),
+    "lr": (("optimiser", "param_groups", 0, "lr"), float("nan")),
+    "optimiser.param_groups": (("optimiser", "param_groups", 0, "params"), [0]),
+    "model.weight": (("model", "weight"), torch.zeros(2, 4)),
+    "model.more": (("model", "more"), torch.zeros(2)),
+    "model holds NaN": (("model", "bias"), torch.full((2,), torch.nan)),
+    "model.bias is not of the shape": (("model", "bias"), [0.0, 0.0]),
+    "model.weight has more values": (("model", "weight"), torch.zeros(1).as_strided((2, 10**9), (0, 0))),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_checkpoint_that_is_not_as_declared_is_refused_by_the_field(said: str, tmp_path: Path) -> None:
+    state, (where, value) = _trained(), WRONG[said]
+    save_checkpoint(tmp_path / "last.pt", state, {"arch": "r3d18"})
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    inner = content
+    for name in where[:-1]:
+        inner = inner[name]
+    inner[where[-1]] = value
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(ModelRefusedError, match=re.escape(said)):
+        restore(read_checkpoint(tmp_path / "last.pt"), _state(torch.nn.Linear(3, 2)), 100)
