@@ -192,10 +192,10 @@ for number, at_work, seconds in [*moments, (0, False, 0)]:
 """
 
 
-def test_stops_at_twelve_random_moments_leave_no_trace_in_the_result(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_stops_at_eight_random_moments_leave_no_trace_in_the_result(volumes: Path, undisturbed: Path, tmp_path: Path) -> None:
     generator = random.Random(0)
     signals = [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL]
-    moments = [(int(generator.choice(signals)), generator.random() < 0.8, generator.uniform(0.1, 0.6)) for _ in range(12)]
+    moments = [(int(generator.choice(signals)), generator.random() < 0.8, generator.uniform(0.1, 0.6)) for _ in range(8)]
     line = ["train", "--data", volumes, "--runs", tmp_path, "--batch", 4, "--workers", 1, "--epochs", 4, "--name", "run"]
     arguments = json.dumps([str(word) for word in [*line, "--checkpoint-every", 0.005, "--resume"]])
     card, widths = str(tmp_path / "run" / "run.json"), json.dumps(WIDTHS)
@@ -205,7 +205,7 @@ def test_stops_at_twelve_random_moments_leave_no_trace_in_the_result(volumes: Pa
     codes = [int(code) for code in re.findall(r"exit code (-?\d+)", finished.stderr)]
     # What comes before the command listens ends it as signals do; a fast machine is through before the last of them.
     assert set(codes) <= {0, 75, *(-number for number in signals)} and codes[-1] == 0, codes
-    assert 75 in codes and sum(code != 0 for code in codes) >= 5, codes
+    assert 75 in codes and sum(code != 0 for code in codes) >= 4, codes
     _assert_same(tmp_path / "run", undisturbed)
 
 
