@@ -75,6 +75,18 @@ class Console:
         if not self.silent:
             tell(f"Warning: {text}")
 
+    def show(self, table: Printable) -> None:
+        """Print a table among the messages on stderr, unless --quiet."""
+        if self.quiet:
+            return
+        if not sys.stderr.isatty():
+            tell(table.text())
+            return
+        from rich.console import Console as RichConsole
+
+        screen = RichConsole(stderr=True, highlight=False)
+        screen.print(table.terminal(screen.width))
+
     def detailed(self) -> None:
         """From here on also say what the modules of ctcovid log as details."""
         import logging

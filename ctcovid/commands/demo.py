@@ -157,7 +157,7 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     _show(console, "prepare", data, "--depth", DEPTH, "--size", size, "--output", volumes)
     with no_signal_lost():
         prepared = prepare.run(prepare.Options(data, DEPTH, size, volumes, workers=options.workers, **common), inner)
-    console.say(prepared.table.text())
+    console.show(prepared.table)
     words: list[Any] = []
     recipe = preset.recipe()
     for name, value in recipe.items():
@@ -173,7 +173,7 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     unseen = _unseen_lesions(data, trained.folder)
     _show(console, "predict", unseen[0].folder, "--runs", runs)
     predicted = predict.run(predict.Options([unseen[0].folder], runs=runs, **machine), inner)
-    console.say(predicted.table().text())
+    console.show(predicted.table())
     method = Method(METHOD, preset.layer)
     _show(console, "explain", unseen[0].folder, "--method", METHOD, "--layer", preset.layer, "--runs", runs, "--output", explanations)
     explaining = explain.Options([unseen[0].folder], method=METHOD, layer=preset.layer, runs=runs, output=explanations, **machine, **common)
@@ -183,12 +183,14 @@ def _five_commands(options: Options, preset: Preset, data: Path, size: int, cons
     summary = Summary(folder, evaluated, Path(explained.explained[0]["folder"]) / "montage.png", points)
     console.result(summary.table(), summary.document())
     if points:
-        console.say(f"{_points_table(points).text()}\n{_points_line(points)}")
+        console.show(_points_table(points))
+        console.say(_points_line(points))
     console.say(
         f"\nThe scans are synthetic: these figures show that the commands work, and nothing about patients. After so short a training,\n"
         f"do not rely on maps.\n"
         f"Open {summary.montage.with_name('viewer.html')} in a browser, and look at {trained.folder / 'accuracy.png'}.\n"
-        f"For your own scans in a folder CC-CCII:  ctcovid prepare ./CC-CCII --depth 4"
+        f"To try this model on a scan of yours:     ctcovid predict YOUR_SCAN --runs {shlex.quote(str(runs))}\n"
+        f"To train on labelled scans in a folder:   ctcovid prepare ./CC-CCII --depth {DEPTH}"
     )
     return summary
 

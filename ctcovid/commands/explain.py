@@ -140,7 +140,7 @@ def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, op
     summary = Summary(model.name, explained, failed)
     console.result(summary.table(), summary.document())
     if asked := {group for group, option in (("faithfulness", options.faithfulness), ("pointing", options.mask)) if option}:
-        console.say(_measures_table(explained, asked).text())
+        console.show(_measures_table(explained, asked))
     if method.uses_layer:
         _say_resolution(explained, model, console)
     console.notice()
@@ -243,7 +243,8 @@ def _explanation(scan: Scan, model: TrainedModel, method: Method, options: Optio
     notes = [sentence(flag) for flag in flags]
     pointed, faithful = None, None
     if maps.flat:
-        notes.append(f"The map of {model.classes[target]} is the same everywhere: no cell speaks for that class.")
+        name = model.classes[target]
+        notes.append(f"The map of {name} is empty: by this method and layer, no place in the scan raises the probability of {name}.")
         console.warn(f"Scan {scan.id}: {notes[-1]}")
     else:
         # Measures of a flat map would be the best possible ones.

@@ -6,11 +6,12 @@ Functions that make a network import torch themselves, so that finding a run doe
 from __future__ import annotations
 
 import datetime
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, did_you_mean
+from ctcovid.base.errors import InputError, ModelRefusedError, UsageError, counted, did_you_mean
 from ctcovid.models import saved_model
 from ctcovid.models.architectures import architecture
 from ctcovid.scans.window import LUNG, Window
@@ -173,10 +174,11 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
     finished = finished_runs(runs)
     if model is None:
         if not finished:
-            raise InputError(f"No trained model in {runs}/. Train one with `ctcovid train`, or name one with --model.")
+            raise InputError(f"No trained model in {runs}/. {_elsewhere()}Train one with `ctcovid train`, or name one with --model.")
         return finished[-1]
     for folder in (runs / model, Path(model)):
         if folder.is_dir():
+            _require_run(folder)
             return folder
         if folder.is_file() and folder.name in (saved_model.WEIGHTS, saved_model.CARD):
             return folder.parent
@@ -190,6 +192,18 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
         f"No trained model '{model}' in {runs}/, and no such file or folder.{did_you_mean(model, names)} "
         "`ctcovid models` lists the trained models."
     )
+
+
+def _elsewhere() -> str:
+    """A sentence that names another folder of runs below the current one, such as the demo's; nothing if there is none."""
+    found = sorted({path.parents[1] for path in Path().glob(f"*/{RUNS}/*/{saved_model.CARD}")})
+    return f"Those in {found[0]}/ are used with --runs {shlex.quote(str(found[0]))}. " if found else ""
+
+
+def _require_run(folder: Path) -> None:
+    """Raises ModelRefusedError if `folder` is not a run, but holds runs, as the demo's does."""
+    if not (folder / saved_model.CARD).exists() and (held := finished_runs(folder) or finished_runs(folder / RUNS)):
+        raise ModelRefusedError(f"{folder} is not a trained model, but holds {counted(len(held), 'model')}. Name one: {held[-1]}.")
 
 
 def finished_runs(runs: Path = RUNS) -> list[Path]:

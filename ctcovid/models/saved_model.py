@@ -105,7 +105,10 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     path = folder / CARD
     if not path.is_file():
-        raise ModelRefusedError(f"{folder} has no {CARD}: the run is unfinished. Run its `ctcovid train` command again with --resume.")
+        raise ModelRefusedError(
+            f"{folder} has no {CARD}: the run is unfinished, or this is not a run. Run its `ctcovid train` command again with --resume, "
+            "or its `ctcovid demo` with --overwrite."
+        )
     try:
         text = read_small(path, MOST_CARD).decode("utf-8")
         card = json.loads(text)

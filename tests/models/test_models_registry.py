@@ -156,6 +156,17 @@ def test_a_name_under_runs_goes_before_a_folder_of_that_path(tmp_path: Path, mon
     assert registry.find("./model", Path("elsewhere")) == outside
 
 
+def test_models_that_lie_elsewhere_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a demo, and where the folder of runs, or the one above it, is given in place of a run."""
+    monkeypatch.chdir(tmp_path)
+    made = finished_run(Path("ctcovid-demo/runs"), "r3d18-d4-b16", 1)
+    with pytest.raises(InputError, match="Those in ctcovid-demo/runs/ are used with --runs ctcovid-demo/runs"):
+        registry.find(None, Path("runs"))
+    for folder in ("ctcovid-demo", "ctcovid-demo/runs"):
+        with pytest.raises(ModelRefusedError, match=f"{folder} is not a trained model, but holds 1 model. Name one: {made}"):
+            registry.find(folder, Path("runs"))
+
+
 @pytest.mark.parametrize("typed", ["r3d18-d4-b23", "r3d18-d4", "R3D18-D4-B32"])
 def test_an_unknown_name_gets_the_nearest_one(tmp_path: Path, typed: str) -> None:
     finished_run(tmp_path, "r3d18-d4-b32", 1)
