@@ -59,6 +59,8 @@ def typer_function(command: str, classes: tuple[type, ...], call: Call) -> Calla
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     for one in (each for options in classes for each in declared(options)):
         info = copy(one.info)
+        # click would call a stale network handle a wrong value.
+        info.readable = False
         if info.show_default is True:
             info.show_default = one.default not in (None, "", [])
         if not one.is_argument:

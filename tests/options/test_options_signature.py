@@ -107,3 +107,11 @@ def test_one_option_name_has_one_meaning_in_all_commands() -> None:
             if not one.is_argument and one.name not in SAID_DIFFERENTLY:
                 meanings.setdefault(one.name, {}).setdefault((one.kind, one.info.help), []).append(name)
     assert {name: list(found.values()) for name, found in meanings.items() if len(found) > 1} == {}
+
+
+def test_what_is_wrong_with_a_path_is_told_by_ctcovid_and_not_by_click() -> None:
+    """Click calls a stale network handle a wrong value, with exit code 2."""
+    for name, command in COMMANDS.items():
+        function = typer_function(name, (command.options, Messages), lambda ctx, values: None)
+        kinds = [kind for kind in function.__annotations__.values() if kind is not typer.Context]
+        assert kinds and not any(info.readable for kind in kinds for info in kind.__metadata__)
