@@ -63,7 +63,7 @@ def _content(path: Path) -> object:
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"
     try:
-        return load_file(path) if is_safetensors else read_tensors(path)
+        return load_file(path) if is_safetensors else read_tensors(path, plain=False)
     except (SafetensorError, OSError, LookupError) as error:
         raise_machine_fault(error, path)
         reason = "it is a damaged safetensors file"

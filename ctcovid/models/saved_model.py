@@ -157,20 +157,21 @@ def _require_size(path: Path, expected: int, card: dict[str, Any]) -> None:
         )
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path, plain: bool = True) -> Any:
     """What torch.save wrote, on the CPU: tensors and plain types only. Code in the file is never run.
 
-    It is read in a process of its own first: a pickle may ask for any amount of time and memory.
+    It is read in a process of its own first: a pickle may ask for any amount of time and memory. With `plain`, tensors that are sparse,
+    quantised or without values are refused.
 
     Raises ValueError, with the reason in one line, if the file cannot be read this way.
     """
     if not path.is_file():
         raise ValueError("it is not a file")
-    guarded(path, partial(_read_tensors, path, keep=False), TIMES_LARGER)
-    return _read_tensors(path)
+    guarded(path, partial(_read_tensors, path, plain, keep=False), TIMES_LARGER)
+    return _read_tensors(path, plain)
 
 
-def _read_tensors(path: Path, keep: bool = True) -> Any:
+def _read_tensors(path: Path, plain: bool, keep: bool = True) -> Any:
     """`read_tensors` in this process; None unless it is to be kept."""
     import torch
 
@@ -186,13 +187,13 @@ def _read_tensors(path: Path, keep: bool = True) -> Any:
         raise_machine_fault(error, path)
         # A damaged pickle can end in almost any exception.
         raise ValueError(_reason(str(error))) from error
-    if hollow := _hollow(found):
+    if hollow := _hollow(found, plain):
         raise ValueError(f"{hollow} has more values than are stored")
     return found if keep else None
 
 
-def _hollow(found: Any) -> str:
-    """Where a tensor says that it has more values than are stored for it; empty if none does."""
+def _hollow(found: Any, plain: bool) -> str:
+    """Where a tensor says that it has more values than are stored for it, or with `plain` is none of values alone; empty if none is so."""
     import torch
 
     waiting, seen = [("", found)], set()
@@ -200,7 +201,7 @@ def _hollow(found: Any) -> str:
         name, one = waiting.pop()
         if isinstance(one, torch.Tensor):
             whole = one.layout == torch.strided and one.device.type == "cpu" and not one.is_quantized
-            if not whole or one.nbytes > one.untyped_storage().nbytes():
+            if one.nbytes > one.untyped_storage().nbytes() if whole else plain:
                 return name or "a tensor"
         elif isinstance(one, dict | list | tuple | set) and id(one) not in seen:
             seen.add(id(one))

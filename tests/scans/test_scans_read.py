@@ -272,7 +272,7 @@ def test_empty_file_is_named_as_empty(tmp_path: Path) -> None:
 
 
 def test_text_with_an_images_name_is_named_as_no_image(tmp_path: Path) -> None:
-    (tmp_path / "0007.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "0007.png").write_text("a line of text\n")
     assert "0007.png: not an image despite its name. Copy it again" in refused(tmp_path / "0007.png")
 
 
