@@ -19,7 +19,9 @@ _OPERATORS = {
 def import_torchvision() -> object:
     """The torchvision package, whether or not its compiled operators load beside this build of torch."""
     try:
-        import torchvision
+        # What older releases compute when they are imported, they cannot on the meta device, where networks are made to be counted.
+        with torch.device("cpu"):
+            import torchvision
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
@@ -28,7 +30,8 @@ def import_torchvision() -> object:
                 definition = library.Library("torchvision", "FRAGMENT")
                 definition.define(schema)
                 _definitions.append(definition)
-        import torchvision
+        with torch.device("cpu"):
+            import torchvision
     return torchvision
 
 
