@@ -93,10 +93,7 @@ def run(options: Options, console: Console) -> Summary:
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(together(console, options.device, "Run the same command again; if it has an --output, add --resume."))
         options.require_sense()
-        if console.json and options.output == STDOUT:
-            raise UsageError("--json prints one document on stdout, but -o - prints a line of JSON per scan. Give one of them.")
-        if options.output == STDOUT and stdout_is_closed():
-            raise UsageError("-o - writes to stdout, which is closed. Name a file.")
+        _require_stdout(options, console)
         session = Session(console, StopRequest(), ranks, options.workers or ranks.cpus)
         for path in options.outputs if ranks.first else ():
             stack.enter_context(alone_at(path, console.say, lambda: _claim_outputs(options)))
@@ -120,11 +117,24 @@ def run(options: Options, console: Console) -> Summary:
     if console.json or not options.output:
         console.result(summary.table(), summary.document())
     console.notice()
+    _require_some(summary)
+    return summary
+
+
+def _require_stdout(options: Options, console: Console) -> None:
+    """Raises UsageError if stdout cannot take the rows that it is to take."""
+    if console.json and options.output == STDOUT:
+        raise UsageError("--json prints one document on stdout, but -o - prints a line of JSON per scan. Give one of them.")
+    if options.output == STDOUT and stdout_is_closed():
+        raise UsageError("-o - writes to stdout, which is closed. Name a file.")
+
+
+def _require_some(summary: Summary) -> None:
+    """Raises InputError if no scan could be classified, or MachineFaultError if the machine failed."""
     rows = [*summary.kept, *summary.rows]
     if rows and not any(row["predicted"] for row in rows):
         faults = any(MACHINE_FAULT in row["flags"] for row in rows)
         raise (MachineFaultError if faults else InputError)("No scan could be classified; the reasons are above.")
-    return summary
 
 
 def _claim_outputs(options: Options) -> None:
