@@ -86,7 +86,7 @@ class Summary:
             for made in self.explained
         ]
         names = ("scan", "predicted", "explained class", "viewer", "probability", "volumes", "native map")
-        return Table(names, rows, text_columns=4, optional=("native map", "volumes", "explained class"))
+        return Table(names, rows, text_columns=4, optional=("viewer", "native map", "volumes", "explained class"))
 
 
 def run(options: Options, console: Console) -> Summary:
@@ -143,6 +143,8 @@ def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, op
         console.show(_measures_table(explained, asked))
     if method.uses_layer:
         _say_resolution(explained, model, console)
+    viewer = Path(explained[0]["folder"]) / explained[0]["files"]["viewer"]
+    console.say(f"Open {viewer} in a browser.")
     console.notice()
     return summary
 

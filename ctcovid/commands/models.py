@@ -137,7 +137,9 @@ def _lists(options: Options, console: Console) -> Summary:
     summary = Summary(architectures, _trained(options.runs))
     console.result(summary, summary.document())
     if not summary.runs:
-        console.say(f"No trained model in {options.runs}/. Train one with `ctcovid train`.")
+        from ctcovid.models.registry import elsewhere
+
+        console.say(f"No trained model in {options.runs}/. {elsewhere()}Train one with `ctcovid train`.")
     return summary
 
 

@@ -174,7 +174,7 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
     finished = finished_runs(runs)
     if model is None:
         if not finished:
-            raise InputError(f"No trained model in {runs}/. {_elsewhere()}Train one with `ctcovid train`, or name one with --model.")
+            raise InputError(f"No trained model in {runs}/. {elsewhere()}Train one with `ctcovid train`, or name one with --model.")
         return finished[-1]
     for folder in (runs / model, Path(model)):
         if folder.is_dir():
@@ -194,7 +194,7 @@ def find(model: str | None, runs: Path = RUNS) -> Path:
     )
 
 
-def _elsewhere() -> str:
+def elsewhere() -> str:
     """A sentence that names another folder of runs below the current one, such as the demo's; nothing if there is none."""
     found = sorted({path.parents[1] for path in Path().glob(f"*/{RUNS}/*/{saved_model.CARD}")})
     return f"Those in {found[0]}/ are used with --runs {shlex.quote(str(found[0]))}. " if found else ""
