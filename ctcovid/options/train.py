@@ -63,8 +63,7 @@ class Options(RecipeOptions, shared.Options):
         return self.runs / (self.name or f"{self.arch}-d{depth}-b{self.batch}")
 
     def require_sense(self) -> None:
-        from ctcovid.models.saved_model import require_no_run
-        from ctcovid.volumes.reader import VolumesFile
+        from ctcovid.volumes.absent import require_volumes
 
         architecture(self.arch)
         if self.name in (".", "..") or Path(self.name).name != self.name:
@@ -72,6 +71,11 @@ class Options(RecipeOptions, shared.Options):
         self.require_recipe()
         if self.resume and self.overwrite:
             raise UsageError("--resume continues a run and --overwrite discards it. Give one of them.")
+        require_volumes(self.data)
+        # Imported here, so that a file that is absent is refused before.
+        from ctcovid.models.saved_model import require_no_run
+        from ctcovid.volumes.reader import VolumesFile
+
         file = VolumesFile(self.data)
         if not (self.resume or self.overwrite):
             require_no_run(self.folder(self.depth or file.depth))

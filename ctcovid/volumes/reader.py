@@ -15,6 +15,7 @@ from ctcovid.base.errors import InputError
 from ctcovid.base.faults import raise_machine_fault, second_look
 from ctcovid.base.guard import GuardError, guarded
 from ctcovid.scans.window import LUNG, Window
+from ctcovid.volumes.absent import require_volumes
 from ctcovid.volumes.content import Content, read_content
 from ctcovid.volumes.layout import FORMAT, FORMAT_VERSION, FormatError, ScanRow, fingerprint
 from ctcovid.volumes.slices import Slices
@@ -52,7 +53,7 @@ class VolumesFile:
         self.path = path
         self._slices: Slices | None = None
         self._process = -1
-        _require_volumes(path)
+        _require_readable(path)
         self._identity = _identity(path)
         try:
             content = guarded(path, partial(_content, path))
@@ -126,11 +127,8 @@ def _window(settings: dict[str, Any]) -> Window:
     return Window(float(level), float(width))
 
 
-def _require_volumes(path: Path) -> None:
-    if not path.exists():
-        begun = path.with_name(path.name + ".partial").exists()
-        remedy = "Run the same ctcovid prepare command again to finish it" if begun else "Make it with ctcovid prepare ./CC-CCII"
-        raise InputError(f"No such volumes file: {path}. {remedy}, or name another with --data.")
+def _require_readable(path: Path) -> None:
+    require_volumes(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder. Give the HDF5 file that ctcovid prepare made from it.")
     if not os.access(path, os.R_OK):
