@@ -39,6 +39,14 @@ class Printable(Protocol):
     def text(self) -> str: ...
 
 
+def _on_screen(table: Printable, stderr: bool) -> None:
+    """Print a table on a terminal, at its width."""
+    from rich.console import Console as RichConsole
+
+    screen = RichConsole(stderr=stderr, highlight=False)
+    screen.print(table.terminal(screen.width))
+
+
 class Advance(Protocol):
     """What `progress` yields: call it with the number of items just done, and a note to show."""
 
@@ -79,13 +87,10 @@ class Console:
         """Print a table among the messages on stderr, unless --quiet."""
         if self.quiet:
             return
-        if not sys.stderr.isatty():
+        if sys.stderr.isatty():
+            _on_screen(table, stderr=True)
+        else:
             tell(table.text())
-            return
-        from rich.console import Console as RichConsole
-
-        screen = RichConsole(stderr=True, highlight=False)
-        screen.print(table.terminal(screen.width))
 
     def detailed(self) -> None:
         """From here on also say what the modules of ctcovid log as details."""
@@ -112,10 +117,7 @@ class Console:
         if self.json:
             print(json_text(document, not stdout_takes_all()), flush=True)
         elif self.terminal:
-            from rich.console import Console as RichConsole
-
-            screen = RichConsole(highlight=False)
-            screen.print(table.terminal(screen.width))
+            _on_screen(table, stderr=False)
         else:
             print(printable(table.text()), flush=True)
 

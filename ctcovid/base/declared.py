@@ -11,7 +11,14 @@ from ctcovid.base.choices import LEAST_SIDE, MOST_CLASSES, MOST_SIDE, MOST_SLICE
 # Of what a fault is called.
 LONGEST_NAME = 80
 # The types of JSON, in the words of the manual.
-WORDS = {"integer": "whole number", "string": "text", "boolean": "true or false", "object": "fields"}
+WORDS = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "object": "fields",
+    "null": "null",
+}
 
 
 class Declared(BaseModel):
@@ -71,15 +78,7 @@ def _values(field: dict[str, Any], shared: dict[str, Any]) -> str:
     if kind == "array":
         one = field.get("items") or {}
         return f"list of {_values(one, shared)}" if one else ", ".join(_values(each, shared) for each in field.get("prefixItems", ()))
-    words = {
-        "integer": "whole number",
-        "number": "number",
-        "string": "text",
-        "boolean": "true or false",
-        "object": "fields",
-        "null": "null",
-    }
-    return words.get(kind, kind) + _limits(field)
+    return WORDS.get(kind, kind) + _limits(field)
 
 
 def _limits(field: dict[str, Any]) -> str:

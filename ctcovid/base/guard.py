@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ctcovid.base.faults import machine_fault
+from ctcovid.base.memory import address_space
 
 T = TypeVar("T")
 # What any file may take, and what a larger file may take besides, per byte of it: seconds of CPU time, and bytes of memory.
@@ -89,8 +90,7 @@ def _limit(size: int, times: float) -> bool:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     seconds = int(SECONDS + SECONDS_EACH * size)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = has + MEMORY + int(times * size)
+    most = address_space() + MEMORY + int(times * size)
     before, highest = resource.getrlimit(resource.RLIMIT_AS)
     if before != resource.RLIM_INFINITY and before <= most:
         return False

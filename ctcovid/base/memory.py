@@ -46,6 +46,16 @@ def require_address_space() -> None:
             )
 
 
+def address_space() -> int:
+    """Bytes of address space that this process has taken.
+
+    Raises OSError or ImportError where the system does not say.
+    """
+    import resource
+
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 def _limits(system: Path) -> Iterator[tuple[int, int]]:
     """Each limit on the memory of this job in bytes, and what is left of it."""
     for group in groups("memory", system):
@@ -67,7 +77,7 @@ def _address_space() -> Iterator[tuple[int, int]]:
         import resource
 
         most, _ = resource.getrlimit(resource.RLIMIT_AS)
-        has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        has = address_space()
     except (ImportError, OSError):
         return
     if most != resource.RLIM_INFINITY:

@@ -78,7 +78,7 @@ class Summary:
                 made["scan"],
                 made["predicted"],
                 made["class"],
-                str(Path(made["folder"]) / made["files"]["viewer"]),
+                _viewer(made),
                 f"{made['probabilities'][made['predicted']]:.1%}",
                 made["volumes"],
                 "×".join(map(str, made["native_shape"])),
@@ -143,10 +143,14 @@ def _explain_all(scans: list[Scan], folders: list[Path], locks: LockedInTurn, op
         console.show(_measures_table(explained, asked))
     if method.uses_layer:
         _say_resolution(explained, model, console)
-    viewer = Path(explained[0]["folder"]) / explained[0]["files"]["viewer"]
-    console.say(f"Open {viewer} in a browser.")
+    console.say(f"Open {_viewer(explained[0])} in a browser.")
     console.notice()
     return summary
+
+
+def _viewer(made: dict[str, Any]) -> str:
+    """Where the viewer of a scan lies, by its manifest."""
+    return str(Path(made["folder"]) / made["files"]["viewer"])
 
 
 def folder_name(scan: str) -> str:

@@ -33,9 +33,9 @@ T = TypeVar("T")
 WEIGHTS, CARD = "model.safetensors", "model.json"
 # What a run resumes from.
 CHECKPOINT = "last.pt"
-# Larger files are none of a model: names of patients, hashes of slices, and names of tensors take far less.
 # What tensors take in memory, in terms of their file.
 TIMES_LARGER = 4
+# Larger files are none of a model: names of patients, hashes of slices, and names of tensors take far less.
 MOST_CARD, MOST_ARRAYS, MOST_HEADER = 16 << 20, 256 << 20, 16 << 20
 
 
