@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class VolumesFile:
         _require_readable(path)
         self._identity = _identity(path)
         try:
-            content = guarded(path, partial(_content, path))
+            content = _checked(path, self._identity)
         except (FormatError, GuardError) as error:
             raise InputError(f"{path} is damaged: {error}. Restore it, or make it again with ctcovid prepare --overwrite.") from error
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -109,6 +109,12 @@ class VolumesFile:
         return {**self.__dict__, "_slices": None, "_process": -1}
 
 
+@lru_cache(maxsize=2)
+def _checked(path: Path, identity: tuple[int, ...]) -> Content:
+    """The content of a file, checked once in this process for as long as it is the same file: options and commands each open it."""
+    return guarded(path, partial(_content, path))
+
+
 def _content(path: Path) -> Content:
     with h5py.File(path, "r", locking=False) as file:
         _require_complete(path, file)
@@ -118,7 +124,7 @@ def _content(path: Path) -> Content:
 def _identity(path: Path) -> tuple[int, ...]:
     """Differs if a file was replaced or changed."""
     found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _window(settings: dict[str, Any]) -> Window:

@@ -9,12 +9,14 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from ctcovid.base.errors import InputError
+from ctcovid.volumes import reader
 from ctcovid.volumes.reader import VolumesFile
 
 
@@ -206,3 +208,22 @@ def test_a_file_that_is_replaced_while_it_is_read_gives_the_same_slices_or_none(
     (tmp_path / "other.h5").replace(volumes_file)
     with pytest.raises(InputError, match="was replaced by another file"):
         file.read(0, 2)
+
+
+def test_a_file_is_checked_once_while_it_is_the_same(volumes_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options and command each open it, and the check of a large file takes half a second."""
+    checked: list[Path] = []
+    guarded = reader.guarded
+
+    def counting(path: Path, *arguments: Any) -> Any:
+        checked.append(path)
+        return guarded(path, *arguments)
+
+    monkeypatch.setattr(reader, "guarded", counting)
+    for _ in range(3):
+        VolumesFile(volumes_file)
+    assert checked == [volumes_file]
+    shutil.copy(volumes_file, volumes_file.with_name("copy"))
+    volumes_file.with_name("copy").replace(volumes_file)
+    VolumesFile(volumes_file)
+    assert checked == [volumes_file] * 2
